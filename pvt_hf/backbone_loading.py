@@ -1,0 +1,147 @@
+"""
+Loading a classification checkpoint into the backbone of a dense-prediction model.
+
+Transformers builds the backbones of DETR, UperNet, MaskFormer and the like from a configuration and never loads
+their weights; strict=False loading elsewhere is silent when nothing matches. Here the result is a report, or an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from .conversion import load_official_checkpoint
+from .modeling_pvt import PvtBackbone, PvtForImageClassification, resize_position_table
+
+
+@dataclass
+class BackboneLoadReport:
+    """
+    What [`load_pretrained_backbone`] did, by parameter name within the backbone.
+
+    Attributes:
+        loaded: copied as they were.
+        resized: position tables, copied after a bilinear resize to the backbone's construction grid.
+        missing: in the backbone, not in the checkpoint: left as they were.
+        unused: in the checkpoint, not in the backbone (classifier, final norm, cls token, stages it does without).
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} tensors loaded, {len(self.resized)} position tables resized"]
+        for name in ("missing", "unused"):
+            names = getattr(self, name)
+            lines.append(
+                f"{len(names)} {name}" + (f": {', '.join(names[:6])}{' ...' * (len(names) > 6)}" * bool(names))
+            )
+        return "; ".join(lines)
+
+
+def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwargs) -> BackboneLoadReport:
+    """
+    Loads the weights of a classifier into the backbone of `model`, in place.
+
+    Args:
+        model: a backbone, or any model that contains exactly one (`DetrForObjectDetection`,
+            `UperNetForSemanticSegmentation`, this package's heads ...), PVT or another architecture.
+        checkpoint: a folder or a Hub id of the same architecture in Transformers' layout, or an official PVT `.pth`.
+        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only` ... as in `from_pretrained`.
+
+    Returns:
+        A [`BackboneLoadReport`]. PVT position tables are resized if the checkpoint was built for another image size.
+
+    Raises:
+        ValueError: `model` has no backbone or several; the checkpoint is of another model type; nothing in it matches
+            the backbone; or a tensor other than a position table has another shape. `model` is then unchanged.
+    """
+    backbone = _find_backbone(model)
+    source, unused = _load_source(backbone, checkpoint, hub_kwargs)
+    source_state, target_state = source.state_dict(), backbone.state_dict()
+
+    report = BackboneLoadReport(unused=sorted({*unused, *(source_state.keys() - target_state.keys())}))
+    new_state = {}
+    for name, target in target_state.items():
+        if name not in source_state:
+            report.missing.append(name)
+            continue
+        tensor = source_state[name]
+        if isinstance(backbone, PvtBackbone) and name.endswith("position_embeddings"):
+            old, new = source.get_submodule(name.rpartition(".")[0]), backbone.get_submodule(name.rpartition(".")[0])
+            if old.grid != new.grid and tensor.shape[2] == target.shape[2]:
+                tensor = resize_position_table(tensor, old.grid, new.grid, new.num_prefix_rows)
+                report.resized.append(name)
+        if tensor.shape != target.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} in {checkpoint} and {tuple(target.shape)} in the backbone: "
+                "build the backbone with the configuration of the checkpoint (for example "
+                f'`AutoConfig.from_pretrained("{checkpoint}", out_features=[...])`).'
+            )
+        if name not in report.resized:
+            report.loaded.append(name)
+        new_state[name] = tensor
+    if not new_state:
+        raise ValueError(
+            f"Nothing in {checkpoint} matches the backbone ({type(backbone).__name__}). In the checkpoint: "
+            f"{', '.join(report.unused[:4])} ...; in the backbone: {', '.join(list(target_state)[:4])} ..."
+        )
+    with torch.no_grad():
+        for name, tensor in new_state.items():
+            target_state[name].copy_(tensor)
+    return report
+
+
+def _find_backbone(model: nn.Module) -> PreTrainedModel:
+    backbones = [
+        module
+        for module in model.modules()
+        if isinstance(module, BackboneMixin) and isinstance(module, PreTrainedModel)
+    ]
+    if len(backbones) != 1:
+        found = ", ".join(type(module).__name__ for module in backbones) or "none"
+        raise ValueError(
+            f"{type(model).__name__} must contain exactly one Transformers backbone, found: {found}. "
+            "Pass the backbone itself if there are several."
+        )
+    return backbones[0]
+
+
+def _load_source(
+    backbone: PreTrainedModel, checkpoint: str | Path, hub_kwargs: dict
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model with the backbone's parameter names at the checkpoint's own size, and the names it has no use for."""
+    if Path(checkpoint).is_file():
+        model = load_official_checkpoint(checkpoint)
+        if isinstance(model, PvtForImageClassification):
+            return model.pvt, [name for name in model.state_dict() if name.startswith("classifier.")]
+        return model, []
+    config = AutoConfig.from_pretrained(checkpoint, **hub_kwargs)
+    if config.model_type != backbone.config.model_type:
+        raise ValueError(
+            f"{checkpoint} is a {config.model_type!r} checkpoint, the backbone is {backbone.config.model_type!r}."
+        )
+    config.out_features = list(config.stage_names)[-1:]  # every stage is built, whichever the checkpoint names
+    # The class hides what it expects to find unused; the report shall name it.
+    source_class = type(type(backbone).__name__, (type(backbone),), {"_keys_to_ignore_on_load_unexpected": None})
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        source, info = source_class.from_pretrained(checkpoint, config=config, output_loading_info=True, **hub_kwargs)
+    finally:
+        logging.set_verbosity(verbosity)
+    if len(info["missing_keys"]) == len(list(source.parameters())):
+        raise ValueError(f"Nothing in {checkpoint} matches a {type(backbone).__name__}: its weights have other names.")
+    for name in info["missing_keys"]:
+        module_name, _, parameter_name = name.rpartition(".")
+        delattr(source.get_submodule(module_name), parameter_name)
+    return source, sorted(info["unexpected_keys"])

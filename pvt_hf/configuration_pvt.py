@@ -1,0 +1,238 @@
+"""Configuration of the Pyramid Vision Transformer (PVT, arXiv 2102.12122)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+
+# The per-stage fields, in the order in which a stage uses them.
+_STAGE_FIELDS = (
+    "patch_sizes",
+    "strides",
+    "hidden_sizes",
+    "depths",
+    "num_attention_heads",
+    "sequence_reduction_ratios",
+    "mlp_ratios",
+)
+
+
+@strict
+class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of [`PvtModel`], [`PvtForImageClassification`] and [`PvtBackbone`]. The defaults are PVT-Tiny
+    (paper Table 1; official `pvt_tiny` in `classification/pvt.py`).
+
+    Field names are those of Transformers' native `PvtConfig`, so that one `config.json` serves both. There are three
+    additions: `reduction_layer_norm_eps`, and the backbone's `out_features` / `out_indices`.
+
+    Args:
+        image_size (`int` or `(int, int)`, *optional*, defaults to 224):
+            Size in pixels, (height, width) if two numbers, of the images for which the position tables are built.
+            It bounds nothing: the model resizes its tables to any input. A square pair is stored as an int, the only
+            form that the native class accepts.
+        num_channels (`int`, *optional*, defaults to 3): Channels of an image.
+        num_encoder_blocks (`int`, *optional*, defaults to 4): Number of stages; every list below has this length.
+        depths (`list[int]`, *optional*, defaults to `[2, 2, 2, 2]`): Transformer blocks per stage. (Table 1 of the
+            paper prints depth 3 for stage 2 of Small and Medium; the code and the paper's own counts say 4.)
+        sequence_reduction_ratios (`list[int]`, *optional*, defaults to `[8, 4, 2, 1]`):
+            Side by which keys and values of a stage are reduced, R_i of the paper: R*R tokens become one.
+        hidden_sizes (`list[int]`, *optional*, defaults to `[64, 128, 320, 512]`): Channels per stage.
+        patch_sizes (`list[int]`, *optional*, defaults to `[4, 2, 2, 2]`): Side of a stage's patches, in cells of the
+            stage before (pixels for the first).
+        strides (`list[int]`, *optional*, defaults to `[4, 2, 2, 2]`): Equal to `patch_sizes`: PVT's patches do not
+            overlap. (The native class uses the two lists in each other's place, which shows only if they differ.)
+        num_attention_heads (`list[int]`, *optional*, defaults to `[1, 2, 5, 8]`): Heads per stage.
+        mlp_ratios (`list[int]`, *optional*, defaults to `[8, 8, 4, 4]`): MLP hidden size over `hidden_sizes`.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the MLP (exact GELU).
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout after embeddings, projections and MLP.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout on attention weights.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of linear weights, position
+            tables and cls token. Convolutions keep PyTorch's own initialisation, as in the official code.
+        drop_path_rate (`float`, *optional*, defaults to 0.0): Stochastic depth rate of the last block; rates grow
+            linearly from 0 at the first. Training recipes set it (0.1 for Tiny and Small, 0.3 for Medium and Large).
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of the blocks' norms and of the final norm.
+        reduction_layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the norms that follow a
+            reduction of the grid: after each patch embedding and after each sequence reduction. The official code
+            leaves those at PyTorch's default. The native class has one epsilon for all norms; a `config.json` that
+            gives `layer_norm_eps` alone was written by it and keeps that meaning, so that its logits stay the same.
+        qkv_bias (`bool`, *optional*, defaults to `True`): Bias of query, key and value projections.
+        out_features (`list[str]`, *optional*): Stages that [`PvtBackbone`] returns, of `"stage1"` ... `"stage4"`;
+            the last one by default.
+        out_indices (`list[int]`, *optional*): The same by index, 0 for `"stage1"`.
+        num_labels (`int`, *optional*, defaults to 1000): Not a field: it follows `id2label`. It is written to
+            `config.json` all the same, because the native class reads the size of its head there.
+
+    Raises:
+        ValueError: a field that no PVT can be built from; the message names field and stage.
+
+    Example:
+
+    ```python
+    >>> from pvt_hf import PvtConfig, PvtForImageClassification
+
+    >>> model = PvtForImageClassification(PvtConfig(num_labels=10))
+    ```"""
+
+    model_type = "pvt"
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    num_channels: int = 3
+    num_encoder_blocks: int = 4
+    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    sequence_reduction_ratios: list[int] | tuple[int, ...] = (8, 4, 2, 1)
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 320, 512)
+    patch_sizes: list[int] | tuple[int, ...] = (4, 2, 2, 2)
+    strides: list[int] | tuple[int, ...] = (4, 2, 2, 2)
+    num_attention_heads: list[int] | tuple[int, ...] = (1, 2, 5, 8)
+    mlp_ratios: list[int] | tuple[int, ...] = (8, 8, 4, 4)
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float = 0.02
+    drop_path_rate: float | int = 0.0
+    layer_norm_eps: float = 1e-6
+    reduction_layer_norm_eps: float = 1e-5
+    qkv_bias: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self._validate()
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            kwargs["num_labels"] = 1000  # ImageNet-1K, as the native default
+        self.image_size = _square_as_int(self.image_size)
+        kwargs.pop("stage_names", None)  # derived; a file may carry those of another depth
+        self.stage_names = [f"stage{index}" for index in range(1, self.num_encoder_blocks + 1)]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> PvtConfig:
+        """
+        Builds a configuration from the content of a `config.json`; `kwargs` override it.
+
+        On top of the base class: overrides are validated like everything else, an override of `num_labels` or
+        `id2label` replaces the file's labels, and files of the native class keep their meaning (one epsilon; a head
+        of `num_labels` rows even if fewer of them have names).
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        config_dict = dict(config_dict)
+        if "id2label" in kwargs:
+            for key in ("id2label", "label2id", "num_labels"):
+                config_dict.pop(key, None)
+        elif kwargs.get("num_labels") not in (None, _number_of_labels(config_dict)):
+            for key in ("id2label", "label2id", "num_labels"):
+                config_dict.pop(key, None)
+        else:
+            _name_all_labels(config_dict)
+
+        own_fields = {*cls.__annotations__, "id2label", "label2id", "problem_type"}
+        for key in [key for key in kwargs if key in own_fields]:
+            config_dict[key] = kwargs.pop(key)
+        if "layer_norm_eps" in config_dict:
+            config_dict.setdefault("reduction_layer_norm_eps", config_dict["layer_norm_eps"])
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `config.json`; see the class for `num_labels` and `image_size`."""
+        output = super().to_dict()
+        output["num_labels"] = self.num_labels
+        output["image_size"] = _square_as_int(output["image_size"])
+        return output
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Blocks of all stages together; Transformers counts hidden states by it."""
+        return sum(self.depths)
+
+    @property
+    def minimum_image_size(self) -> int:
+        """Smallest height or width in pixels at which every stage keeps a reduced key: 32 for the paper's models."""
+        minimum, stride = 1, 1
+        for patch_size, ratio in zip(self.patch_sizes, self.sequence_reduction_ratios):
+            stride *= patch_size
+            minimum = max(minimum, stride * ratio)
+        return minimum
+
+    def grid_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Grid (rows, columns) of every stage for an image of `height` x `width` pixels; every step floors."""
+        grids = []
+        for patch_size in self.patch_sizes:
+            height, width = height // patch_size, width // patch_size
+            grids.append((height, width))
+        return grids
+
+    def _validate(self) -> None:
+        stages = self.num_encoder_blocks
+        if stages < 1:
+            raise ValueError(f"num_encoder_blocks must be at least 1, got {stages}.")
+        for name in _STAGE_FIELDS:
+            values = getattr(self, name)
+            if len(values) != stages:
+                raise ValueError(
+                    f"{name} has {len(values)} entries ({list(values)}) but num_encoder_blocks is {stages}: "
+                    f"give {name} one entry per stage, or change num_encoder_blocks."
+                )
+            for stage, value in enumerate(values, start=1):
+                if value < 1:
+                    raise ValueError(f"{name} of stage {stage} must be at least 1, got {value}.")
+        for stage, (size, heads) in enumerate(zip(self.hidden_sizes, self.num_attention_heads), start=1):
+            if size % heads:
+                raise ValueError(
+                    f"hidden_sizes of stage {stage} is {size}, which num_attention_heads of stage {stage}, {heads}, does "
+                    f"not divide: use {size // heads * heads} or {(size // heads + 1) * heads} channels, or other heads."
+                )
+        if list(self.strides) != list(self.patch_sizes):
+            raise ValueError(
+                f"strides {list(self.strides)} differ from patch_sizes {list(self.patch_sizes)}: PVT's patches do not "
+                "overlap, so give both lists the same values (PVTv2 has overlapping patches)."
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a probability of at least 0 and below 1, got {getattr(self, name)}.")
+        for name in ("layer_norm_eps", "reduction_layer_norm_eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.num_channels < 1:
+            raise ValueError(f"num_channels must be at least 1, got {self.num_channels}.")
+        sides = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
+        if len(sides) != 2 or min(sides) < self.minimum_image_size:
+            raise ValueError(
+                f"image_size must be one number or (height, width), each at least {self.minimum_image_size} pixels for "
+                f"these patch_sizes and sequence_reduction_ratios, got {self.image_size}."
+            )
+
+
+def _square_as_int(image_size: int | list[int] | tuple[int, int]) -> int | list[int]:
+    if isinstance(image_size, int):
+        return image_size
+    height, width = image_size
+    return height if height == width else [height, width]
+
+
+def _number_of_labels(config_dict: dict[str, Any]) -> int | None:
+    id2label = config_dict.get("id2label")
+    return len(id2label) if id2label is not None else config_dict.get("num_labels")
+
+
+def _name_all_labels(config_dict: dict[str, Any]) -> None:
+    """Completes `id2label` up to `num_labels`: natively these are independent and the head has `num_labels` rows."""
+    id2label, num_labels = config_dict.get("id2label"), config_dict.get("num_labels")
+    if id2label is None or num_labels is None or len(id2label) >= num_labels:
+        return
+    names = {int(index): name for index, name in id2label.items()}
+    names = {index: names.get(index, f"LABEL_{index}") for index in range(num_labels)}
+    config_dict["id2label"] = names
+    config_dict["label2id"] = {name: index for index, name in names.items()}
+
+
+__all__ = ["PvtConfig"]

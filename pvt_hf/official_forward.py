@@ -1,0 +1,122 @@
+"""
+What the official PVT computes, straight from the tensors of an official checkpoint.
+
+The conversion is verified against it, so it shares nothing with the models of this package: no module, no key mapping,
+key and value in their one fused matrix. It follows `classification/pvt.py` and `detection/pvt.py` of
+https://github.com/whai362/PVT, branch v2, in eval mode. One deviation: a position table is resized whenever the grid
+is not its own, while the official code compares the size of every stage's grid with stage 1's, and by that crashes at
+448x448 and scrambles positions at 112x448; elsewhere the two agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+
+
+_BLOCK_EPS = 1e-6  # norm1, norm2 and the final norm
+_REDUCTION_EPS = 1e-5  # norms after the patch projection and after the sequence reduction
+
+
+def official_logits(
+    state_dict: Mapping[str, torch.Tensor],
+    pixel_values: torch.Tensor,
+    num_attention_heads: Sequence[int],
+    image_size: tuple[int, int],
+) -> torch.Tensor:
+    """
+    The classifier.
+
+    Args:
+        state_dict: tensors under their official names, in one float dtype; with cls_token, norm and head.
+        pixel_values: (batch, channels, height, width) in that dtype; at least 32x32 pixels.
+        num_attention_heads: heads of the four stages (tensors do not tell).
+        image_size: (height, width) in pixels for which the position tables were made.
+
+    Returns:
+        logits (batch, classes).
+    """
+    return _forward(state_dict, pixel_values, num_attention_heads, image_size, classify=True)
+
+
+def official_feature_maps(
+    state_dict: Mapping[str, torch.Tensor],
+    pixel_values: torch.Tensor,
+    num_attention_heads: Sequence[int],
+    image_size: tuple[int, int],
+) -> list[torch.Tensor]:
+    """
+    The dense-prediction backbone: no cls token, no final norm. Arguments as for [`official_logits`]; cls_token, norm
+    and head may be missing, and are not used if they are there.
+
+    Returns:
+        four maps (batch, C_i, rows_i, columns_i), at strides 4, 8, 16 and 32 for the published models.
+    """
+    return _forward(state_dict, pixel_values, num_attention_heads, image_size, classify=False)
+
+
+def _forward(state_dict, pixel_values, num_attention_heads, image_size, classify):
+    feature_maps, x, table_grid = [], pixel_values, tuple(image_size)
+    for i, heads in enumerate(num_attention_heads, start=1):
+        weight = state_dict[f"patch_embed{i}.proj.weight"]
+        patch = weight.shape[2:]
+        table_grid = (table_grid[0] // patch[0], table_grid[1] // patch[1])
+        x = F.conv2d(x, weight, state_dict[f"patch_embed{i}.proj.bias"], stride=patch)
+        grid = tuple(x.shape[2:])
+        x = _layer_norm(state_dict, f"patch_embed{i}.norm", x.flatten(2).transpose(1, 2), _REDUCTION_EPS)  # (B, HW, C)
+
+        table, prefix = state_dict[f"pos_embed{i}"], x.new_zeros(1, 0, x.shape[2])
+        if i == len(num_attention_heads):  # this table has a row for the cls token in front
+            prefix, table = table[:, :1], table[:, 1:]
+        table = _resize(table, table_grid, grid)
+        if i == len(num_attention_heads) and classify:
+            x = torch.cat([state_dict["cls_token"].expand(x.shape[0], -1, -1), x], dim=1)
+            table = torch.cat([prefix, table], dim=1)
+        x = x + table
+
+        block = 0
+        while f"block{i}.{block}.norm1.weight" in state_dict:
+            name = f"block{i}.{block}"
+            x = x + _attention(state_dict, f"{name}.attn", _layer_norm(state_dict, f"{name}.norm1", x), grid, heads)
+            x = x + _mlp(state_dict, f"{name}.mlp", _layer_norm(state_dict, f"{name}.norm2", x))
+            block += 1
+        if i == len(num_attention_heads) and classify:
+            return _linear(state_dict, "head", _layer_norm(state_dict, "norm", x)[:, 0])
+        x = x.transpose(1, 2).unflatten(2, grid)  # (B, C, H, W)
+        feature_maps.append(x)
+    return feature_maps
+
+
+def _attention(state_dict, name, x, grid, heads):
+    """Spatial-reduction attention of normed tokens (batch, [1 +] rows * columns, channels)."""
+    batch, tokens, channels = x.shape
+    q = _linear(state_dict, f"{name}.q", x).view(batch, tokens, heads, channels // heads).transpose(1, 2)
+    if f"{name}.sr.weight" in state_dict:
+        weight = state_dict[f"{name}.sr.weight"]
+        x = x.transpose(1, 2).unflatten(2, grid)
+        x = F.conv2d(x, weight, state_dict[f"{name}.sr.bias"], stride=weight.shape[2:]).flatten(2).transpose(1, 2)
+        x = _layer_norm(state_dict, f"{name}.norm", x, _REDUCTION_EPS)
+    kv = _linear(state_dict, f"{name}.kv", x).view(batch, -1, 2, heads, channels // heads)
+    k, v = kv.permute(2, 0, 3, 1, 4)  # each (batch, heads, keys, channels // heads)
+    weights = (q @ k.transpose(2, 3) * (channels // heads) ** -0.5).softmax(dim=-1)
+    return _linear(state_dict, f"{name}.proj", (weights @ v).transpose(1, 2).reshape(batch, tokens, channels))
+
+
+def _mlp(state_dict, name, x):
+    return _linear(state_dict, f"{name}.fc2", F.gelu(_linear(state_dict, f"{name}.fc1", x)))
+
+
+def _resize(table, table_grid, grid):
+    resized = table.unflatten(1, table_grid).permute(0, 3, 1, 2).float()  # (1, C, rows, columns), fp32 as officially
+    resized = F.interpolate(resized, size=grid, mode="bilinear", align_corners=False)
+    return resized.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+def _linear(state_dict, name, x):
+    return F.linear(x, state_dict[f"{name}.weight"], state_dict.get(f"{name}.bias"))  # q and kv may have no bias
+
+
+def _layer_norm(state_dict, name, x, eps=_BLOCK_EPS):
+    return F.layer_norm(x, x.shape[-1:], state_dict[f"{name}.weight"], state_dict[f"{name}.bias"], eps)

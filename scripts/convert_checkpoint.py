@@ -1,0 +1,86 @@
+"""
+Converts an official PVT checkpoint to a folder that `from_pretrained` opens, and verifies that it computes the same.
+
+    python scripts/convert_checkpoint.py --checkpoint pvt_small.pth --output out/pvt-small
+    python scripts/convert_checkpoint.py --variant pvt-small --output out/pvt-small    # downloads the official file
+
+Exit code 0 if the folder was written; 1 with the reason on stderr if anything went wrong, and then nothing was.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from safetensors import SafetensorError
+from transformers import HfArgumentParser
+
+from pvt_hf.conversion_files import download_checkpoint
+from pvt_hf.conversion_output import convert_checkpoint
+from pvt_hf.variants import VARIANTS, get_variant
+
+
+@dataclass
+class Arguments:
+    output: str = field(metadata={"help": "Folder to make."})
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "Official .pth or .safetensors file; a classifier or a dense-prediction model."}
+    )
+    variant: str | None = field(
+        default=None,
+        metadata={
+            "help": "Published model whose official checkpoint is downloaded, instead of --checkpoint.",
+            "choices": [variant.name for variant in VARIANTS.values() if variant.checkpoint_url],
+        },
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace a non-empty output folder."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where downloads are kept; by default in the assets cache of huggingface_hub."}
+    )
+    num_attention_heads: list[int] | None = field(
+        default=None, metadata={"help": "Heads of the four stages; by default 1 2 5 8, or heads of 64 channels."}
+    )
+    image_size: list[int] | None = field(
+        default=None,
+        metadata={"help": "Height and width (or one side) in pixels of the model's construction; by default a square."},
+    )
+
+
+def main() -> int:
+    parser = HfArgumentParser(Arguments, description=__doc__.split("\n\n")[0])
+    (arguments,) = parser.parse_args_into_dataclasses()
+    if (arguments.checkpoint is None) == (arguments.variant is None):
+        parser.error("give either --checkpoint FILE or --variant NAME")
+    overrides = {}
+    if arguments.num_attention_heads:
+        overrides["num_attention_heads"] = arguments.num_attention_heads
+    if arguments.image_size:
+        sides = arguments.image_size
+        overrides["image_size"] = sides[0] if len(sides) == 1 else sides
+    try:
+        checkpoint, url = arguments.checkpoint, None
+        if arguments.variant:
+            variant = get_variant(arguments.variant)
+            checkpoint, url = download_checkpoint(variant, arguments.cache_dir), variant.checkpoint_url
+            overrides = {**variant.config, **overrides}  # a file of another architecture is refused
+        report = convert_checkpoint(checkpoint, arguments.output, arguments.overwrite, url, **overrides)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+    source, model, verification = report["source"], report["model"], report["verification"]
+    sizes = ", ".join(f"{height}x{width}" for height, width in verification["image_sizes"])
+    print(f"source    {checkpoint}: {source['keys']} tensors, sha256 {source['sha256']}")
+    print(f"result    {model['class']}: {model['keys']} tensors, {model['parameters']:,} parameters, {model['dtype']}")
+    if model["labels"]:
+        print(f"labels    {model['labels']}")
+    print(
+        f"verified  at {sizes} pixels: max abs difference {verification['max_abs_difference']:.2g} in values of up to "
+        f"{verification['max_abs_value']:.3g} (tolerance {verification['tolerance']:.2g})"
+    )
+    print(f"written   {arguments.output}: model.safetensors, config.json, preprocessor_config.json, conversion.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
