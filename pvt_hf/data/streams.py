@@ -1,0 +1,207 @@
+"""
+Opening a source of images as a stream: built-in digits, a folder, parquet files, webdataset tars, or a Hub data set.
+
+What comes out is a `datasets.IterableDataset` whose images are still encoded: decoding happens in
+`pvt_hf.data.samples`, where a corrupt file is a sample to skip and not the end of a training run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from .digits import digit_images, digit_scenes
+
+
+# What people call the three splits, in folder and file names
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+# Each training digit is drawn this many times, with other colours, places and sizes: one pass over "digits".
+DIGIT_RENDERINGS = 8
+LABEL_COLUMNS = ("label", "labels", "cls", "class", "category", "target", "fine_label")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """
+    An opened source.
+
+    Attributes:
+        name: source and split, for messages.
+        dataset: examples as dicts; every image is `{"bytes": ..., "path": ...}`.
+        image_column, label_column: where a classification example has its image and its label (None: no label).
+        class_names: names by label, if the source has them.
+        num_samples: examples in one pass, if the source says so.
+    """
+
+    name: str
+    dataset: datasets.IterableDataset
+    image_column: str
+    label_column: str | None
+    class_names: tuple[str, ...] | None
+    num_samples: int | None
+
+
+def open_stream(
+    source: str,
+    split: str = "train",
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_names: Sequence[str] | None = None,
+    image_size: int = 64,
+    **load_kwargs: Any,
+) -> Stream:
+    """
+    Args:
+        source: `"digits"` or `"digit-scenes"` (built in); a folder of images in one sub-folder per class, of parquet
+            files, or of webdataset tars, in each case with or without a level of split folders (`train`, `val` ...);
+            or the id of a data set on the Hub.
+        split: `"train"`, `"validation"` or `"test"`, or any other that the source names. The built-in digits have
+            train and test; validation is test there.
+        image_column, label_column: found by type (images) and name (labels) if not given.
+        class_names: names by label, for sources whose labels are bare integers, or strings to be numbered by this list.
+        image_size: side in pixels of the built-in images.
+        load_kwargs: for `datasets.load_dataset` of a Hub id: `name`, `revision`, `token` ...
+
+    Returns:
+        A [`Stream`]. Image folders have one shard per file and parquet files one per row group, so that shuffling
+        shards (`set_epoch`) mixes them well and workers share them evenly.
+
+    Raises:
+        FileNotFoundError: nothing there, or no such split; the message lists what there is.
+        ValueError: no image column, or several and none named.
+    """
+    folder, num_samples = Path(source), None
+    if source in ("digits", "digit-scenes"):
+        digits_split = "test" if split == "validation" else split
+        if source == "digits":
+            num_samples = {"train": 1442 * DIGIT_RENDERINGS, "test": 355}[digits_split]
+            dataset = digit_images(digits_split, image_size=image_size, num_shards=16, length=num_samples)
+        else:
+            num_samples = {"train": 4000, "test": 400}[digits_split]
+            dataset = digit_scenes(digits_split, image_size, image_size, num_shards=16, length=num_samples)
+    elif folder.is_dir():
+        dataset, num_samples = _open_folder(folder, split)
+    elif folder.exists() or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{source} is not a folder: give a folder of images, parquet files or tars.")
+    else:
+        dataset = datasets.load_dataset(source, split=split, streaming=True, **load_kwargs)
+        split_info = (dataset.info.splits or {}).get(split)
+        num_samples = split_info.num_examples if split_info is not None else None
+
+    features = dataset.features
+    if features is None:  # a builder that declares none: looked up in its first examples
+        dataset = dataset._resolve_features()
+        features = dataset.features
+    image_column = image_column or _find_image_column(features, source)
+    label_column = label_column or next((name for name in LABEL_COLUMNS if name in features), None)
+    for column in filter(None, (image_column, label_column)):
+        if column not in features:
+            raise ValueError(f"{source} has no column {column!r}; it has {', '.join(features)}.")
+    if class_names is None and isinstance(features.get(label_column), datasets.ClassLabel):
+        class_names = features[label_column].names
+    return Stream(
+        name=f"{source} ({split})",
+        dataset=dataset.decode(False),
+        image_column=image_column,
+        label_column=label_column,
+        class_names=None if class_names is None else tuple(class_names),
+        num_samples=num_samples,
+    )
+
+
+def _find_image_column(features: datasets.Features, source: str) -> str:
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if "image" in images or len(images) == 1:
+        return "image" if "image" in images else images[0]
+    raise ValueError(
+        f"{source} has {f'the image columns {images}' if images else f'no image column among {list(features)}'}: "
+        "name the one to read with image_column."
+    )
+
+
+def _open_folder(folder: Path, split: str) -> tuple[datasets.IterableDataset, int | None]:
+    split_folders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+    known = [name for names in SPLIT_NAMES.values() for name in names if name in split_folders]
+    root = next((split_folders[name] for name in SPLIT_NAMES.get(split, (split,)) if name in split_folders), None)
+    if root is None:
+        # Without a train folder, "test" is as likely a class as a split.
+        if any(name in split_folders for name in SPLIT_NAMES["train"]):
+            raise FileNotFoundError(f"{folder} has no split {split!r}; its folders are {', '.join(known)}.")
+        root = folder
+    for builder, pattern in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
+        files = sorted(root.rglob(pattern))
+        if files:
+            files = _files_of_split(files, split, root is folder)
+            dataset = datasets.load_dataset(builder, data_files={split: [str(f) for f in files]}, split=split, streaming=True)
+            if builder == "webdataset":
+                return dataset, None
+            return dataset.reshard(), _parquet_rows(files)
+    if root is folder and split != "train":
+        raise FileNotFoundError(
+            f"{folder} is not divided into splits, so it has no {split!r}: make folders "
+            f"{folder / 'train'} and {folder / split}, or hold out a share of the training images."
+        )
+    return _open_image_folder(root)
+
+
+def _files_of_split(files: list[Path], split: str, by_name: bool) -> list[Path]:
+    """Files whose names begin with a split's name (the Hub's layout) belong to it; without such names, all are train."""
+    if not by_name:
+        return files
+    all_names = tuple(name for names in SPLIT_NAMES.values() for name in names)
+    if any(file.name.startswith(all_names) for file in files):
+        chosen = [file for file in files if file.name.startswith(SPLIT_NAMES.get(split, (split,)))]
+    else:
+        chosen = files if split == "train" else []
+    if not chosen:
+        raise FileNotFoundError(f"No file of split {split!r} among {', '.join(file.name for file in files[:6])} ...")
+    return chosen
+
+
+def _parquet_rows(files: list[Path]) -> int:
+    import pyarrow.parquet
+
+    return sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in files)
+
+
+def _open_image_folder(root: Path) -> tuple[datasets.IterableDataset, int]:
+    """
+    One sub-folder per class, one shard per file.
+
+    `datasets`' own "imagefolder" makes a single shard, class after class, which no shuffle buffer mixes.
+    """
+    extensions = {extension.lower() for extension in Image.registered_extensions()}
+    class_names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    files, labels = [], []
+    for label, name in enumerate(class_names):
+        found = sorted(file for file in (root / name).rglob("*") if file.suffix.lower() in extensions)
+        files += [str(file) for file in found]
+        labels += [label] * len(found)
+    if not files:
+        raise FileNotFoundError(
+            f"No images found under {root}: expected one sub-folder per class with image files in it, parquet files, "
+            "or webdataset tars."
+        )
+    empty = sorted(set(range(len(class_names))) - set(labels))
+    if empty:
+        raise FileNotFoundError(f"No images in {', '.join(str(root / class_names[label]) for label in empty)}.")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=class_names)})
+    dataset = datasets.IterableDataset.from_generator(
+        _read_paths, features=features, gen_kwargs={"files": files, "labels": labels}
+    )
+    return dataset, len(files)
+
+
+def _read_paths(files: list[str], labels: list[int]) -> Iterator[dict[str, Any]]:
+    for file, label in zip(files, labels):
+        yield {"image": {"path": file, "bytes": None}, "label": label}

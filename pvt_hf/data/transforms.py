@@ -1,0 +1,61 @@
+"""Training transforms for classification: timm's, with the settings of the paper's recipe as defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+
+def training_transform(
+    height: int,
+    width: int,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    min_scale: float = 0.08,
+    horizontal_flip: float = 0.5,
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+    random_erasing: float = 0.25,
+) -> Callable[[Image.Image], torch.Tensor]:
+    """
+    Random resized crop (bicubic, ratio 3/4 to 4/3), flip, RandAugment, normalisation, random erasing (per-pixel noise).
+
+    Args:
+        height, width: of the result in pixels.
+        mean, std: per channel, of values in [0, 1].
+        min_scale: smallest share of the image's area that a crop takes; 1 takes it whole.
+        horizontal_flip, random_erasing: probabilities.
+        auto_augment: timm's policy string, or None. The official code passes colour jitter too, which timm ignores
+            where there is a policy, so it is not set here.
+
+    Returns:
+        A function from a PIL RGB image to a float tensor (3, height, width).
+    """
+    return create_transform(
+        input_size=(3, height, width),
+        is_training=True,
+        scale=(min_scale, 1.0),
+        ratio=(3 / 4, 4 / 3) if min_scale < 1 else (1.0, 1.0),
+        hflip=horizontal_flip,
+        color_jitter=None,
+        auto_augment=auto_augment or None,
+        interpolation="bicubic",
+        re_prob=random_erasing,
+        re_mode="pixel",
+        mean=mean,
+        std=std,
+    )
+
+
+class ProcessorTransform:
+    """An image processor as a function from one PIL image to its `pixel_values` (channels, height, width)."""
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.processor(image, return_tensors="pt")["pixel_values"][0]

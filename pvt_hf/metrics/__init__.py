@@ -1,0 +1,1 @@
+"""`evaluate` metrics that need no download."""

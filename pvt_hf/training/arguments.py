@@ -1,0 +1,88 @@
+"""Arguments of the training scripts: flags, or a YAML recipe that flags override."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+@dataclass
+class TrainingSettings:
+    """What every task's training has; read by `pvt_hf.training.loop`."""
+
+    output_dir: str = field(metadata={"help": "Folder for checkpoints, the final model, processor and run.json."})
+    epochs: int = field(default=300, metadata={"help": "Passes over the training samples."})
+    batch_size: int = field(default=128, metadata={"help": "Samples per step and process."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches per optimiser step."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate, not scaled by the batch size."})
+    min_learning_rate: float = field(default=1e-5, metadata={"help": "Where the cosine ends."})
+    warmup_epochs: float = field(default=5.0, metadata={"help": "Linear warm-up."})
+    warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Where the warm-up begins."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Not on norms, biases and the cls token."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the global gradient norm; 0 does not."})
+    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute blocks to save memory."})
+    cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
+    num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})
+    shuffle_window: int = field(default=2000, metadata={"help": "Samples read ahead for shuffling, per worker."})
+    samples_per_epoch: int = field(default=0, metadata={"help": "For sources that do not know their length."})
+    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
+    seed: int = field(default=0, metadata={"help": "Of weights, order, augmentation."})
+    eval_every_epochs: int = field(default=1, metadata={"help": "Evaluate every so many epochs, and at the end."})
+    save_every_steps: int = field(default=0, metadata={"help": "Checkpoint every so many steps; 0: after each epoch."})
+    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept."})
+    resume_from_checkpoint: str = field(default="", metadata={"help": "A checkpoint folder, or 'latest'."})
+    skip_nonfinite: bool = field(default=False, metadata={"help": "Drop a step whose loss is not finite."})
+    log_every_steps: int = field(default=20, metadata={"help": "Steps between entries of the training curve."})
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("num_workers", "shuffle_window", "samples_per_epoch", "save_every_steps", "save_total_limit"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"--learning_rate must be positive, got {self.learning_rate}.")
+
+
+def parse_arguments(argument_class: type, arguments: Sequence[str] | None = None) -> Any:
+    """
+    Parses `[RECIPE.yaml] [--flag value ...]` into `argument_class`, a dataclass. Flags win over the recipe.
+
+    Exits with the usage for unknown flags; with a message for a recipe that is missing, not a mapping, or has keys
+    that are no arguments.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(argument_class)
+    parser.usage = "%(prog)s [RECIPE.yaml] [--argument value ...]"
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        recipe = Path(arguments.pop(0))
+        try:
+            values = yaml.safe_load(recipe.read_text())
+        except OSError as error:
+            parser.error(f"cannot read the recipe {recipe}: {error.strerror}")
+        except yaml.YAMLError as error:
+            parser.error(f"{recipe} is not valid YAML: {error}")
+        if not isinstance(values, dict):
+            parser.error(f"{recipe} must be a list of `argument: value` lines.")
+        known = {f.name: f for f in fields(argument_class)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            parser.error(f"{recipe} sets {', '.join(unknown)}, which this script does not have.")
+        flags = []
+        for name, value in values.items():
+            flags += [f"--{name}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+        arguments = flags + arguments
+    try:
+        (parsed,) = parser.parse_args_into_dataclasses(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    return parsed

@@ -1,0 +1,116 @@
+"""
+Checkpoints that are whole or not there.
+
+A checkpoint is written into a hidden sibling folder and renamed when every process has finished, so that a kill or a
+full disk leaves the ones before it. Accelerate writes model, optimiser, scaler and the random states of every process;
+the position in the stream, one file per process, and the loop's own state are added.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+STATE_FILE = "loop_state.json"
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Complete checkpoints in `output_dir`, oldest first."""
+    found = []
+    for path in Path(output_dir).glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        if match and (path / STATE_FILE).is_file():
+            found.append((int(match[1]), path))
+    return [path for _, path in sorted(found)]
+
+
+def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
+    """
+    The folder that `--resume_from_checkpoint` names; for "latest" the newest in `output_dir`, or None if there is none.
+
+    Raises:
+        FileNotFoundError: a folder that is not a complete checkpoint.
+    """
+    if wanted == "latest":
+        return (list_checkpoints(output_dir) or [None])[-1]
+    if not (Path(wanted) / STATE_FILE).is_file():
+        known = ", ".join(str(path) for path in list_checkpoints(output_dir)) or "none"
+        raise FileNotFoundError(f"{wanted} is not a complete checkpoint (no {STATE_FILE}). In {output_dir}: {known}.")
+    return Path(wanted)
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    output_dir: str | Path,
+    loop_state: dict[str, Any],
+    stream_state: dict[str, Any] | None,
+    save_total_limit: int,
+) -> Path:
+    """
+    Saves `checkpoint-<step>`, then deletes the oldest beyond `save_total_limit` (0 keeps all).
+
+    Args:
+        loop_state: JSON content; has "step".
+        stream_state: this process' loader state; None at the end of an epoch.
+
+    Raises:
+        OSError: the disk is full, say; earlier checkpoints are untouched and nothing partial is left.
+    """
+    final = Path(output_dir) / f"checkpoint-{loop_state['step']:08d}"
+    partial = final.with_name(f".{final.name}.partial")
+    error = None
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        torch.save(stream_state, partial / f"stream_{accelerator.process_index}.pt")
+        if accelerator.is_main_process:
+            (partial / STATE_FILE).write_text(json.dumps(loop_state, indent=2))
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+    except (OSError, RuntimeError) as caught:  # torch reports a failed write as a RuntimeError
+        error = caught
+    failed = torch.tensor(float(error is not None), device=accelerator.device)
+    failed = accelerator.reduce(failed, "sum").item()
+    if failed:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        kept = (list_checkpoints(output_dir) or ["none"])[-1]
+        raise OSError(f"Could not save {final}: {error or 'another process failed'}. The last good checkpoint: {kept}.")
+    if accelerator.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        for old in list_checkpoints(output_dir)[: -save_total_limit or None] if save_total_limit else []:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """
+    Restores model, optimiser and random states; returns (loop state, this process' stream state).
+
+    Raises:
+        ValueError: the checkpoint was written by another number of processes.
+    """
+    loop_state = json.loads((checkpoint / STATE_FILE).read_text())
+    if loop_state["world_size"] != accelerator.num_processes:
+        raise ValueError(
+            f"{checkpoint} was written by {loop_state['world_size']} processes and cannot be resumed exactly by "
+            f"{accelerator.num_processes}."
+        )
+    accelerator.load_state(str(checkpoint))
+    stream_state = torch.load(checkpoint / f"stream_{accelerator.process_index}.pt", weights_only=True)
+    return loop_state, stream_state

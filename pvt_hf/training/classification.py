@@ -1,0 +1,269 @@
+"""Image classification on the training loop: streams, transforms, loss, evaluation, and the run's files."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+
+from .. import __version__
+from ..configuration_pvt import PvtConfig
+from ..data.batches import BatchStream, make_loader
+from ..data.samples import ClassificationSample, is_held_out
+from ..data.streams import Stream, open_stream
+from ..data.transforms import ProcessorTransform, training_transform
+from ..image_processing_pvt import PvtImageProcessor
+from ..metrics.accuracy_at_k import AccuracyAtK
+from ..modeling_pvt import PvtForImageClassification
+from ..variants import get_variant
+from ..visualization import plot_curves
+from .arguments import TrainingSettings
+from .loop import ensure_output_dir, gather_objects, make_accelerator, train
+
+
+@dataclass
+class ClassificationSettings(TrainingSettings):
+    """Arguments of `scripts/train_image_classification.py`."""
+
+    dataset: str = field(default="digits", metadata={"help": "'digits', a folder, or a Hub data set id."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    eval_share: float = field(default=0.0, metadata={"help": "Hold out this share of the training split instead."})
+    image_column: str = field(default="", metadata={"help": "If it cannot be found by its type."})
+    label_column: str = field(default="", metadata={"help": "If it cannot be found by its name."})
+    class_names: str = field(default="", metadata={"help": "Comma-separated names, for labels without names."})
+    model: str = field(default="", metadata={"help": "Checkpoint to fine-tune: a folder or Hub id."})
+    variant: str = field(default="pvt-tiny", metadata={"help": "Model to train from scratch if --model is not given."})
+    config_overrides: str = field(default="{}", metadata={"help": "JSON of PvtConfig fields for --variant."})
+    image_size: int = field(default=224, metadata={"help": "Side in pixels for training and evaluation."})
+    crop_ratio: float = field(default=0.875, metadata={"help": "Evaluation: crop over resized shorter side."})
+    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth."})
+    min_scale: float = field(default=0.08, metadata={"help": "Smallest area share of a random crop; 1 crops nothing."})
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability."})
+    auto_augment: str = field(default="rand-m9-mstd0.5-inc1", metadata={"help": "timm policy; '' for none."})
+    random_erasing: float = field(default=0.25, metadata={"help": "Probability."})
+    mixup: float = field(default=0.8, metadata={"help": "Alpha; 0 for none."})
+    cutmix: float = field(default=1.0, metadata={"help": "Alpha; 0 for none."})
+    label_smoothing: float = field(default=0.1, metadata={"help": "Share given to the other classes."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(f"Mixing pairs the samples of a batch: --batch_size must be even, got {self.batch_size}.")
+        if not 0 <= self.eval_share < 1:
+            raise ValueError(f"--eval_share is a share of at least 0 and below 1, got {self.eval_share}.")
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"--crop_ratio is above 0 and at most 1, got {self.crop_ratio}.")
+
+
+def build_model(settings: ClassificationSettings, class_names: tuple[str, ...]) -> PreTrainedModel:
+    """The model to train: a checkpoint with a head of the right size, or a new one."""
+    id2label = dict(enumerate(class_names))
+    labels = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
+    if settings.model:
+        config = AutoConfig.from_pretrained(settings.model, **labels)
+        if hasattr(config, "drop_path_rate"):
+            config.drop_path_rate = settings.drop_path_rate
+        return AutoModelForImageClassification.from_pretrained(
+            settings.model, config=config, ignore_mismatched_sizes=True
+        )
+    overrides = json.loads(settings.config_overrides)
+    fields = {**get_variant(settings.variant).config, "image_size": settings.image_size, **overrides, **labels}
+    return PvtForImageClassification(PvtConfig(drop_path_rate=settings.drop_path_rate, **fields))
+
+
+def build_processor(settings: ClassificationSettings) -> Any:
+    """The evaluation's processor: shorter side to size / crop ratio, centre crop; mean and std of the checkpoint."""
+    sizes = {
+        "size": {"shortest_edge": int(settings.image_size / settings.crop_ratio)},
+        "crop_size": {"height": settings.image_size, "width": settings.image_size},
+        "do_center_crop": True,
+    }
+    if settings.model:
+        return AutoImageProcessor.from_pretrained(settings.model, **sizes)
+    return PvtImageProcessor(**sizes)
+
+
+def open_streams(settings: ClassificationSettings) -> tuple[Stream, Stream]:
+    """Training and evaluation streams; the same one twice where a share is held out."""
+    columns = {
+        "image_column": settings.image_column or None,
+        "label_column": settings.label_column or None,
+        "class_names": [name.strip() for name in settings.class_names.split(",")] if settings.class_names else None,
+        "image_size": settings.image_size,
+    }
+    train_stream = open_stream(settings.dataset, settings.train_split, **columns)
+    if settings.eval_share:
+        return train_stream, train_stream
+    eval_stream = open_stream(settings.dataset, settings.eval_split, **columns)
+    if train_stream.class_names != eval_stream.class_names:
+        only_train = sorted(set(train_stream.class_names or ()) - set(eval_stream.class_names or ()))
+        only_eval = sorted(set(eval_stream.class_names or ()) - set(train_stream.class_names or ()))
+        raise ValueError(
+            f"{train_stream.name} and {eval_stream.name} have different classes: only in the first {only_train}, "
+            f"only in the second {only_eval}."
+        )
+    return train_stream, eval_stream
+
+
+class MixedLoss:
+    """Mixup or CutMix of a batch (timm) and cross-entropy with soft targets; plain smoothed cross-entropy without."""
+
+    def __init__(self, settings: ClassificationSettings, num_labels: int):
+        self.mixup = None
+        if settings.mixup or settings.cutmix:
+            self.mixup = Mixup(
+                mixup_alpha=settings.mixup,
+                cutmix_alpha=settings.cutmix,
+                label_smoothing=settings.label_smoothing,
+                num_classes=num_labels,
+            )
+        self.soft_loss = SoftTargetCrossEntropy()
+        self.hard_loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        images, labels = batch["pixel_values"], batch["labels"]
+        if self.mixup is None:
+            return self.hard_loss(model(images).logits, labels)
+        images, targets = self.mixup(images, labels)
+        return self.soft_loss(model(images).logits, targets)
+
+
+@torch.no_grad()
+def evaluate_classifier(
+    accelerator: Accelerator, model: nn.Module, batches: BatchStream, num_workers: int
+) -> dict[str, float]:
+    """
+    Top-1, top-5 (top-k if there are fewer classes) and mean cross-entropy over a stream, every sample once, over all
+    processes. Returns the same on each.
+    """
+    ranked, labels, loss_sum, skipped = [], [], 0.0, 0
+    for batch in make_loader(batches, num_workers):
+        skipped += len(batch["skipped"])
+        if "sample_ids" not in batch:
+            continue
+        images = send_to_device(batch["pixel_values"], accelerator.device)
+        with accelerator.autocast():
+            logits = model(images).logits
+        logits = logits.float().cpu()
+        loss_sum += nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
+        ranked += logits.topk(min(5, logits.shape[1])).indices.tolist()
+        labels += batch["labels"].tolist()
+    parts = gather_objects(accelerator, (ranked, labels, loss_sum, skipped))
+    ranked, labels = [r for part in parts for r in part[0]], [label for part in parts for label in part[1]]
+    if not labels:
+        raise ValueError(f"{batches.stream.name} has no sample to evaluate on.")
+    ranks = (1, min(5, len(ranked[0])))
+    metrics = AccuracyAtK(keep_in_memory=True).compute(predictions=ranked, references=labels, k=ranks)
+    metrics["eval_loss"] = sum(part[2] for part in parts) / len(labels)
+    metrics["eval_samples"] = len(labels)
+    metrics["eval_skipped"] = sum(part[3] for part in parts)
+    return metrics
+
+
+def run(settings: ClassificationSettings) -> dict[str, Any]:
+    """
+    The whole training: returns what is written to `run.json`. The final model and processor are saved into
+    `settings.output_dir` as safetensors and JSON, with `curves.png`.
+    """
+    accelerator = make_accelerator(settings)
+    output_dir = ensure_output_dir(settings)
+    train_stream, eval_stream = open_streams(settings)
+    processor = build_processor(settings)
+    sample = ClassificationSample(train_stream, training_transform(
+        settings.image_size,
+        settings.image_size,
+        mean=tuple(processor.image_mean),
+        std=tuple(processor.image_std),
+        min_scale=settings.min_scale,
+        horizontal_flip=settings.horizontal_flip,
+        auto_augment=settings.auto_augment,
+        random_erasing=settings.random_erasing,
+    ))
+    model = build_model(settings, sample.class_names)
+    place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    share = settings.eval_share
+    train_batches = BatchStream(
+        train_stream,
+        sample,
+        settings.batch_size,
+        seed=settings.seed,
+        shuffle_window=settings.shuffle_window,
+        drop_last=True,
+        keep=_NotHeldOut(share) if share else None,
+        max_bad_share=settings.max_bad_share,
+        **place,
+    )
+    eval_batches = BatchStream(
+        eval_stream,
+        ClassificationSample(eval_stream, ProcessorTransform(processor), sample.class_names),
+        settings.batch_size,
+        keep=_HeldOut(share) if share else None,
+        max_bad_share=settings.max_bad_share,
+        **place,
+    )
+    num_samples = train_stream.num_samples
+    if num_samples and share:
+        num_samples = int(num_samples * (1 - share))
+    accelerator.print(
+        f"Training {type(model).__name__} ({model.num_parameters():,} parameters, {len(sample.class_names)} classes) on "
+        f"{train_stream.name}: {num_samples or 'unknown number of'} samples, {accelerator.num_processes} process(es), "
+        f"{accelerator.device}."
+    )
+    model, report = train(
+        accelerator,
+        settings,
+        model,
+        train_batches,
+        num_samples,
+        MixedLoss(settings, len(sample.class_names)),
+        lambda unwrapped: evaluate_classifier(accelerator, unwrapped, eval_batches, settings.num_workers),
+    )
+    report = {
+        "settings": asdict(settings),
+        "command": sys.argv,
+        "world_size": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "versions": {"pvt_hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        **report,
+    }
+    if accelerator.is_main_process and not report["interrupted"]:
+        model.save_pretrained(output_dir)
+        processor.save_pretrained(output_dir)
+        plot_curves(report["history"], output_dir / "curves.png")
+        (output_dir / "run.json").write_text(json.dumps(report, indent=2))
+        accelerator.print(f"Saved the model, its processor, run.json and curves.png in {output_dir}.")
+    elif report["interrupted"]:
+        accelerator.print(
+            f"Stopped by {report['interrupted']}; the checkpoint is saved. Go on with --resume_from_checkpoint latest."
+        )
+    accelerator.end_training()
+    return report
+
+
+@dataclass
+class _HeldOut:
+    share: float
+
+    def __call__(self, name: str) -> bool:
+        return is_held_out(name, self.share)
+
+
+@dataclass
+class _NotHeldOut:
+    share: float
+
+    def __call__(self, name: str) -> bool:
+        return not is_held_out(name, self.share)

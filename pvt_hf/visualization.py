@@ -1,0 +1,132 @@
+"""Pictures: training curves, predictions, attention maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+
+# Okabe and Ito's palette, told apart by colour-blind readers
+GOOD, BAD, INK, ACCENT = "#009E73", "#D55E00", "#222222", "#0072B2"
+
+
+def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = "") -> None:
+    """Loss and learning rate by step, and evaluation metrics, to a PNG. `history`: as `pvt_hf.training.loop` makes it."""
+    import matplotlib.figure
+
+    steps = [entry for entry in history if "loss" in entry]
+    evaluations = [entry for entry in history if "loss" not in entry]
+    figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=ACCENT, linewidth=1)
+    left.set(title="Training loss", xlabel="step", ylim=(0, None))
+    rate = left.twinx()
+    rate.plot([e["step"] for e in steps], [e["learning_rate"] for e in steps], color="#BBBBBB", linewidth=1)
+    rate.set_ylabel("learning rate", color="#888888")
+    names = [name for name in (evaluations[-1] if evaluations else {}) if name.startswith(("accuracy", "mean_iou", "AP"))]
+    for name, color in zip(names, (GOOD, BAD, ACCENT, INK)):
+        values = [entry[name] for entry in evaluations]
+        right.plot([e["step"] for e in evaluations], values, marker=".", color=color, label=f"{name}: {values[-1]:.4f}")
+    right.set(title="Held-out samples", xlabel="step", ylim=(None, 1.005))
+    if names:
+        right.legend(loc="lower right")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top"]].set_visible(False)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+
+
+def annotate_classes(image: Image.Image, predictions: Sequence[dict[str, Any]]) -> Image.Image:
+    """
+    The image with a panel of its labels and scores beneath.
+
+    Args:
+        image: PIL image of any mode; it is shown upright at a width of 480 pixels or more.
+        predictions: pipeline output, best first: `[{"label": str, "score": float in [0, 1]}, ...]`.
+    """
+    image = image.convert("RGB")
+    scale = max(1, math.ceil(480 / image.width))
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    size, margin = max(16, image.width // 32), max(8, image.width // 60)
+    font, row = ImageFont.load_default(size), int(size * 1.6)
+    canvas = Image.new("RGB", (image.width, image.height + margin * 2 + row * len(predictions)), "white")
+    canvas.paste(image)
+    draw = ImageDraw.Draw(canvas)
+    for index, prediction in enumerate(predictions):
+        top = image.height + margin + index * row
+        bar = (image.width - 2 * margin) * prediction["score"]
+        draw.rectangle((margin, top, margin + bar, top + row - 4), fill="#CFE3F3" if index else "#8FC1E8")
+        text = f"{prediction['label']}  {prediction['score']:.1%}"
+        while len(text) > 8 and draw.textlength(text, font) > image.width - 3 * margin:
+            text = text[:-2] + "…" if text[-1] != "…" else text[:-2] + "…"
+        draw.text((margin + 6, top + (row - 4) / 2), text, INK, font, anchor="lm")
+    return canvas
+
+
+def plot_predictions(
+    images: Sequence[Image.Image], predicted: Sequence[str], scores: Sequence[float], truth: Sequence[str], path: str | Path
+) -> None:
+    """A contact sheet to a PNG: each image under its predicted label and score, the truth beside it where they differ."""
+    import matplotlib.figure
+
+    columns = min(8, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = matplotlib.figure.Figure(figsize=(1.45 * columns, 1.75 * rows), layout="constrained")
+    for index, image in enumerate(images):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        axes.imshow(image)
+        right = predicted[index] == truth[index]
+        title = f"{predicted[index]}  {scores[index]:.0%}" + ("" if right else f"  (is {truth[index]})")
+        axes.set_title(title, fontsize=9, color=GOOD if right else BAD, fontweight="normal" if right else "bold")
+        axes.axis("off")
+    figure.savefig(path, dpi=130)
+
+
+def cls_attention(attention: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """
+    Where the cls token of the last stage looks.
+
+    Args:
+        attention: (heads, 1 + rows * columns, 1 + rows * columns), one image of `outputs.attentions[-1]`.
+        grid: (rows, columns).
+
+    Returns:
+        (heads, rows, columns) float32, each head summing to its share of attention on patches.
+    """
+    return attention[:, 0, 1:].unflatten(1, grid).float().cpu().numpy()
+
+
+def plot_attention(images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str], path: str | Path) -> None:
+    """
+    One row per image to a PNG: the image, the mean attention over it, and every head by itself.
+
+    Args:
+        images: PIL images.
+        maps: per image (heads, rows, columns) from [`cls_attention`].
+        titles: per image.
+    """
+    import matplotlib.figure
+
+    heads = maps[0].shape[0]
+    figure = matplotlib.figure.Figure(figsize=(1.5 * (heads + 2), 1.75 * len(images)), layout="constrained")
+    for row, (image, attention, title) in enumerate(zip(images, maps, titles)):
+        panels = [None, attention.mean(axis=0), *attention]
+        for column, panel in enumerate(panels):
+            axes = figure.add_subplot(len(images), len(panels), row * len(panels) + column + 1)
+            axes.imshow(image if panel is None else image.convert("L"), cmap="gray")
+            if panel is not None:
+                overlay = Image.fromarray(panel / panel.max()).resize(image.size, Image.Resampling.BICUBIC)
+                axes.imshow(overlay, cmap="magma", alpha=0.65, vmin=0, vmax=1)
+            names = [title, "mean of heads", *(f"head {head + 1}" for head in range(heads))]
+            if row == 0 or column == 0:
+                axes.set_title(names[column], fontsize=8)
+            axes.axis("off")
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,17 @@
+"""
+Trains or fine-tunes an image classifier on a stream, on one process or many.
+
+    python scripts/train_image_classification.py --dataset path/to/folder --model path/or/hub-id --output_dir out
+    python scripts/train_image_classification.py RECIPE.yaml --output_dir out
+    accelerate launch scripts/train_image_classification.py RECIPE.yaml --output_dir out        # GPUs
+    torchrun --nproc_per_node 2 scripts/train_image_classification.py RECIPE.yaml --cpu --output_dir out
+
+`--help` lists every argument.
+"""
+
+from pvt_hf.training.arguments import parse_arguments
+from pvt_hf.training.classification import ClassificationSettings, run
+
+
+if __name__ == "__main__":
+    run(parse_arguments(ClassificationSettings))
