@@ -25,7 +25,8 @@ _STAGE_FIELDS = (
 class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`PvtModel`], [`PvtForImageClassification`] and [`PvtBackbone`]. The defaults are PVT-Tiny
-    (paper Table 1; official `pvt_tiny` in `classification/pvt.py`).
+    (paper Table 1; official `pvt_tiny` in `classification/pvt.py`), as published in the native layout as
+    [Zetatech/pvt-tiny-224](https://huggingface.co/Zetatech/pvt-tiny-224).
 
     Field names are those of Transformers' native `PvtConfig`, so that one `config.json` serves both. There are three
     additions: `reduction_layer_norm_eps`, and the backbone's `out_features` / `out_indices`.
@@ -120,7 +121,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
 
         On top of the base class: overrides are validated like everything else, an override of `num_labels` or
         `id2label` replaces the file's labels, and files of the native class keep their meaning (one epsilon; a head
-        of `num_labels` rows even if fewer of them have names).
+        of `num_labels` rows, whichever of them have names).
 
         Raises:
             ValueError: as the constructor.
@@ -220,14 +221,14 @@ def _square_as_int(image_size: int | list[int] | tuple[int, int]) -> int | list[
 
 
 def _number_of_labels(config_dict: dict[str, Any]) -> int | None:
-    id2label = config_dict.get("id2label")
-    return len(id2label) if id2label is not None else config_dict.get("num_labels")
+    id2label, num_labels = config_dict.get("id2label"), config_dict.get("num_labels")
+    return len(id2label) if num_labels is None and id2label is not None else num_labels
 
 
 def _name_all_labels(config_dict: dict[str, Any]) -> None:
-    """Completes `id2label` up to `num_labels`: natively these are independent and the head has `num_labels` rows."""
+    """Makes `id2label` name `num_labels` classes: natively these are independent and the head has `num_labels` rows."""
     id2label, num_labels = config_dict.get("id2label"), config_dict.get("num_labels")
-    if id2label is None or num_labels is None or len(id2label) >= num_labels:
+    if id2label is None or num_labels is None or len(id2label) == num_labels:
         return
     names = {int(index): name for index, name in id2label.items()}
     names = {index: names.get(index, f"LABEL_{index}") for index in range(num_labels)}

@@ -373,6 +373,9 @@ class PvtPreTrainedModel(PreTrainedModel):
 class PvtModel(PvtPreTrainedModel):
     """PVT without a head: the tokens of the last stage after the final norm."""
 
+    # Opening a classifier for its features is no fault
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+
     def __init__(self, config: PvtConfig):
         super().__init__(config)
         self.encoder = PvtEncoder(config, has_cls_token=True)

@@ -29,7 +29,9 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = ""
     rate = left.twinx()
     rate.plot([e["step"] for e in steps], [e["learning_rate"] for e in steps], color="#BBBBBB", linewidth=1)
     rate.set_ylabel("learning rate", color="#888888")
-    names = [name for name in (evaluations[-1] if evaluations else {}) if name.startswith(("accuracy", "mean_iou", "AP"))]
+    names = [
+        name for name in (evaluations[-1] if evaluations else {}) if name.startswith(("accuracy", "mean_iou", "AP"))
+    ]
     for name, color in zip(names, (GOOD, BAD, ACCENT, INK)):
         values = [entry[name] for entry in evaluations]
         right.plot([e["step"] for e in evaluations], values, marker=".", color=color, label=f"{name}: {values[-1]:.4f}")
@@ -72,7 +74,11 @@ def annotate_classes(image: Image.Image, predictions: Sequence[dict[str, Any]]) 
 
 
 def plot_predictions(
-    images: Sequence[Image.Image], predicted: Sequence[str], scores: Sequence[float], truth: Sequence[str], path: str | Path
+    images: Sequence[Image.Image],
+    predicted: Sequence[str],
+    scores: Sequence[float],
+    truth: Sequence[str],
+    path: str | Path,
 ) -> None:
     """A contact sheet to a PNG: each image under its predicted label and score, the truth beside it where they differ."""
     import matplotlib.figure
@@ -104,29 +110,36 @@ def cls_attention(attention: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
     return attention[:, 0, 1:].unflatten(1, grid).float().cpu().numpy()
 
 
-def plot_attention(images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str], path: str | Path) -> None:
+def plot_attention(
+    images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str], path: str | Path
+) -> None:
     """
-    One row per image to a PNG: the image, the mean attention over it, and every head by itself.
+    One column per image to a PNG: the image, the heads' mean attention over it, and every head by itself.
 
     Args:
         images: PIL images.
-        maps: per image (heads, rows, columns) from [`cls_attention`].
+        maps: per image (heads, rows, columns) from [`cls_attention`]; each panel is scaled to its own largest value.
         titles: per image.
     """
     import matplotlib.figure
 
     heads = maps[0].shape[0]
-    figure = matplotlib.figure.Figure(figsize=(1.5 * (heads + 2), 1.75 * len(images)), layout="constrained")
-    for row, (image, attention, title) in enumerate(zip(images, maps, titles)):
-        panels = [None, attention.mean(axis=0), *attention]
-        for column, panel in enumerate(panels):
-            axes = figure.add_subplot(len(images), len(panels), row * len(panels) + column + 1)
-            axes.imshow(image if panel is None else image.convert("L"), cmap="gray")
-            if panel is not None:
-                overlay = Image.fromarray(panel / panel.max()).resize(image.size, Image.Resampling.BICUBIC)
-                axes.imshow(overlay, cmap="magma", alpha=0.65, vmin=0, vmax=1)
-            names = [title, "mean of heads", *(f"head {head + 1}" for head in range(heads))]
-            if row == 0 or column == 0:
-                axes.set_title(names[column], fontsize=8)
-            axes.axis("off")
+    names = ["", "mean of heads", *(f"head {head + 1}" for head in range(heads))]
+    figure = matplotlib.figure.Figure(figsize=(1.25 * len(images) + 0.4, 1.3 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), len(images), squeeze=False)
+    for column, (image, attention, title) in enumerate(zip(images, maps, titles)):
+        grey = np.asarray(image.convert("L"))
+        axes[0, column].imshow(image)
+        axes[0, column].set_title(title, fontsize=10)
+        for row, panel in enumerate([attention.mean(axis=0), *attention], start=1):
+            overlay = Image.fromarray((panel / panel.max()).astype(np.float32)).resize(
+                image.size, Image.Resampling.BICUBIC
+            )
+            axes[row, column].imshow(grey, cmap="gray", vmin=0, vmax=255)
+            axes[row, column].imshow(np.asarray(overlay), cmap="magma", alpha=0.6, vmin=0, vmax=1)
+            if column == 0:
+                axes[row, column].set_ylabel(names[row], fontsize=9)
+    for panel in axes.flat:
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
     figure.savefig(path, dpi=130)

@@ -9,10 +9,13 @@ is drawn from (seed, epoch, rank, worker, position).
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
@@ -107,12 +110,16 @@ class BatchStream(IterableDataset):
         resume, self._resume = self._resume, None
         if resume:
             self.epoch = resume["epoch"]
-        position = dict(resume["position"]) if resume else {"window": 0, "taken": 0, "seen": 0, "bad": 0, "source": None}
-        # `datasets` shuffles shards by the epoch number, and not at all in epoch 0.
-        self.source.set_epoch(0 if self.shuffle_window == 0 else 1 + self.epoch + 1_000_003 * self.seed)
+        position = (
+            dict(resume["position"]) if resume else {"window": 0, "taken": 0, "seen": 0, "bad": 0, "source": None}
+        )
+        # A copy of one's own: the epoch of a `datasets` stream lies in memory that workers and other streams share, and
+        # two workers that set it at the same time add up. By it shards are shuffled, and not at all in epoch 0.
+        source = copy.deepcopy(self.source)
+        source.set_epoch(0 if self.shuffle_window == 0 else 1 + self.epoch + 1_000_003 * self.seed)
 
         samples, ids, skipped = [], [], []
-        for example, place in self._examples(position, worker_id):
+        for example, place in self._examples(source, position, worker_id):
             position.update(place)
             name = sample_id(example, self.stream.image_column)
             if self.keep is not None and not self.keep(name):
@@ -137,15 +144,17 @@ class BatchStream(IterableDataset):
         elif samples or skipped:
             yield {"skipped": skipped, "dropped": len(samples)}
 
-    def _examples(self, position: dict[str, Any], worker_id: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    def _examples(
+        self, source: datasets.IterableDataset, position: dict[str, Any], worker_id: int
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Examples with their place: the source's state at the start of the window, window number, place in it."""
         if position["source"] is not None:
-            self.source.load_state_dict(position["source"])
-        source, window, start = iter(self.source), position["window"], position["source"]
+            source.load_state_dict(position["source"])
+        examples_left, window, start = iter(source), position["window"], position["source"]
         skip, size = position["taken"], max(self.shuffle_window, 1)
         while True:
             examples = []
-            for example in source:
+            for example in examples_left:
                 examples.append(example)
                 if len(examples) == size:
                     break
@@ -153,11 +162,11 @@ class BatchStream(IterableDataset):
                 return
             order = np.arange(len(examples))
             if self.shuffle_window:
-                order = np.random.default_rng(
-                    [self.seed, self.epoch, self.rank, worker_id, window]
-                ).permutation(len(examples))
+                order = np.random.default_rng([self.seed, self.epoch, self.rank, worker_id, window]).permutation(
+                    len(examples)
+                )
             # The state is that after the window's last example: the start of the next window.
-            following = self.source.state_dict()
+            following = source.state_dict()
             for taken, index in enumerate(order[skip:], start=skip + 1):
                 if taken < len(examples):
                     yield examples[index], {"window": window, "taken": taken, "source": start}
@@ -193,9 +202,17 @@ def _isolated_random(key: tuple[int, ...]) -> Iterator[None]:
 
 def make_loader(batches: BatchStream, num_workers: int, pin_memory: bool = False) -> StatefulDataLoader:
     """The loader of a [`BatchStream`]; its `state_dict` resumes it to the sample, with the same number of workers."""
-    return StatefulDataLoader(
-        batches, batch_size=None, num_workers=num_workers, pin_memory=pin_memory, collate_fn=_identity_collate
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's own affair
+        return StatefulDataLoader(
+            batches,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            collate_fn=_identity_collate,
+            # Its own generator: making a loader must not advance the one that training draws from.
+            generator=torch.Generator().manual_seed(batches.seed),
+        )
 
 
 def _identity_collate(batch: dict[str, Any]) -> dict[str, Any]:

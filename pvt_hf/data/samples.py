@@ -66,13 +66,18 @@ class ClassificationSample:
     """
 
     def __init__(
-        self, stream: Stream, transform: Callable[[Image.Image], torch.Tensor], class_names: tuple[str, ...] | None = None
+        self,
+        stream: Stream,
+        transform: Callable[[Image.Image], torch.Tensor],
+        class_names: tuple[str, ...] | None = None,
     ):
         if stream.label_column is None:
             raise ValueError(f"{stream.name} has no label column: name it with label_column.")
         self.class_names = class_names or stream.class_names
         if self.class_names is None:
-            raise ValueError(f"The labels of {stream.name} have no names: give class_names, in the order of the labels.")
+            raise ValueError(
+                f"The labels of {stream.name} have no names: give class_names, in the order of the labels."
+            )
         self.stream, self.transform = stream, transform
 
     def __call__(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:

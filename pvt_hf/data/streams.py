@@ -142,7 +142,9 @@ def _open_folder(folder: Path, split: str) -> tuple[datasets.IterableDataset, in
         files = sorted(root.rglob(pattern))
         if files:
             files = _files_of_split(files, split, root is folder)
-            dataset = datasets.load_dataset(builder, data_files={split: [str(f) for f in files]}, split=split, streaming=True)
+            dataset = datasets.load_dataset(
+                builder, data_files={split: [str(f) for f in files]}, split=split, streaming=True
+            )
             if builder == "webdataset":
                 return dataset, None
             return dataset.reshard(), _parquet_rows(files)

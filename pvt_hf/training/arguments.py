@@ -27,7 +27,9 @@ class TrainingSettings:
     warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Where the warm-up begins."})
     weight_decay: float = field(default=0.05, metadata={"help": "Not on norms, biases and the cls token."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the global gradient norm; 0 does not."})
-    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]})
+    mixed_precision: str = field(
+        default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute blocks to save memory."})
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
     num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})

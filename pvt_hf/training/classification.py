@@ -182,16 +182,19 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
     output_dir = ensure_output_dir(settings)
     train_stream, eval_stream = open_streams(settings)
     processor = build_processor(settings)
-    sample = ClassificationSample(train_stream, training_transform(
-        settings.image_size,
-        settings.image_size,
-        mean=tuple(processor.image_mean),
-        std=tuple(processor.image_std),
-        min_scale=settings.min_scale,
-        horizontal_flip=settings.horizontal_flip,
-        auto_augment=settings.auto_augment,
-        random_erasing=settings.random_erasing,
-    ))
+    sample = ClassificationSample(
+        train_stream,
+        training_transform(
+            settings.image_size,
+            settings.image_size,
+            mean=tuple(processor.image_mean),
+            std=tuple(processor.image_std),
+            min_scale=settings.min_scale,
+            horizontal_flip=settings.horizontal_flip,
+            auto_augment=settings.auto_augment,
+            random_erasing=settings.random_erasing,
+        ),
+    )
     model = build_model(settings, sample.class_names)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     share = settings.eval_share

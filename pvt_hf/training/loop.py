@@ -163,7 +163,13 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
 
     counts = {"skipped": 0, "dropped": 0}
-    state: dict[str, Any] = {"step": 0, "epoch": 0, "world_size": accelerator.num_processes, "history": [], "seconds": 0.0}
+    state: dict[str, Any] = {
+        "step": 0,
+        "epoch": 0,
+        "world_size": accelerator.num_processes,
+        "history": [],
+        "seconds": 0.0,
+    }
     stream_state = None
     if settings.resume_from_checkpoint:
         checkpoint = find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)

@@ -1,0 +1,41 @@
+"""Runs code in a Python process of its own, and reads what it wrote to stderr."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+
+# One state of a tqdm bar of Transformers, such as "Loading weights: 100%|####| 121/121 [00:00<00:00, 8036.21it/s]"
+_PROGRESS = re.compile(r"(Loading weights|Writing model shards): +\d+%\|[^|]*\| \d+/\d+ \[[^\]]*\]")
+
+
+def run_python(code: str, *arguments: object, python: str | Path = sys.executable) -> subprocess.CompletedProcess:
+    """
+    Runs `code` with `sys.argv[1:] == arguments` in the repository root, offline, with Transformers' own log level.
+
+    Returns:
+        The process with `stdout` and `stderr` as text.
+
+    Raises:
+        AssertionError: it failed; the message holds what it wrote.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    for name in ("TRANSFORMERS_VERBOSITY", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "PYTHONWARNINGS"):
+        environment.pop(name, None)
+    process = subprocess.run(
+        [str(python), "-c", dedent(code), *map(str, arguments)],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, f"exit status {process.returncode}\n{process.stdout}\n{process.stderr}"
+    return process
+
+
+def without_progress_bars(stderr: str) -> str:
+    """`stderr` without the bars that Transformers draws while it reads and writes weights; nothing else is removed."""
+    return _PROGRESS.sub("", stderr).replace("\r", "").strip()
