@@ -9,8 +9,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py --output_dir outputs/demo
 
+# Two processes of one thread each suit two cores better than one of two.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not network"
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"

@@ -62,8 +62,12 @@ def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwa
         A [`BackboneLoadReport`]. PVT position tables are resized if the checkpoint was built for another image size.
 
     Raises:
-        ValueError: `model` has no backbone or several; the checkpoint is of another model type; nothing in it matches
-            the backbone; or a tensor other than a position table has another shape. `model` is then unchanged.
+        ValueError: `model` has no backbone or several; the checkpoint is of another model type, or its configuration is
+            of a PVT with other numbers of heads (tensors do not show them); nothing in it matches the backbone; or a
+            tensor other than a position table has another shape.
+        OSError: there is no such checkpoint.
+
+        `model` is then unchanged.
     """
     backbone = _find_backbone(model)
     source, unused = _load_source(backbone, checkpoint, hub_kwargs)
@@ -79,26 +83,35 @@ def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwa
         if isinstance(backbone, PvtBackbone) and name.endswith("position_embeddings"):
             old, new = source.get_submodule(name.rpartition(".")[0]), backbone.get_submodule(name.rpartition(".")[0])
             if old.grid != new.grid and tensor.shape[2] == target.shape[2]:
-                tensor = resize_position_table(tensor, old.grid, new.grid, new.num_prefix_rows)
+                tensor = resize_position_table(tensor.float(), old.grid, new.grid, new.num_prefix_rows)
                 report.resized.append(name)
         if tensor.shape != target.shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)} in {checkpoint} and {tuple(target.shape)} in the backbone: "
-                "build the backbone with the configuration of the checkpoint (for example "
-                f'`AutoConfig.from_pretrained("{checkpoint}", out_features=[...])`).'
+                f"{_advice(checkpoint)}"
             )
         if name not in report.resized:
             report.loaded.append(name)
         new_state[name] = tensor
-    if not new_state:
+    if not any(name in new_state for name, _ in backbone.named_parameters()):
         raise ValueError(
             f"Nothing in {checkpoint} matches the backbone ({type(backbone).__name__}). In the checkpoint: "
-            f"{', '.join(report.unused[:4])} ...; in the backbone: {', '.join(list(target_state)[:4])} ..."
+            f"{', '.join(report.unused[:4]) or 'nothing'} ...; in the backbone: {', '.join(list(target_state)[:4])} ..."
         )
     with torch.no_grad():
         for name, tensor in new_state.items():
             target_state[name].copy_(tensor)
     return report
+
+
+def _advice(checkpoint: str | Path) -> str:
+    is_official = Path(checkpoint).is_file()
+    config = (
+        f'load_official_checkpoint("{checkpoint}").config'
+        if is_official
+        else f'AutoConfig.from_pretrained("{checkpoint}", out_features=[...])'
+    )
+    return f"build the backbone with the configuration of the checkpoint, `{config}`."
 
 
 def _find_backbone(model: nn.Module) -> PreTrainedModel:
@@ -130,6 +143,12 @@ def _load_source(
         raise ValueError(
             f"{checkpoint} is a {config.model_type!r} checkpoint, the backbone is {backbone.config.model_type!r}."
         )
+    if isinstance(backbone, PvtBackbone):
+        heads, expected = list(config.num_attention_heads), list(backbone.config.num_attention_heads)
+        if heads != expected:
+            raise ValueError(
+                f"{checkpoint} has {heads} attention heads per stage and the backbone {expected}: {_advice(checkpoint)}"
+            )
     config.out_features = list(config.stage_names)[-1:]  # every stage is built, whichever the checkpoint names
     # The class hides what it expects to find unused; the report shall name it.
     source_class = type(type(backbone).__name__, (type(backbone),), {"_keys_to_ignore_on_load_unexpected": None})
@@ -139,9 +158,7 @@ def _load_source(
         source, info = source_class.from_pretrained(checkpoint, config=config, output_loading_info=True, **hub_kwargs)
     finally:
         logging.set_verbosity(verbosity)
-    if len(info["missing_keys"]) == len(list(source.parameters())):
-        raise ValueError(f"Nothing in {checkpoint} matches a {type(backbone).__name__}: its weights have other names.")
     for name in info["missing_keys"]:
         module_name, _, parameter_name = name.rpartition(".")
         delattr(source.get_submodule(module_name), parameter_name)
-    return source, sorted(info["unexpected_keys"])
+    return source, [name.removeprefix(f"{backbone.base_model_prefix}.") for name in info["unexpected_keys"]]

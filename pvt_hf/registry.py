@@ -1,6 +1,12 @@
 """Registers the installed package with Transformers' Auto classes. Takes over the `pvt` model type (`exist_ok`)."""
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import (
+    IMAGE_PROCESSOR_MAPPING,
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+)
 
 from .configuration_pvt import PvtConfig
 from .image_processing_pil_pvt import PvtImageProcessorPil
@@ -14,8 +20,8 @@ def register() -> None:
     AutoModel.register(PvtConfig, PvtModel, exist_ok=True)
     AutoModelForImageClassification.register(PvtConfig, PvtForImageClassification, exist_ok=True)
     AutoBackbone.register(PvtConfig, PvtBackbone, exist_ok=True)
-    AutoImageProcessor.register(
-        PvtConfig,
-        image_processor_classes={"pil": PvtImageProcessorPil, "torchvision": PvtImageProcessor},
-        exist_ok=True,
+    # AutoImageProcessor.register first looks up what the name "PvtConfig" stands for natively, which imports the native
+    # processors and, without torchvision, warns of a fallback that concerns nobody.
+    IMAGE_PROCESSOR_MAPPING.register(
+        PvtConfig, {"pil": PvtImageProcessorPil, "torchvision": PvtImageProcessor}, exist_ok=True
     )

@@ -17,7 +17,7 @@ GOOD, BAD, INK, ACCENT = "#009E73", "#D55E00", "#222222", "#0072B2"
 
 
 def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = "") -> None:
-    """Loss and learning rate by step, and evaluation metrics, to a PNG. `history`: as `pvt_hf.training.loop` makes it."""
+    """Loss and learning rate by step, and evaluation metrics, to a PNG. `history` as `pvt_hf.training.loop` has it."""
     import matplotlib.figure
 
     steps = [entry for entry in history if "loss" in entry]
@@ -80,7 +80,7 @@ def plot_predictions(
     truth: Sequence[str],
     path: str | Path,
 ) -> None:
-    """A contact sheet to a PNG: each image under its predicted label and score, the truth beside it where they differ."""
+    """A contact sheet to a PNG: each image under its predicted label and score, the truth beside it if they differ."""
     import matplotlib.figure
 
     columns = min(8, len(images))

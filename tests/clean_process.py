@@ -12,9 +12,20 @@ from textwrap import dedent
 _PROGRESS = re.compile(r"(Loading weights|Writing model shards): +\d+%\|[^|]*\| \d+/\d+ \[[^\]]*\]")
 
 
-def run_python(code: str, *arguments: object, python: str | Path = sys.executable) -> subprocess.CompletedProcess:
+REPOSITORY = Path(__file__).parents[1]
+
+
+def run_python(
+    code: str, *arguments: object, python: str | Path = sys.executable, cwd: str | Path = REPOSITORY
+) -> subprocess.CompletedProcess:
     """
-    Runs `code` with `sys.argv[1:] == arguments` in the repository root, offline, with Transformers' own log level.
+    Runs `code` with `sys.argv[1:] == arguments`, offline and with Transformers' own log level.
+
+    Args:
+        code: what `python -c` gets, indented as it may be.
+        arguments: passed as text.
+        python: the interpreter.
+        cwd: the working directory, which is also where modules are looked for first.
 
     Returns:
         The process with `stdout` and `stderr` as text.
@@ -23,11 +34,11 @@ def run_python(code: str, *arguments: object, python: str | Path = sys.executabl
         AssertionError: it failed; the message holds what it wrote.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    for name in ("TRANSFORMERS_VERBOSITY", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "PYTHONWARNINGS"):
+    for name in ("TRANSFORMERS_VERBOSITY", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "PYTHONWARNINGS", "PYTHONPATH"):
         environment.pop(name, None)
     process = subprocess.run(
         [str(python), "-c", dedent(code), *map(str, arguments)],
-        cwd=Path(__file__).parents[1],
+        cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,

@@ -299,7 +299,7 @@ class ModelContract:
         for dynamic in (False, True):
             torch.compiler.reset()
             compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=backend)
-            for height, width in sizes if dynamic else sizes[:2]:
+            for height, width in sizes[1:] if dynamic else sizes[:2]:
                 images = random_images(2, height, width)
                 self.assert_same(self.run_model(compiled, images), self.run_model(model, images))
 

@@ -232,7 +232,7 @@ def test_position_tables_follow_the_image(height, width):
     for model in (PvtModel(config), PvtBackbone(config)):
         grids = []
         for embeddings in model.encoder.patch_embeddings:
-            embeddings.register_forward_hook(lambda module, _, output: grids.append((module, output[1])))
+            embeddings.register_forward_hook(lambda module, _, out, grids=grids: grids.append((module, out[1])))
         with torch.no_grad():
             model.eval()(random_images(1, height, width))
         assert [grid for _, grid in grids] == config.grid_sizes(height, width)

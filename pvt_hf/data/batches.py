@@ -47,8 +47,8 @@ class BatchStream(IterableDataset):
         max_bad_share: share of skipped samples above which iteration stops; a hundred samples at least are the base.
         collate: list of samples to batch.
 
-    Yields dicts: the collated tensors, `sample_ids` (list of str) and `skipped` (list of (name, reason) since the batch
-    before). The last dict of an epoch may have no tensors: only `skipped` and `dropped`, the number of samples left over.
+    Yields dicts: the collated tensors, `sample_ids` (list of str) and `skipped` (list of (name, reason) since the last
+    batch). The final dict of an epoch may have no tensors: only `skipped` and `dropped`, the count of the rest.
 
     Raises:
         RuntimeError: more than `max_bad_share` of the samples are bad; the message names some.
@@ -178,7 +178,7 @@ class BatchStream(IterableDataset):
         if position["bad"] > self.max_bad_share * max(position["seen"], 100):
             shown = "\n".join(f"  {name}: {reason}" for name, reason in skipped[-5:])
             raise RuntimeError(
-                f"{position['bad']} of {position['seen']} samples of {self.stream.name} could not be used, more than the "
+                f"{position['bad']} of {position['seen']} samples of {self.stream.name} cannot be used, more than the "
                 f"allowed share of {self.max_bad_share:.2%}. The last of them:\n{shown}\n"
                 "Mend or remove them, or raise max_bad_share."
             )

@@ -157,7 +157,7 @@ def _open_folder(folder: Path, split: str) -> tuple[datasets.IterableDataset, in
 
 
 def _files_of_split(files: list[Path], split: str, by_name: bool) -> list[Path]:
-    """Files whose names begin with a split's name (the Hub's layout) belong to it; without such names, all are train."""
+    """Files whose names begin with a split's name (the Hub's layout) belong to it; without such names all are train."""
     if not by_name:
         return files
     all_names = tuple(name for names in SPLIT_NAMES.values() for name in names)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -221,7 +219,7 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
     if num_samples and share:
         num_samples = int(num_samples * (1 - share))
     accelerator.print(
-        f"Training {type(model).__name__} ({model.num_parameters():,} parameters, {len(sample.class_names)} classes) on "
+        f"Training {type(model).__name__} ({model.num_parameters():,} parameters, {len(sample.class_names)} classes): "
         f"{train_stream.name}: {num_samples or 'unknown number of'} samples, {accelerator.num_processes} process(es), "
         f"{accelerator.device}."
     )

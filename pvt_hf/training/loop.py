@@ -40,10 +40,13 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise RuntimeError(
-            f"WORLD_SIZE is {launched}, but Accelerate runs {accelerator.num_processes} process(es), each of which would "
-            "train by itself. On CPUs use `torchrun --nproc_per_node N SCRIPT --cpu`; on GPUs `accelerate launch`."
+            f"WORLD_SIZE is {launched}, but Accelerate runs {accelerator.num_processes} process(es), each of which "
+            "would train alone. On CPUs use `torchrun --nproc_per_node N SCRIPT --cpu`; on GPUs `accelerate launch`."
         )
     set_seed(settings.seed, device_specific=True)
+    if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # A core for each loader worker: threads that wait for a taken core slow each other down badly.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - settings.num_workers))
     return accelerator
 
 
@@ -60,8 +63,8 @@ def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_s
     per_step = settings.batch_size * settings.gradient_accumulation_steps * world_size
     if num_samples < per_step:
         raise ValueError(
-            f"{num_samples} training samples do not fill one step of {per_step} (batch_size x accumulation x processes): "
-            "use a smaller --batch_size."
+            f"{num_samples} samples do not fill one step of {per_step} (batch size x accumulation x processes) "
+            ": use a smaller --batch_size."
         )
     return num_samples // per_step
 
@@ -75,7 +78,7 @@ def agree(accelerator: Accelerator, flag: bool, reduction: str) -> bool:
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a wish that the loop reads between two steps; a second Ctrl-C interrupts at once."""
+    """Turns SIGTERM and Ctrl-C into a wish that the loop reads between two steps; a second Ctrl-C interrupts now."""
 
     def __init__(self):
         self.received = None
@@ -178,7 +181,7 @@ def train(
             counts = state.pop("counts")[accelerator.process_index]
             accelerator.print(f"Resumed from {checkpoint} (epoch {state['epoch']}, step {state['step']}).")
 
-    start_time, start_seconds = time.perf_counter(), state["seconds"]
+    start_time, start_seconds, first_step = time.perf_counter(), state["seconds"], state["step"]
     progress = tqdm(
         total=total_steps, initial=state["step"], disable=not accelerator.is_main_process, unit="step", smoothing=0.05
     )
@@ -212,7 +215,7 @@ def train(
                 progress.update()
                 if state["step"] % settings.log_every_steps == 0 or state["step"] == 1:
                     seconds = time.perf_counter() - start_time
-                    images = progress.n - progress.initial
+                    images = state["step"] - first_step
                     images *= settings.batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
                     rate = optimizer.param_groups[0]["lr"]
                     state["history"].append(
@@ -312,7 +315,7 @@ def ensure_output_dir(settings: TrainingSettings) -> Path:
     folder = Path(settings.output_dir)
     if list_checkpoints(folder) and not settings.resume_from_checkpoint:
         raise FileExistsError(
-            f"{folder} holds checkpoints of an earlier run: give --resume_from_checkpoint latest, or another --output_dir."
+            f"{folder} holds checkpoints of an earlier run: --resume_from_checkpoint latest, or another --output_dir."
         )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
