@@ -125,7 +125,7 @@ def plot_attention(
 
     heads = maps[0].shape[0]
     names = ["", "mean of heads", *(f"head {head + 1}" for head in range(heads))]
-    figure = matplotlib.figure.Figure(figsize=(1.25 * len(images) + 0.4, 1.3 * len(names)), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(2.2 * len(images) + 0.4, 1.85 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), len(images), squeeze=False)
     for column, (image, attention, title) in enumerate(zip(images, maps, titles)):
         grey = np.asarray(image.convert("L"))

@@ -21,6 +21,7 @@ import accelerate
 import datasets
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import pvt_hf
@@ -31,6 +32,7 @@ from pvt_hf.training.classification import ClassificationSettings, run
 from pvt_hf.visualization import cls_attention, plot_attention, plot_curves, plot_predictions
 
 
+ROWS, COLUMNS = 4, 5
 RECIPE = Path(__file__).parent / "recipes" / "digits_pvt.yaml"
 
 
@@ -44,6 +46,14 @@ def train(output_dir: Path) -> dict:
         raise SystemExit(f"Interrupted by {report['interrupted']}.")
     plot_curves(report["history"], output_dir / "curves.png", "PVT on handwritten digits")
     return report
+
+
+def page_of(digits: list[Image.Image]) -> Image.Image:
+    """ROWS x COLUMNS digits of 32x32 pixels each on one page."""
+    page = Image.new("RGB", (32 * COLUMNS, 32 * ROWS))
+    for index, digit in enumerate(digits):
+        page.paste(digit.resize((32, 32), Image.Resampling.BICUBIC), (32 * (index % COLUMNS), 32 * (index // COLUMNS)))
+    return page
 
 
 def answer(output_dir: Path) -> None:
@@ -71,15 +81,17 @@ def answer(output_dir: Path) -> None:
         output_dir / "predictions.png",
     )
 
-    chosen = [truth.index(name) for name in stream.class_names]  # one digit of each class
-    inputs = processor([images[index] for index in chosen], return_tensors="pt")
+    # The model was trained on one digit at 32x32 pixels, one cell of the last stage. Shown a page of digits it has never
+    # seen, each as large as in training, its position tables and the last stage's grid grow with the image.
+    pages = [page_of(images[start : start + ROWS * COLUMNS]) for start in range(0, 4 * ROWS * COLUMNS, ROWS * COLUMNS)]
+    inputs = processor(pages, do_resize=False, do_center_crop=False, return_tensors="pt")
     with torch.no_grad():
-        attentions = model(**inputs, output_attentions=True).attentions[-1]
+        outputs = model(**inputs, output_attentions=True)
     grid = model.config.grid_sizes(*inputs["pixel_values"].shape[-2:])[-1]
     plot_attention(
-        [images[index] for index in chosen],
-        [cls_attention(attention, grid) for attention in attentions],
-        [f"a {truth[index]}" for index in chosen],
+        pages,
+        [cls_attention(attention, grid) for attention in outputs.attentions[-1]],
+        [f"read as {model.config.id2label[label]}" for label in outputs.logits.argmax(-1).tolist()],
         output_dir / "attention.png",
     )
     result = {
