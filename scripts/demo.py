@@ -81,8 +81,8 @@ def answer(output_dir: Path) -> None:
         output_dir / "predictions.png",
     )
 
-    # The model was trained on one digit at 32x32 pixels, one cell of the last stage. Shown a page of digits it has never
-    # seen, each as large as in training, its position tables and the last stage's grid grow with the image.
+    # The model was trained on one digit at 32x32 pixels, one cell of the last stage. Shown a page of unseen digits,
+    # each as large as in training, its position tables and the last stage's grid grow with the image.
     pages = [page_of(images[start : start + ROWS * COLUMNS]) for start in range(0, 4 * ROWS * COLUMNS, ROWS * COLUMNS)]
     inputs = processor(pages, do_resize=False, do_center_crop=False, return_tensors="pt")
     with torch.no_grad():

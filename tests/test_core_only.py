@@ -1,9 +1,9 @@
 """
 The package works with its core dependencies alone: no torchvision, no datasets, no accelerate.
 
-The wheel is built and installed into `.venv-core`, a second environment beside the development one (kept between runs
-while pyproject.toml, constraints.txt and the interpreter stay as they are). A model and a processor are saved and opened
-there; the numbers are compared with those of this environment, which has everything.
+The wheel is built and installed into `.venv-core`, a second environment beside the development one (kept between
+runs while pyproject.toml, constraints.txt and the interpreter stay as they are). A model and a processor are saved and
+opened there; the numbers are compared with those of this environment, which has everything.
 
     python -m pytest tests/test_core_only.py
 """
