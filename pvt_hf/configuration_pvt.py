@@ -189,8 +189,9 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         for stage, (size, heads) in enumerate(zip(self.hidden_sizes, self.num_attention_heads), start=1):
             if size % heads:
                 raise ValueError(
-                    f"hidden_sizes of stage {stage} is {size}, which the stage's num_attention_heads {heads} does "
-                    f"not divide: use {size // heads * heads} or {(size // heads + 1) * heads} channels or other heads."
+                    f"hidden_sizes of stage {stage} is {size}, which num_attention_heads of stage {stage}, {heads}, "
+                    f"does not divide: use {size // heads * heads} or {(size // heads + 1) * heads} channels, or other "
+                    "heads."
                 )
         if list(self.strides) != list(self.patch_sizes):
             raise ValueError(

@@ -14,7 +14,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
-from pvt_hf.image_processing_pil_pvt import decode_image, open_image
+from pvt_hf.data.samples import BadSample, decode_rgb
 from pvt_hf.visualization import annotate_classes
 
 
@@ -28,8 +28,9 @@ def classify(arguments: argparse.Namespace) -> int:
     written = set()
     for file in arguments.images:
         try:
-            image = decode_image(open_image(file), upright=True)
-        except ValueError as error:
+            # RGB here: the pipeline's own loader would saturate 16-bit images and drop transparency.
+            image = decode_rgb({"path": file, "bytes": None})
+        except BadSample as error:
             print(f"{file}: {error}", file=sys.stderr)
             failures += 1
             continue

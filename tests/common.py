@@ -228,7 +228,7 @@ class ModelContract:
         expected = self.gradients(model, images, labels)
         for reentrant in (False, True):
             other = copy.deepcopy(model)
-            other.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            other.activation_checkpointing_enable({"use_reentrant": reentrant})
             recomputed = [m for m in other.modules() if getattr(m, "gradient_checkpointing", False)]
             assert recomputed
             torch.manual_seed(0)

@@ -154,7 +154,7 @@ def train(
     per_epoch = steps_per_epoch(settings, num_samples, accelerator.num_processes)
     total_steps = per_epoch * settings.epochs
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
     scheduler = cosine_schedule(
         optimizer,
