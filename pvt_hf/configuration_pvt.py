@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -106,6 +107,8 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         self._validate()
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 1000  # ImageNet-1K, as the native default
+        if kwargs.get("num_labels") is not None and kwargs["num_labels"] < 0:
+            raise ValueError(f"num_labels must be at least 1, or 0 for no head, got {kwargs['num_labels']}.")
         self.image_size = _square_as_int(self.image_size)
         kwargs.pop("stage_names", None)  # derived; a file may carry those of another depth
         self.stage_names = [f"stage{index}" for index in range(1, self.num_encoder_blocks + 1)]
@@ -178,6 +181,8 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"num_encoder_blocks must be at least 1, got {stages}.")
         for name in _STAGE_FIELDS:
             values = getattr(self, name)
+            if not isinstance(values, list | tuple) or not all(isinstance(value, int) for value in values):
+                raise ValueError(f"{name} must be a list of {stages} integers, one per stage, got {values!r}.")
             if len(values) != stages:
                 raise ValueError(
                     f"{name} has {len(values)} entries ({list(values)}) but num_encoder_blocks is {stages}: "
@@ -202,8 +207,10 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a probability of at least 0 and below 1, got {getattr(self, name)}.")
         for name in ("layer_norm_eps", "reduction_layer_norm_eps"):
-            if getattr(self, name) <= 0:
+            if not isinstance(getattr(self, name), float | int) or getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act {self.hidden_act!r} is unknown: choose one of {', '.join(sorted(ACT2FN))}.")
         if self.num_channels < 1:
             raise ValueError(f"num_channels must be at least 1, got {self.num_channels}.")
         sides = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)

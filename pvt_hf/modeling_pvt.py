@@ -350,10 +350,15 @@ class PvtPreTrainedModel(PreTrainedModel):
         """Raises a ValueError for what no PVT can read; casts to the dtype of the weights, as the other models do."""
         if pixel_values is None:
             raise ValueError("pixel_values is missing: give a tensor (batch, channels, height, width).")
-        if pixel_values.ndim != 4 or not pixel_values.is_floating_point():
+        if pixel_values.ndim != 4:
             raise ValueError(
-                "pixel_values must be a floating-point tensor (batch, channels, height, width), got "
-                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}: the image processor makes one from images."
+                f"pixel_values must have the four dimensions (batch, channels, height, width), got shape "
+                f"{tuple(pixel_values.shape)}: a single image needs a batch of one, `pixel_values[None]`."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be floating point, got {pixel_values.dtype}: the image processor scales and "
+                "normalises images."
             )
         _, num_channels, height, width = pixel_values.shape
         if num_channels != self.config.num_channels:

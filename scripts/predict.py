@@ -20,9 +20,13 @@ from pvt_hf.visualization import annotate_classes
 
 def classify(arguments: argparse.Namespace) -> int:
     """Prints the best labels of every image and writes `NAME.classes.png`; returns the number of failures."""
-    classifier = pipeline(
-        "image-classification", model=arguments.model, device=arguments.device, trust_remote_code=False
-    )
+    try:
+        classifier = pipeline("image-classification", model=arguments.model, device=arguments.device)
+    except (OSError, ValueError) as error:
+        raise SystemExit(
+            f"Cannot load {arguments.model}: no such folder with a model here, and as a Hub id it gave: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
     failures = 0
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     written = set()

@@ -14,4 +14,7 @@ from pvt_hf.training.classification import ClassificationSettings, run
 
 
 if __name__ == "__main__":
-    run(parse_arguments(ClassificationSettings))
+    try:
+        run(parse_arguments(ClassificationSettings))
+    except (FileNotFoundError, FileExistsError, ConnectionError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from None

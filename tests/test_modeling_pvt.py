@@ -307,6 +307,11 @@ def test_convolutions_keep_the_default_initialisation():
         ({"drop_path_rate": 1.0}, ["drop_path_rate", "1.0"]),
         ({"num_encoder_blocks": 0}, ["num_encoder_blocks"]),
         ({"num_channels": 0}, ["num_channels"]),
+        ({"num_labels": -3}, ["num_labels", "-3"]),
+        ({"hidden_act": "gleu"}, ["hidden_act", "gleu", "gelu"]),
+        ({"depths": [1.5, 2, 2, 2]}, ["depths", "1.5"]),
+        ({"depths": 2}, ["depths", "4 integers"]),
+        ({"layer_norm_eps": "a"}, ["layer_norm_eps", "a"]),
         ({"layer_norm_eps": 0.0}, ["layer_norm_eps"]),
     ],
 )

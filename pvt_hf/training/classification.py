@@ -245,7 +245,10 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
         processor.save_pretrained(output_dir)
         plot_curves(report["history"], output_dir / "curves.png")
         (output_dir / "run.json").write_text(json.dumps(report, indent=2))
-        accelerator.print(f"Saved the model, its processor, run.json and curves.png in {output_dir}.")
+        accelerator.print(
+            f"{report['skipped']} unusable samples skipped, {report['dropped']} left over from incomplete batches.\n"
+            f"Saved the model, its processor, run.json and curves.png in {output_dir}."
+        )
     elif report["interrupted"]:
         accelerator.print(
             f"Stopped by {report['interrupted']}; the checkpoint is saved. Go on with --resume_from_checkpoint latest."
