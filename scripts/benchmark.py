@@ -62,7 +62,9 @@ def parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if min(height, width) < 32:
-        raise ValueError(f"{text!r} is no image size: give one like 512 or 800x1312, at least 32 pixels a side.")
+        raise ValueError(
+            f"--sizes: {text!r} is no image size. Give one like 512 or 800x1312, at least 32 pixels a side."
+        )
     return height, width
 
 
@@ -92,7 +94,7 @@ class ModelsArguments:
     row_seconds: float = field(
         default=12.0, metadata={"help": f"Time for the pairs of a row; at least {MIN_PAIRS} are run in any case."}
     )
-    max_minutes: float = field(default=15.0, metadata={"help": "No row is started later than this."})
+    max_minutes: float = field(default=12.0, metadata={"help": "No row is started later than this."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads; by default PyTorch's choice."})
 
     def __post_init__(self):
@@ -102,8 +104,10 @@ class ModelsArguments:
             raise ValueError(f"--image_size must be a multiple of 32, got {self.image_size}.")
         if self.repeats < MIN_PAIRS:
             raise ValueError(f"--repeats must be at least {MIN_PAIRS}, got {self.repeats}.")
-        if min(self.batch_sizes) < 1 or (self.threads is not None and self.threads < 1):
-            raise ValueError("--batch_sizes and --threads must be at least 1.")
+        if min(self.batch_sizes) < 1:
+            raise ValueError(f"--batch_sizes must be at least 1, got {self.batch_sizes}.")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {self.threads}.")
         if self.output is not None and self.output.is_dir():
             raise ValueError(f"--output {self.output} is a folder: give the name of a JSON file.")
         if self.device == "auto":
@@ -184,13 +188,9 @@ def seconds_of(run: Callable[[], Any], device: str) -> float:
 
 def compare(sides: list[Side], mode: str, images: torch.Tensor, labels: torch.Tensor, tolerance: float) -> float:
     """
-    Runs both models once and compares logits and, for forward+backward, all gradients.
+    Runs both models once; returns the largest difference of logits and gradients, each relative to the largest of them.
 
-    Returns:
-        The largest difference, relative to the largest logit or gradient.
-
-    Raises:
-        DisagreementError: it exceeds `tolerance`, or is not a number.
+    Raises a DisagreementError if it exceeds `tolerance` or is not a number.
     """
     values = []
     for side in sides:
@@ -315,17 +315,9 @@ def summarise(seconds: list[float]) -> dict[str, Any]:
 
 def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArguments, matmul: float) -> dict[str, Any]:
     """
-    Compares the two models, warms them up and times pairs of calls.
+    Compares the two models, warms them up and times pairs of calls; `matmul` is the machine's GFLOP per second.
 
-    Args:
-        row: section, mode, compiled, batch_size, height, width.
-        matmul: GFLOP per second of the machine.
-
-    Returns:
-        `row` with the results; a `RowError` becomes its `error`.
-
-    Raises:
-        DisagreementError: the two models do not compute the same.
+    Returns `row` with the results; a RowError becomes its `error`. Raises a DisagreementError as `compare` does.
     """
     images, labels = make_inputs(row, arguments)
     mode, device = row["mode"], arguments.device
@@ -396,7 +388,7 @@ def describe_environment(arguments: ModelsArguments) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU",
         "cpu": f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores",
         "threads": arguments.threads,
-        "load_average": os.getloadavg()[0],
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
