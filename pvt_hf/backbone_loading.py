@@ -123,8 +123,8 @@ def _find_backbone(model: nn.Module) -> PreTrainedModel:
     if len(backbones) != 1:
         found = ", ".join(type(module).__name__ for module in backbones) or "none"
         raise ValueError(
-            f"{type(model).__name__} must contain exactly one Transformers backbone, found: {found}. "
-            "Pass the backbone itself if there are several."
+            f"{type(model).__name__} must contain exactly one Transformers backbone, found: {found}. Pass the backbone "
+            "itself, or a model that was built on one."
         )
     return backbones[0]
 

@@ -463,7 +463,6 @@ class PvtBackbone(BackboneMixin, PvtPreTrainedModel):
         )
         self.post_init()
 
-    @can_return_tuple
     @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """

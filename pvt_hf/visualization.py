@@ -68,7 +68,7 @@ def annotate_classes(image: Image.Image, predictions: Sequence[dict[str, Any]]) 
         draw.rectangle((margin, top, margin + bar, top + row - 4), fill="#CFE3F3" if index else "#8FC1E8")
         text = f"{prediction['label']}  {prediction['score']:.1%}"
         while len(text) > 8 and draw.textlength(text, font) > image.width - 3 * margin:
-            text = text[:-2] + "…" if text[-1] != "…" else text[:-2] + "…"
+            text = text[:-2] + "…"
         draw.text((margin + 6, top + (row - 4) / 2), text, INK, font, anchor="lm")
     return canvas
 

@@ -62,8 +62,6 @@ class ModelContract:
     model_class: type
     image_sizes = ((64, 64), (32, 32), (96, 64), (45, 101), (128, 160))
     has_labels = False
-    # Without: torch.compile and torch.export of the whole forward are not claimed.
-    compiles = True
 
     def make_config(self, **overrides):
         raise NotImplementedError
@@ -304,17 +302,13 @@ class ModelContract:
                 self.assert_same(self.run_model(compiled, images), self.run_model(model, images))
 
     def test_compiles_without_graph_breaks(self):
-        if self.compiles:
-            self.compare_compiled("eager")
+        self.compare_compiled("eager")
 
     @pytest.mark.slow
     def test_compiles_with_inductor(self):
-        if self.compiles:
-            self.compare_compiled("inductor")
+        self.compare_compiled("inductor")
 
     def test_compiled_training_step(self):
-        if not self.compiles:
-            return
         torch.compiler.reset()
         model = self.make_model().train()
         images, labels = random_images(2, 64, 64), self.make_labels(2) if self.has_labels else None
@@ -326,8 +320,6 @@ class ModelContract:
             torch.testing.assert_close(parameter.grad, expected[name], **FP32_TOLERANCE)
 
     def test_exports_with_dynamic_batch_height_and_width(self):
-        if not self.compiles:
-            return
         model = self.make_model()
         # Below 64 the last grid can have a side of 1, a size that the exporter specialises on.
         minimum = 64
@@ -336,16 +328,11 @@ class ModelContract:
             2: torch.export.Dim("height", min=minimum, max=4096),
             3: torch.export.Dim("width", min=minimum, max=4096),
         }
-        program = torch.export.export(
-            model, (random_images(2, 64, 96),), dynamic_shapes={"pixel_values": dims, **self.export_extra_shapes()}
-        )
+        program = torch.export.export(model, (random_images(2, 64, 96),), dynamic_shapes={"pixel_values": dims})
         exported = program.module()
         for batch, height, width in ((1, 64, 64), (3, 64, 160), (2, 101, 77)):
             images = random_images(batch, height, width)
             self.assert_same(self.run_model(exported, images), self.run_model(model, images))
-
-    def export_extra_shapes(self) -> dict:
-        return {}
 
     # Placement
 

@@ -647,7 +647,6 @@ def test_return_types(processor, backend):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_device():
     image = noise(300, 400)
     expected = pixels(PvtImageProcessor(), image)

@@ -22,10 +22,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pvt_hf import PvtConfig, PvtForImageClassification, PvtImageProcessor
+from pvt_hf.data.batches import BatchStream
+from pvt_hf.data.samples import ClassificationSample
+from pvt_hf.data.streams import open_stream
+from pvt_hf.data.transforms import ProcessorTransform
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
 from pvt_hf.training import loop
 from pvt_hf.training.arguments import parse_arguments
-from pvt_hf.training.classification import ClassificationSettings, MixedLoss
+from pvt_hf.training.classification import ClassificationSettings, MixedLoss, build_model
 from pvt_hf.training.optimizer import cosine_schedule, parameter_groups
 from pvt_hf.variants import get_config
 
@@ -323,3 +327,57 @@ def test_transformers_trainer_on_a_stream(tmp_path):
     assert reloaded.config.id2label == names
     again = Trainer(reloaded, arguments, eval_dataset=test, compute_metrics=compute_metrics).evaluate()
     assert again["eval_accuracy@1"] == metrics["eval_accuracy@1"]
+
+
+def train_in_process(tmp_path, name, photos, compute_loss=None, **overrides):
+    """Two epochs of `loop.train` without a script: (weights, report)."""
+    settings = ClassificationSettings(
+        output_dir=str(tmp_path / name), cpu=True, num_workers=0, shuffle_window=0, epochs=2, warmup_epochs=0.5,
+        learning_rate=1e-3, mixup=0, cutmix=0, **overrides,
+    )  # fmt: skip
+    accelerator = loop.make_accelerator(settings)
+    stream = open_stream(str(photos))
+    transform = ProcessorTransform(PvtImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False))
+    batches = BatchStream(stream, ClassificationSample(stream, transform), settings.batch_size, drop_last=True)
+    torch.manual_seed(0)
+    model = PvtForImageClassification(tiny_pvt_config(num_labels=2, image_size=32))
+    compute_loss = compute_loss or (lambda model, batch: model(**batch).loss)
+    model, report = loop.train(
+        accelerator, settings, model, batches, stream.num_samples, compute_loss, lambda model: {"accuracy@1": 0.0}
+    )
+    return model.state_dict(), report
+
+
+def test_accumulated_gradients_equal_those_of_the_large_batch(tmp_path):
+    photos = make_photos(tmp_path / "photos", 16)
+    large, one = train_in_process(tmp_path, "large", photos, batch_size=8)
+    small, two = train_in_process(tmp_path, "small", photos, batch_size=4, gradient_accumulation_steps=2)
+    assert one["steps"] == two["steps"] == 8
+    # AdamW does not feel a factor on the loss, so the loss itself is compared too.
+    torch.testing.assert_close(one["history"][0]["loss"], two["history"][0]["loss"], atol=1e-5, rtol=0)
+    start = PvtForImageClassification(tiny_pvt_config(num_labels=2, image_size=32)).state_dict()
+    for name, tensor in large.items():
+        # AdamW divides by the gradient's own size: where that is rounding, so is the step. Steps are up to 1e-3 each.
+        torch.testing.assert_close(small[name], tensor, atol=2e-4, rtol=1e-3)
+    assert any((large[name] - start[name]).abs().max() > 2e-3 for name in large)
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    photos = make_photos(tmp_path / "photos", 16)
+    calls = []
+
+    def compute_loss(model, batch):
+        calls.append(1)
+        return model(**batch).loss * (float("nan") if len(calls) == 6 else 1.0)
+
+    with pytest.raises(FloatingPointError, match=r"step 5 is not finite. Samples: .*\.jpg.*checkpoint-00000004"):
+        train_in_process(tmp_path, "stops", photos, compute_loss, batch_size=8)
+    calls.clear()
+    weights_after, report = train_in_process(tmp_path, "skips", photos, compute_loss, batch_size=8, skip_nonfinite=True)
+    assert report["nonfinite_steps"] == 1 and report["steps"] == 8
+    assert all(torch.isfinite(tensor).all() for tensor in weights_after.values())
+
+
+def test_a_single_class_is_refused():
+    with pytest.raises(ValueError, match="only the class 'apple'"):
+        build_model(ClassificationSettings(output_dir="unused"), ("apple",))

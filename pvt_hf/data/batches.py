@@ -45,9 +45,8 @@ class BatchStream(IterableDataset):
         drop_last: whether an incomplete last batch is dropped (training) or given (evaluation).
         keep: chooses samples by name before anything is decoded (to hold some out).
         max_bad_share: share of skipped samples above which iteration stops; a hundred samples at least are the base.
-        collate: list of samples to batch.
 
-    Yields dicts: the collated tensors, `sample_ids` (list of str) and `skipped` (list of (name, reason) since the last
+    Yields dicts: the stacked tensors, `sample_ids` (list of str) and `skipped` (list of (name, reason) since the last
     batch). The final dict of an epoch may have no tensors: only `skipped` and `dropped`, the count of the rest.
 
     Raises:
@@ -67,14 +66,13 @@ class BatchStream(IterableDataset):
         drop_last: bool = False,
         keep: Callable[[str], bool] | None = None,
         max_bad_share: float = 0.01,
-        collate: Callable[[list[Sample]], dict[str, Any]] = stack,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.stream, self.prepare, self.batch_size = stream, prepare, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.shuffle_window, self.drop_last, self.keep = shuffle_window, drop_last, keep
-        self.max_bad_share, self.collate = max_bad_share, collate
+        self.max_bad_share = max_bad_share
         self.epoch = 0
         self.source = split_dataset_by_node(stream.dataset, rank, world_size)
         self._state: dict[str, Any] | None = None
@@ -136,11 +134,11 @@ class BatchStream(IterableDataset):
             ids.append(name)
             if len(samples) == self.batch_size:
                 self._state = {**self._identity(), "epoch": self.epoch, "position": dict(position)}
-                yield {**self.collate(samples), "sample_ids": ids, "skipped": skipped}
+                yield {**stack(samples), "sample_ids": ids, "skipped": skipped}
                 samples, ids, skipped = [], [], []
         self._state = {**self._identity(), "epoch": self.epoch, "position": dict(position)}
         if samples and not self.drop_last:
-            yield {**self.collate(samples), "sample_ids": ids, "skipped": skipped}
+            yield {**stack(samples), "sample_ids": ids, "skipped": skipped}
         elif samples or skipped:
             yield {"skipped": skipped, "dropped": len(samples)}
 

@@ -62,7 +62,7 @@ class ClassificationSample:
         class_names: the model's labels, in order; defaults to the stream's. String labels are looked up in it.
 
     Raises:
-        ValueError: the stream has no label column, or no class names are known.
+        ValueError: the stream has no label column, no class names are known, or there is only one.
     """
 
     def __init__(

@@ -81,7 +81,8 @@ def parse_arguments(argument_class: type, arguments: Sequence[str] | None = None
             parser.error(f"{recipe} sets {', '.join(unknown)}, which this script does not have.")
         flags = []
         for name, value in values.items():
-            flags += [f"--{name}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
+            text = "" if value is None else value  # `name:` with nothing behind it
+            flags += [f"--{name}", json.dumps(text) if isinstance(text, dict | list) else str(text)]
         arguments = flags + arguments
     try:
         (parsed,) = parser.parse_args_into_dataclasses(arguments)

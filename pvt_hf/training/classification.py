@@ -67,7 +67,11 @@ class ClassificationSettings(TrainingSettings):
 
 
 def build_model(settings: ClassificationSettings, class_names: tuple[str, ...]) -> PreTrainedModel:
-    """The model to train: a checkpoint with a head of the right size, or a new one."""
+    """
+    The model to train: a checkpoint with a head of the right size, or a new one. ValueError for a single class.
+    """
+    if len(class_names) < 2:
+        raise ValueError(f"There is only the class {class_names[0]!r}, and so nothing to tell apart: give two or more.")
     id2label = dict(enumerate(class_names))
     labels = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
     if settings.model:
@@ -203,7 +207,7 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
         seed=settings.seed,
         shuffle_window=settings.shuffle_window,
         drop_last=True,
-        keep=_NotHeldOut(share) if share else None,
+        keep=_Part(share, held_out=False) if share else None,
         max_bad_share=settings.max_bad_share,
         **place,
     )
@@ -211,7 +215,7 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
         eval_stream,
         ClassificationSample(eval_stream, ProcessorTransform(processor), sample.class_names),
         settings.batch_size,
-        keep=_HeldOut(share) if share else None,
+        keep=_Part(share, held_out=True) if share else None,
         max_bad_share=settings.max_bad_share,
         **place,
     )
@@ -258,16 +262,11 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
 
 
 @dataclass
-class _HeldOut:
+class _Part:
+    """Chooses the held-out samples, or the others; a class, because loader workers may have to pickle it."""
+
     share: float
+    held_out: bool
 
     def __call__(self, name: str) -> bool:
-        return is_held_out(name, self.share)
-
-
-@dataclass
-class _NotHeldOut:
-    share: float
-
-    def __call__(self, name: str) -> bool:
-        return not is_held_out(name, self.share)
+        return is_held_out(name, self.share) == self.held_out

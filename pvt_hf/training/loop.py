@@ -7,6 +7,7 @@ each step the processes agree whether all of them have a batch, and the epoch en
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -63,8 +64,8 @@ def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_s
     per_step = settings.batch_size * settings.gradient_accumulation_steps * world_size
     if num_samples < per_step:
         raise ValueError(
-            f"{num_samples} samples do not fill one step of {per_step} (batch size x accumulation x processes) "
-            ": use a smaller --batch_size."
+            f"{num_samples} samples do not fill one step of {per_step} (batch size x accumulation x processes): "
+            "use a smaller --batch_size."
         )
     return num_samples // per_step
 
@@ -146,7 +147,7 @@ def train(
 
     Returns:
         The unwrapped model, and a report: `history` (list of dicts by step), `metrics` (the last evaluation), `steps`,
-        `skipped`, `dropped`, `seconds`, `interrupted` (None or the signal's name).
+        `skipped`, `dropped`, `nonfinite_steps`, `seconds`, `interrupted` (None or the signal's name).
 
     Raises:
         FloatingPointError: a loss is not finite; the message has the step, the samples and the last checkpoint.
@@ -172,6 +173,7 @@ def train(
         "world_size": accelerator.num_processes,
         "history": [],
         "seconds": 0.0,
+        "nonfinite_steps": 0,
     }
     stream_state = None
     if settings.resume_from_checkpoint:
@@ -257,6 +259,7 @@ def train(
         "metrics": {k: v for k, v in evaluations[-1].items() if k not in ("step", "epoch")} if evaluations else {},
         "seconds": start_seconds + time.perf_counter() - start_time,
         "interrupted": interrupted,
+        "nonfinite_steps": state["nonfinite_steps"],
         **{name: sum(count[name] for count in totals) for name in counts},
     }
     return accelerator.unwrap_model(model).eval(), report
@@ -276,25 +279,24 @@ def _step(
     for index, batch in enumerate(group):
         tensors = {key: value for key, value in batch.items() if key not in ("sample_ids", "skipped")}
         tensors = send_to_device(tensors, accelerator.device, non_blocking=True)
-        last = index == len(group) - 1
-        with accelerator.autocast():
-            loss = compute_loss(model, tensors) / len(group)
-        finite = math.isfinite(loss.item())
-        if not agree(accelerator, finite, "all"):
-            if not settings.skip_nonfinite:
-                kept = (list_checkpoints(settings.output_dir) or ["none"])[-1]
-                names = ", ".join(batch["sample_ids"]) if not finite else "another process' batch"
-                raise FloatingPointError(
-                    f"The loss of step {state['step']} is not finite. Samples: {names}. Last good checkpoint: {kept}."
-                )
-            state["nonfinite"] = state.get("nonfinite", 0) + 1
-            optimizer.zero_grad()
-            return loss.detach()
-        if last or not hasattr(model, "no_sync"):
+        # Gradients are averaged over the processes once per step; DDP decides that in the forward pass.
+        is_last = index == len(group) - 1
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+            with accelerator.autocast():
+                loss = compute_loss(model, tensors) / len(group)
+            finite = math.isfinite(loss.item())
+            if not agree(accelerator, finite, "all"):
+                if not settings.skip_nonfinite:
+                    kept = (list_checkpoints(settings.output_dir) or ["none"])[-1]
+                    names = "another process' batch" if finite else ", ".join(batch["sample_ids"])
+                    raise FloatingPointError(
+                        f"The loss of step {state['step']} is not finite. Samples: {names}. "
+                        f"Last good checkpoint: {kept}."
+                    )
+                state["nonfinite_steps"] += 1
+                optimizer.zero_grad()
+                return loss.detach()
             accelerator.backward(loss)
-        else:
-            with model.no_sync():
-                accelerator.backward(loss)
         total += loss.detach()
     if settings.max_grad_norm:
         accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
