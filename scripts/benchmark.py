@@ -427,7 +427,7 @@ def save(results: dict[str, Any], output: Path | None) -> None:
 
 
 def measure_rows(rows: list[dict[str, Any]], arguments: ModelsArguments, results: dict[str, Any]) -> None:
-    """Fills `results`, prints each row and saves after it. Raises a DisagreementError as `measure_row` does."""
+    """Fills `results`, saves after each row and prints it. Raises a DisagreementError as `measure_row` does."""
     start = time.perf_counter()
     results["matmul"] = matmul = measure_matmul(arguments.device, arguments.dtype)
     print(f"matmul {matmul['side']}x{matmul['side']} {arguments.dtype}: {matmul['gflop_per_second']:.1f} GFLOP/s")
@@ -445,9 +445,10 @@ def measure_rows(rows: list[dict[str, Any]], arguments: ModelsArguments, results
                 head = f"{section:<27}{'pixels':<10}batch  {first:<29}{second:<29}{'/'.join(names):<21}pairs  share"
                 progress.write(f"\n{head}")
             result = measure_row(row, sides, arguments, matmul["gflop_per_second"])
-            progress.write(format_row(result, names))
+            # Kept before it is shown: Ctrl-C between the two must not lose a row that the user has seen.
             results["rows"].append(result)
             save(results, arguments.output)
+            progress.write(format_row(result, names))
 
 
 def benchmark_models(arguments: ModelsArguments) -> int:

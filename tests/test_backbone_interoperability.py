@@ -430,7 +430,7 @@ def two_backbones():
     [
         (lambda: nn.Linear(2, 2), "classifier", ValueError, ["Linear", "none"]),
         (lambda: PvtForImageClassification(tiny_pvt_config()), "classifier", ValueError, ["exactly one", "none"]),
-        (two_backbones, "classifier", ValueError, ["PvtBackbone, SwinBackbone", "several"]),
+        (two_backbones, "classifier", ValueError, ["PvtBackbone, SwinBackbone", "Pass the backbone itself"]),
         (make_backbone, "resnet", ValueError, ["'resnet'", "'pvt'"]),
         (make_detr, "detr", ValueError, ["'detr'", "'pvt'"]),
         (
