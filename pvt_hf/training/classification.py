@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
@@ -18,17 +16,17 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from .. import __version__
 from ..configuration_pvt import PvtConfig
-from ..data.batches import BatchStream, make_loader
+from ..data.batches import BatchStream
 from ..data.samples import ClassificationSample, is_held_out
 from ..data.streams import Stream, open_stream
 from ..data.transforms import ProcessorTransform, training_transform
 from ..image_processing_pvt import PvtImageProcessor
-from ..metrics.accuracy_at_k import AccuracyAtK
 from ..modeling_pvt import PvtForImageClassification
 from ..variants import get_variant
 from ..visualization import plot_curves
 from .arguments import TrainingSettings
-from .loop import ensure_output_dir, gather_objects, make_accelerator, train
+from .evaluation import evaluate_classifier
+from .loop import ensure_output_dir, make_accelerator, train
 
 
 @dataclass
@@ -141,38 +139,6 @@ class MixedLoss:
             return self.hard_loss(model(images).logits, labels)
         images, targets = self.mixup(images, labels)
         return self.soft_loss(model(images).logits, targets)
-
-
-@torch.no_grad()
-def evaluate_classifier(
-    accelerator: Accelerator, model: nn.Module, batches: BatchStream, num_workers: int
-) -> dict[str, float]:
-    """
-    Top-1, top-5 (top-k if there are fewer classes) and mean cross-entropy over a stream, every sample once, over all
-    processes. Returns the same on each.
-    """
-    ranked, labels, loss_sum, skipped = [], [], 0.0, 0
-    for batch in make_loader(batches, num_workers):
-        skipped += len(batch["skipped"])
-        if "sample_ids" not in batch:
-            continue
-        images = send_to_device(batch["pixel_values"], accelerator.device)
-        with accelerator.autocast():
-            logits = model(images).logits
-        logits = logits.float().cpu()
-        loss_sum += nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
-        ranked += logits.topk(min(5, logits.shape[1])).indices.tolist()
-        labels += batch["labels"].tolist()
-    parts = gather_objects(accelerator, (ranked, labels, loss_sum, skipped))
-    ranked, labels = [r for part in parts for r in part[0]], [label for part in parts for label in part[1]]
-    if not labels:
-        raise ValueError(f"{batches.stream.name} has no sample to evaluate on.")
-    ranks = (1, min(5, len(ranked[0])))
-    metrics = AccuracyAtK(keep_in_memory=True).compute(predictions=ranked, references=labels, k=ranks)
-    metrics["eval_loss"] = sum(part[2] for part in parts) / len(labels)
-    metrics["eval_samples"] = len(labels)
-    metrics["eval_skipped"] = sum(part[3] for part in parts)
-    return metrics
 
 
 def run(settings: ClassificationSettings) -> dict[str, Any]:
