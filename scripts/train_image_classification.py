@@ -9,6 +9,7 @@ Trains or fine-tunes an image classifier on a stream, on one process or many.
 `--help` lists every argument.
 """
 
+from pvt_hf.data.batches import StreamError
 from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.classification import ClassificationSettings, run
 
@@ -16,5 +17,5 @@ from pvt_hf.training.classification import ClassificationSettings, run
 if __name__ == "__main__":
     try:
         run(parse_arguments(ClassificationSettings))
-    except (FileNotFoundError, FileExistsError, ConnectionError, FloatingPointError) as error:
+    except (OSError, StreamError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None

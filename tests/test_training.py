@@ -27,7 +27,7 @@ from pvt_hf.data.samples import ClassificationSample
 from pvt_hf.data.streams import open_stream
 from pvt_hf.data.transforms import ProcessorTransform
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
-from pvt_hf.training import loop
+from pvt_hf.training import launch, loop
 from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.classification import ClassificationSettings, MixedLoss, build_model
 from pvt_hf.training.optimizer import cosine_schedule, parameter_groups
@@ -230,10 +230,10 @@ def test_two_processes(tmp_path):
 
 def test_processes_that_would_not_know_of_each_other(monkeypatch):
     """What `accelerate launch --cpu` can do: several processes, each of which believes to be alone."""
-    monkeypatch.setattr(loop, "Accelerator", lambda **kwargs: type("Alone", (), {"num_processes": 1}))
+    monkeypatch.setattr(launch, "Accelerator", lambda **kwargs: type("Alone", (), {"num_processes": 1}))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="WORLD_SIZE is 2, but Accelerate runs 1"):
-        loop.make_accelerator(ClassificationSettings(output_dir="unused"))
+        launch.make_accelerator(ClassificationSettings(output_dir="unused"))
 
 
 def make_photos(root: Path, count: int) -> Path:
@@ -335,7 +335,7 @@ def train_in_process(tmp_path, name, photos, compute_loss=None, **overrides):
         output_dir=str(tmp_path / name), cpu=True, num_workers=0, shuffle_window=0, epochs=2, warmup_epochs=0.5,
         learning_rate=1e-3, mixup=0, cutmix=0, **overrides,
     )  # fmt: skip
-    accelerator = loop.make_accelerator(settings)
+    accelerator = launch.make_accelerator(settings)
     stream = open_stream(str(photos))
     transform = ProcessorTransform(PvtImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False))
     batches = BatchStream(stream, ClassificationSample(stream, transform), settings.batch_size, drop_last=True)
@@ -343,7 +343,8 @@ def train_in_process(tmp_path, name, photos, compute_loss=None, **overrides):
     model = PvtForImageClassification(tiny_pvt_config(num_labels=2, image_size=32))
     compute_loss = compute_loss or (lambda model, batch: model(**batch).loss)
     model, report = loop.train(
-        accelerator, settings, model, batches, stream.num_samples, compute_loss, lambda model: {"accuracy@1": 0.0}
+        accelerator, settings, model, batches, stream.num_samples, compute_loss, lambda model: {"accuracy@1": 0.0},
+        "accuracy@1",
     )
     return model.state_dict(), report
 

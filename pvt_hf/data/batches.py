@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import random
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -23,10 +26,17 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from .samples import BadSample, sample_id, stack
+from .sharding import split_strategy
 from .streams import Stream
 
 
 Sample = dict[str, torch.Tensor]
+# Seconds before each new attempt to read from a source that failed: a network share that comes back, say
+RETRY_SECONDS = (1.0, 4.0, 10.0)
+
+
+class StreamError(RuntimeError):
+    """A stream that cannot go on: its source cannot be read, or too many of its samples are unusable."""
 
 
 class BatchStream(IterableDataset):
@@ -37,20 +47,24 @@ class BatchStream(IterableDataset):
         stream: the source.
         prepare: example to sample; raises [`BadSample`] for one to skip.
         batch_size: samples per batch on this process.
-        rank, world_size: this process among all. Whole shards go to a process if their number divides evenly,
-            otherwise every `world_size`-th example.
+        rank, world_size: this process among all.
         seed: of shuffling and augmentation.
         shuffle_window: examples that are read ahead and permuted; 0 keeps the order of the source. Shards are
             shuffled in every epoch unless it is 0.
+        repeats: how often each sample comes, in other augmentations, on that many different processes (as far as there
+            are so many) and within so many samples of each, as DeiT's repeated augmentation does. Give the loop a
+            limit: an epoch of as many samples as without repeats is over after the first 1/`repeats` of the stream.
         drop_last: whether an incomplete last batch is dropped (training) or given (evaluation).
         keep: chooses samples by name before anything is decoded (to hold some out).
         max_bad_share: share of skipped samples above which iteration stops; a hundred samples at least are the base.
+        strategy: "shards" or "examples", see [`pvt_hf.data.sharding.split_strategy`], which chooses by default. With
+            "examples", no shuffling and no workers, the processes' batches together are those of a single process.
 
     Yields dicts: the stacked tensors, `sample_ids` (list of str) and `skipped` (list of (name, reason) since the last
     batch). The final dict of an epoch may have no tensors: only `skipped` and `dropped`, the count of the rest.
 
     Raises:
-        RuntimeError: more than `max_bad_share` of the samples are bad; the message names some.
+        StreamError: the source fails again and again, or more than `max_bad_share` of the samples are bad.
     """
 
     def __init__(
@@ -63,18 +77,25 @@ class BatchStream(IterableDataset):
         world_size: int = 1,
         seed: int = 0,
         shuffle_window: int = 0,
+        repeats: int = 1,
         drop_last: bool = False,
         keep: Callable[[str], bool] | None = None,
         max_bad_share: float = 0.01,
+        strategy: str | None = None,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if batch_size < 1 or repeats < 1:
+            raise ValueError(f"batch_size and repeats must be at least 1, got {batch_size} and {repeats}.")
         self.stream, self.prepare, self.batch_size = stream, prepare, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.shuffle_window, self.drop_last, self.keep = shuffle_window, drop_last, keep
+        self.shuffle_window, self.repeats, self.drop_last, self.keep = shuffle_window, repeats, drop_last, keep
         self.max_bad_share = max_bad_share
+        self.strategy = strategy or split_strategy(stream.dataset.num_shards, world_size)
         self.epoch = 0
-        self.source = split_dataset_by_node(stream.dataset, rank, world_size)
+        # Part p of the stream is also read by the processes p + 1, ... p + repeats - 1.
+        self.turns = [(rank - turn) % world_size for turn in range(repeats)]
+        self.parts = {
+            part: split_dataset_by_node(stream.dataset, part, world_size, strategy=self.strategy) for part in self.turns
+        }
         self._state: dict[str, Any] | None = None
         self._resume: dict[str, Any] | None = None
 
@@ -100,28 +121,23 @@ class BatchStream(IterableDataset):
             "world_size": self.world_size,
             "seed": self.seed,
             "shuffle_window": self.shuffle_window,
+            "repeats": self.repeats,
+            "strategy": self.strategy,
         }
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         worker_id = worker.id if worker is not None else 0
         resume, self._resume = self._resume, None
+        start = {"window": 0, "taken": 0, "source": None}
+        position = {"parts": dict.fromkeys(self.parts, start), "turn": 0, "seen": 0, "bad": 0}
         if resume:
-            self.epoch = resume["epoch"]
-        position = (
-            dict(resume["position"]) if resume else {"window": 0, "taken": 0, "seen": 0, "bad": 0, "source": None}
-        )
-        # A copy of one's own: the epoch of a `datasets` stream lies in memory that workers and other streams share, and
-        # two workers that set it at the same time add up. By it shards are shuffled, and not at all in epoch 0.
-        source = copy.deepcopy(self.source)
-        source.set_epoch(0 if self.shuffle_window == 0 else 1 + self.epoch + 1_000_003 * self.seed)
+            self.epoch, position = resume["epoch"], dict(resume["position"])
 
         samples, ids, skipped = [], [], []
-        for example, place in self._examples(source, position, worker_id):
+        for example, place in self._turns(position["parts"], position["turn"], worker_id):
             position.update(place)
             name = sample_id(example, self.stream.image_column)
-            if self.keep is not None and not self.keep(name):
-                continue
             position["seen"] += 1
             try:
                 with _isolated_random((self.seed, self.epoch, self.rank, worker_id, position["seen"])):
@@ -142,40 +158,80 @@ class BatchStream(IterableDataset):
         elif samples or skipped:
             yield {"skipped": skipped, "dropped": len(samples)}
 
-    def _examples(
-        self, source: datasets.IterableDataset, position: dict[str, Any], worker_id: int
+    def _turns(
+        self, places: dict[int, dict], first_turn: int, worker_id: int
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Examples with their place: the source's state at the start of the window, window number, place in it."""
-        if position["source"] is not None:
-            source.load_state_dict(position["source"])
-        examples_left, window, start = iter(source), position["window"], position["source"]
-        skip, size = position["taken"], max(self.shuffle_window, 1)
+        """Examples in the order of training, each with the places in the parts and the turn that follow it."""
+        readers = {part: self._examples(part, place, worker_id) for part, place in places.items()}
         while True:
-            examples = []
-            for example in examples_left:
-                examples.append(example)
-                if len(examples) == size:
+            # One example of every part; the turns give them out. Without repeats that is one of each.
+            examples, following = {}, {}
+            for part, reader in readers.items():
+                found = next(reader, None)
+                if found is None:
+                    return
+                examples[part], following[part] = found
+            for turn in range(first_turn, self.repeats):
+                last = turn == self.repeats - 1
+                place = {"parts": following, "turn": 0} if last else {"parts": places, "turn": turn + 1}
+                yield examples[self.turns[turn]], place
+            places, first_turn = following, 0
+
+    def _examples(
+        self, part: int, place: dict[str, Any], worker_id: int
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Examples of a part with the place behind each: source's state before the window, window, taken of it."""
+        window, skip, start = place["window"], place["taken"], place["source"]
+        size = max(self.shuffle_window, 1)
+        source = examples_left = None
+        while True:
+            for wait in (*RETRY_SECONDS, None):
+                try:
+                    if examples_left is None:
+                        source, examples_left = self._open(part, start)
+                    examples = list(islice(examples_left, size))
                     break
+                except Exception as error:  # whatever a file system, a network or a damaged archive may raise
+                    examples_left = (
+                        None  # an iterator that has raised is at its end: opened again at the window's start
+                    )
+                    if wait is None:
+                        raise StreamError(
+                            f"{self.stream.name} could not be read, also after {len(RETRY_SECONDS)} new attempts: "
+                            f"{type(error).__name__}: {error}"
+                        ) from error
+                    time.sleep(wait)
             if not examples:
                 return
             order = np.arange(len(examples))
             if self.shuffle_window:
-                order = np.random.default_rng([self.seed, self.epoch, self.rank, worker_id, window]).permutation(
+                order = np.random.default_rng([self.seed, self.epoch, part, worker_id, window]).permutation(
                     len(examples)
                 )
             # The state is that after the window's last example: the start of the next window.
             following = source.state_dict()
             for taken, index in enumerate(order[skip:], start=skip + 1):
+                if self.keep is not None and not self.keep(sample_id(examples[index], self.stream.image_column)):
+                    continue
                 if taken < len(examples):
                     yield examples[index], {"window": window, "taken": taken, "source": start}
                 else:
                     yield examples[index], {"window": window + 1, "taken": 0, "source": following}
             window, skip, start = window + 1, 0, following
 
+    def _open(self, part: int, state: dict[str, Any] | None) -> tuple[datasets.IterableDataset, Iterator]:
+        # A copy of one's own: the epoch of a `datasets` stream lies in memory that workers and other streams share, and
+        # two workers that set it at the same time add up. By it shards are shuffled, and not at all in epoch 0.
+        source = copy.deepcopy(self.parts[part])
+        source.set_epoch(0 if self.shuffle_window == 0 else 1 + self.epoch + 1_000_003 * self.seed)
+        if state is not None:
+            source.load_state_dict(state)
+        return source, iter(source)
+
     def _check_bad_share(self, position: dict[str, Any], skipped: list[tuple[str, str]]) -> None:
         if position["bad"] > self.max_bad_share * max(position["seen"], 100):
             shown = "\n".join(f"  {name}: {reason}" for name, reason in skipped[-5:])
-            raise RuntimeError(
+            raise StreamError(
                 f"{position['bad']} of {position['seen']} samples of {self.stream.name} cannot be used, more than the "
                 f"allowed share of {self.max_bad_share:.2%}. The last of them:\n{shown}\n"
                 "Mend or remove them, or raise max_bad_share."
@@ -208,6 +264,7 @@ def make_loader(batches: BatchStream, num_workers: int, pin_memory: bool = False
             num_workers=num_workers,
             pin_memory=pin_memory,
             collate_fn=_identity_collate,
+            worker_init_fn=_leave_signals_to_the_main_process,
             # Its own generator: making a loader must not advance the one that training draws from.
             generator=torch.Generator().manual_seed(batches.seed),
         )
@@ -215,3 +272,12 @@ def make_loader(batches: BatchStream, num_workers: int, pin_memory: bool = False
 
 def _identity_collate(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
+
+
+def _leave_signals_to_the_main_process(worker_id: int) -> None:
+    """
+    Ctrl-C and `kill` of a process group do not reach a worker in a group of its own: the loop finishes its step with
+    living workers. (A worker that ignored SIGTERM could not be ended by the loader either.)
+    """
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()

@@ -30,11 +30,22 @@ class TrainingSettings:
     mixed_precision: str = field(
         default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
     )
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "Average the weights with this decay, and evaluate and save the average; 0: no."}
+    )
+    drop_path_zero_epochs: int = field(default=0, metadata={"help": "Epochs without drop path at the beginning."})
+    compile_backend: str = field(
+        default="", metadata={"help": "torch.compile the model: inductor, aot_eager, eager; '' does not."}
+    )
+    channels_last: bool = field(default=False, metadata={"help": "Memory format of images and convolutions."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute blocks to save memory."})
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
     num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})
     shuffle_window: int = field(default=2000, metadata={"help": "Samples read ahead for shuffling, per worker."})
     samples_per_epoch: int = field(default=0, metadata={"help": "For sources that do not know their length."})
+    repeated_augmentation: int = field(
+        default=1, metadata={"help": "Times that each sample comes, differently augmented, on different processes."}
+    )
     max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
     seed: int = field(default=0, metadata={"help": "Of weights, order, augmentation."})
     eval_every_epochs: int = field(default=1, metadata={"help": "Evaluate every so many epochs, and at the end."})
@@ -43,6 +54,9 @@ class TrainingSettings:
     resume_from_checkpoint: str = field(default="", metadata={"help": "A checkpoint folder, or 'latest'."})
     skip_nonfinite: bool = field(default=False, metadata={"help": "Drop a step whose loss is not finite."})
     log_every_steps: int = field(default=20, metadata={"help": "Steps between entries of the training curve."})
+    report_to: str = field(
+        default="none", metadata={"help": "Trackers, comma-separated: tensorboard, trackio, wandb; or none."}
+    )
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs", "log_every_steps"):
@@ -51,6 +65,13 @@ class TrainingSettings:
         for name in ("num_workers", "shuffle_window", "samples_per_epoch", "save_every_steps", "save_total_limit"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay is at least 0 and below 1, got {self.ema_decay}.")
+        if self.repeated_augmentation < 1 or (self.repeated_augmentation > 1 and self.shuffle_window == 0):
+            raise ValueError(
+                "--repeated_augmentation must be at least 1, and above 1 it needs a --shuffle_window, because an epoch "
+                f"takes only the first samples. Got {self.repeated_augmentation} and {self.shuffle_window}."
+            )
         if self.learning_rate <= 0:
             raise ValueError(f"--learning_rate must be positive, got {self.learning_rate}.")
 

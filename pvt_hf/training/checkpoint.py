@@ -80,7 +80,7 @@ def save_checkpoint(
                 if file.is_file():
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
-    except (OSError, RuntimeError) as caught:  # torch reports a failed write as a RuntimeError
+    except Exception as caught:  # a full disk is an OSError, a RuntimeError (torch) or a SafetensorError
         error = caught
     failed = torch.tensor(float(error is not None), device=accelerator.device)
     failed = accelerator.reduce(failed, "sum").item()
@@ -88,14 +88,24 @@ def save_checkpoint(
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         kept = (list_checkpoints(output_dir) or ["none"])[-1]
-        raise OSError(f"Could not save {final}: {error or 'another process failed'}. The last good checkpoint: {kept}.")
+        reason = f"{type(error).__name__}: {error}" if error else "another process failed"
+        raise OSError(f"Could not save {final}: {reason}. The last good checkpoint: {kept}.")
     if accelerator.is_main_process:
-        shutil.rmtree(final, ignore_errors=True)
+        replaced = None
+        if final.exists():  # the same step again, of a run that was resumed at an earlier one
+            replaced = final.rename(final.with_name(f".{final.name}.replaced"))
         partial.rename(final)
-        for old in list_checkpoints(output_dir)[: -save_total_limit or None] if save_total_limit else []:
-            shutil.rmtree(old)
+        old = list_checkpoints(output_dir)[:-save_total_limit] if save_total_limit else []
+        for folder in [*old, *filter(None, [replaced])]:
+            shutil.rmtree(folder)
     accelerator.wait_for_everyone()
     return final
+
+
+def remove_leftovers(output_dir: str | Path) -> None:
+    """Deletes what a save left behind that was killed."""
+    for path in Path(output_dir).glob(".checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:

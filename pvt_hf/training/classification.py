@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,19 +12,20 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from .. import __version__
 from ..configuration_pvt import PvtConfig
 from ..data.batches import BatchStream
 from ..data.samples import ClassificationSample, is_held_out
+from ..data.sharding import describe_split
 from ..data.streams import Stream, open_stream
 from ..data.transforms import ProcessorTransform, training_transform
 from ..image_processing_pvt import PvtImageProcessor
 from ..modeling_pvt import PvtForImageClassification
 from ..variants import get_variant
-from ..visualization import plot_curves
 from .arguments import TrainingSettings
 from .evaluation import evaluate_classifier
-from .loop import ensure_output_dir, make_accelerator, train
+from .launch import ensure_output_dir, make_accelerator
+from .loop import train
+from .run_files import describe_run, save_run, start_trackers
 
 
 @dataclass
@@ -172,7 +171,10 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
         settings.batch_size,
         seed=settings.seed,
         shuffle_window=settings.shuffle_window,
+        repeats=settings.repeated_augmentation,
         drop_last=True,
+        # Unshuffled, many processes train on the batches of one.
+        strategy=None if settings.shuffle_window else "examples",
         keep=_Part(share, held_out=False) if share else None,
         max_bad_share=settings.max_bad_share,
         **place,
@@ -189,10 +191,13 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
     if num_samples and share:
         num_samples = int(num_samples * (1 - share))
     accelerator.print(
-        f"Training {type(model).__name__} ({model.num_parameters():,} parameters, {len(sample.class_names)} classes): "
-        f"{train_stream.name}: {num_samples or 'unknown number of'} samples, {accelerator.num_processes} process(es), "
-        f"{accelerator.device}."
+        f"Training {type(model).__name__} ({model.num_parameters():,} parameters, {len(sample.class_names)} classes) "
+        f"on {num_samples or 'an unknown number of'} samples, {accelerator.num_processes} x {accelerator.device.type}."
     )
+    for batches in (train_batches, eval_batches):
+        split = describe_split(batches.stream, accelerator.num_processes, settings.num_workers, batches.strategy)
+        accelerator.print("\n".join(split))
+    start_trackers(accelerator, settings)
     model, report = train(
         accelerator,
         settings,
@@ -201,27 +206,18 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
         num_samples,
         MixedLoss(settings, len(sample.class_names)),
         lambda unwrapped: evaluate_classifier(accelerator, unwrapped, eval_batches, settings.num_workers),
+        best_metric="accuracy@1",
     )
-    report = {
-        "settings": asdict(settings),
-        "command": sys.argv,
-        "world_size": accelerator.num_processes,
-        "device": str(accelerator.device),
-        "versions": {"pvt_hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        **report,
-    }
-    if accelerator.is_main_process and not report["interrupted"]:
-        model.save_pretrained(output_dir)
-        processor.save_pretrained(output_dir)
-        plot_curves(report["history"], output_dir / "curves.png")
-        (output_dir / "run.json").write_text(json.dumps(report, indent=2))
+    report = describe_run(accelerator, settings) | report
+    if report["interrupted"]:
+        accelerator.print(
+            f"Stopped by {report['interrupted']}; the checkpoint is saved. Go on with --resume_from_checkpoint latest."
+        )
+    elif accelerator.is_main_process:
+        save_run(output_dir, model, None, processor, report)
         accelerator.print(
             f"{report['skipped']} unusable samples skipped, {report['dropped']} left over from incomplete batches.\n"
             f"Saved the model, its processor, run.json and curves.png in {output_dir}."
-        )
-    elif report["interrupted"]:
-        accelerator.print(
-            f"Stopped by {report['interrupted']}; the checkpoint is saved. Go on with --resume_from_checkpoint latest."
         )
     accelerator.end_training()
     return report

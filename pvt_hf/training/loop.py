@@ -9,46 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from itertools import count, islice
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.utils import send_to_device
+from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.batches import BatchStream, make_loader
+from ..data.batches import BatchStream, StreamError
+from ..data.fingerprint import stream_fingerprint
 from .arguments import TrainingSettings
-from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_leftovers, save_checkpoint
+from .drop_path import DropPathSchedule
+from .feed import Batch, Feed
+from .launch import agree, gather_objects
 from .optimizer import cosine_schedule, parameter_groups
-
-
-Batch = dict[str, Any]
-
-
-def make_accelerator(settings: TrainingSettings) -> Accelerator:
-    """
-    Raises:
-        RuntimeError: the launcher started another number of processes than Accelerate sees (each would train alone).
-    """
-    accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
-        raise RuntimeError(
-            f"WORLD_SIZE is {launched}, but Accelerate runs {accelerator.num_processes} process(es), each of which "
-            "would train alone. On CPUs use `torchrun --nproc_per_node N SCRIPT --cpu`; on GPUs `accelerate launch`."
-        )
-    set_seed(settings.seed, device_specific=True)
-    if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        # A core for each loader worker: threads that wait for a taken core slow each other down badly.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) - settings.num_workers))
-    return accelerator
 
 
 def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_size: int) -> int:
@@ -68,14 +48,6 @@ def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_s
             "use a smaller --batch_size."
         )
     return num_samples // per_step
-
-
-def agree(accelerator: Accelerator, flag: bool, reduction: str) -> bool:
-    """Whether all ("all") or any ("any") of the processes have `flag`."""
-    if accelerator.num_processes == 1:
-        return flag
-    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item()
-    return total == accelerator.num_processes if reduction == "all" else total > 0
 
 
 class StopSignal:
@@ -98,34 +70,6 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-class Feed:
-    """Groups of batches for one optimiser step each, with the counts of what was skipped and dropped on the way."""
-
-    def __init__(self, batches: BatchStream, settings: TrainingSettings, accelerator: Accelerator, counts: dict):
-        self.batches, self.accelerator, self.counts = batches, accelerator, counts
-        self.group_size = settings.gradient_accumulation_steps
-        self.loader = make_loader(batches, settings.num_workers, pin_memory=accelerator.device.type == "cuda")
-
-    def _tensors(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            self.counts["skipped"] += len(batch["skipped"])
-            for name, reason in batch["skipped"]:
-                tqdm.write(f"skipped {name}: {reason}")
-            self.counts["dropped"] += batch.get("dropped", 0)
-            if "sample_ids" in batch:
-                yield batch
-
-    def groups(self, limit: int | None) -> Iterator[list[Batch]]:
-        """All groups, or at most `limit`: the same number on every process."""
-        tensors = self._tensors()
-        for _ in count() if limit is None else range(limit):
-            group = list(islice(tensors, self.group_size))
-            if not agree(self.accelerator, len(group) == self.group_size, "all"):
-                self.counts["dropped"] += sum(len(batch["sample_ids"]) for batch in group)
-                return
-            yield group
-
-
 def train(
     accelerator: Accelerator,
     settings: TrainingSettings,
@@ -134,6 +78,7 @@ def train(
     num_samples: int | None,
     compute_loss: Callable[[nn.Module, Batch], torch.Tensor],
     evaluate: Callable[[nn.Module], dict[str, float]],
+    best_metric: str,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """
     Trains `model`, with checkpoints in `settings.output_dir`, resuming if the settings say so.
@@ -143,19 +88,30 @@ def train(
         num_samples: samples of one epoch over all processes, if known.
         compute_loss: (prepared model, batch on the device) to a scalar; anything random in it (mixing) draws from the
             global generators, whose states are in the checkpoints.
-        evaluate: called by every process with the unwrapped model in eval mode; returns the same metrics on each.
+        evaluate: called by every process with the unwrapped model (its average, with `ema_decay`) in eval mode; returns
+            the same metrics on each.
+        best_metric: of the metrics, the one whose highest value is reported as the best.
 
     Returns:
-        The unwrapped model, and a report: `history` (list of dicts by step), `metrics` (the last evaluation), `steps`,
-        `skipped`, `dropped`, `nonfinite_steps`, `seconds`, `interrupted` (None or the signal's name).
+        The unwrapped model or its average, and a report: `history` (list of dicts by step; a loss is the mean over the
+        processes), `metrics` (the last evaluation), `best_metrics`, `steps`, `trained`, `skipped` and `dropped`
+        (samples over all processes; dropped are those of incomplete batches and of processes with more than others),
+        `skipped_samples` (some, with reasons), `nonfinite_steps`, `seconds`, `images_per_second` (since the start or
+        the resume, without evaluation), `data_fingerprint`, `interrupted` (None or the signal's name).
 
     Raises:
         FloatingPointError: a loss is not finite; the message has the step, the samples and the last checkpoint.
+        StreamError: the data cannot be read on; a checkpoint of the last step is saved.
+        ValueError: the checkpoint is of other data or another number of processes.
     """
     per_epoch = steps_per_epoch(settings, num_samples, accelerator.num_processes)
     total_steps = per_epoch * settings.epochs
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    drop_path = DropPathSchedule(model, settings.drop_path_zero_epochs) if settings.drop_path_zero_epochs else None
+    ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
     scheduler = cosine_schedule(
         optimizer,
@@ -165,12 +121,18 @@ def train(
         settings.min_learning_rate,
     )
     model, optimizer = accelerator.prepare(model, optimizer)
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    if ema is not None:
+        ema.to(accelerator.device).set(unwrapped)  # other processes began with other weights and have taken the first's
+        accelerator.register_for_checkpointing(ema)
 
-    counts = {"skipped": 0, "dropped": 0}
+    counts: dict[str, Any] = {"trained": 0, "skipped": 0, "dropped": 0, "skipped_samples": []}
     state: dict[str, Any] = {
         "step": 0,
         "epoch": 0,
+        "epoch_start": 0,
         "world_size": accelerator.num_processes,
+        "data_fingerprint": stream_fingerprint(batches.stream),
         "history": [],
         "seconds": 0.0,
         "nonfinite_steps": 0,
@@ -179,90 +141,142 @@ def train(
     if settings.resume_from_checkpoint:
         checkpoint = find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
         if checkpoint is not None:
+            fingerprint = state["data_fingerprint"]
             state, stream_state = load_checkpoint(accelerator, checkpoint)
+            if state["data_fingerprint"] != fingerprint:
+                raise ValueError(
+                    f"{checkpoint} was trained on other data: its fingerprint is {state['data_fingerprint']}, that of "
+                    f"{batches.stream.name} is {fingerprint}."
+                )
             counts = state.pop("counts")[accelerator.process_index]
             accelerator.print(f"Resumed from {checkpoint} (epoch {state['epoch']}, step {state['step']}).")
+    if accelerator.is_main_process:
+        remove_leftovers(settings.output_dir)
 
-    start_time, start_seconds, first_step = time.perf_counter(), state["seconds"], state["step"]
+    start_time, start_seconds, trained_before, busy_seconds = (
+        time.perf_counter(),
+        state["seconds"],
+        counts["trained"],
+        0.0,
+    )
     progress = tqdm(
         total=total_steps, initial=state["step"], disable=not accelerator.is_main_process, unit="step", smoothing=0.05
     )
 
-    def save(stream: dict[str, Any] | None, epoch: int) -> None:
+    def save(stream: dict[str, Any] | None) -> None:
         state["seconds"] = start_seconds + time.perf_counter() - start_time
-        all_counts = gather_objects(accelerator, dict(counts))
         save_checkpoint(
             accelerator,
             settings.output_dir,
-            {**state, "epoch": epoch, "counts": all_counts},
+            {**state, "counts": gather_objects(accelerator, counts)},
             stream,
             settings.save_total_limit,
         )
 
+    def images_per_second() -> float:
+        return (counts["trained"] - trained_before) * accelerator.num_processes / max(busy_seconds, 1e-9)
+
+    def totals() -> dict[str, int]:
+        parts = gather_objects(accelerator, counts)
+        summed = {name: sum(part[name] for part in parts) for name in counts if name != "skipped_samples"}
+        if batches.keep is None and not bounded:
+            # Exact where the length is: a process that ends early leaves samples of the others unread.
+            summed["dropped"] = num_samples * state["epoch"] - summed["trained"] - summed["skipped"]
+        return summed | {"skipped_samples": [sample for part in parts for sample in part["skipped_samples"]]}
+
+    # An epoch ends with the samples, or after a length of its own.
+    bounded = settings.samples_per_epoch > 0 or settings.repeated_augmentation > 1
     interrupted = None
     with StopSignal() as stop:
         for epoch in range(state["epoch"], settings.epochs):
             batches.set_epoch(epoch)
-            feed = Feed(batches, settings, accelerator, counts)
-            if stream_state is not None:
-                feed.loader.load_state_dict(stream_state)
-                stream_state = None
-            # With a length of its own, an epoch ends there; otherwise with the samples.
-            limit = (epoch + 1) * per_epoch - state["step"] if settings.samples_per_epoch else None
+            if drop_path is not None:
+                drop_path.set_epoch(epoch)
+            feed = Feed(batches, settings, accelerator, stream_state, counts)
+            stream_state = None
+            limit = state["epoch_start"] + per_epoch - state["step"] if bounded else None
             model.train()
-            for group in feed.groups(limit):
-                scheduler.step_update(state["step"])
-                loss = _step(accelerator, settings, model, optimizer, compute_loss, group, state)
-                state["step"] += 1
-                progress.update()
-                if state["step"] % settings.log_every_steps == 0 or state["step"] == 1:
-                    seconds = time.perf_counter() - start_time
-                    images = state["step"] - first_step
-                    images *= settings.batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
-                    rate = optimizer.param_groups[0]["lr"]
-                    state["history"].append(
-                        {"step": state["step"], "epoch": epoch, "loss": loss.item(), "learning_rate": rate}
-                    )
-                    progress.set_postfix(
-                        loss=f"{loss.item():.3f}", lr=f"{rate:.1e}", img_s=f"{images / seconds:.0f}", refresh=False
-                    )
-                # One decision for all: a signal reaches the processes at different moments.
-                if agree(accelerator, stop.received is not None, "any"):
-                    interrupted = stop.received or "a signal to another process"
-                if interrupted or (settings.save_every_steps and state["step"] % settings.save_every_steps == 0):
-                    save(feed.loader.state_dict(), epoch)
-                if interrupted:
-                    break
+            tick = time.perf_counter()
+            try:
+                for group in feed.groups(limit):
+                    scheduler.step_update(state["step"])
+                    loss = _step(accelerator, settings, model, optimizer, compute_loss, group, state)
+                    state["step"] += 1
+                    if ema is not None:
+                        ema.update(unwrapped, step=state["step"])
+                    busy_seconds += time.perf_counter() - tick
+                    progress.update()
+                    if state["step"] % settings.log_every_steps == 0 or state["step"] == 1:
+                        values = {
+                            "loss": accelerator.reduce(loss, "mean").item(),
+                            "learning_rate": optimizer.param_groups[0]["lr"],
+                        }
+                        state["history"].append({"step": state["step"], "epoch": epoch, **values})
+                        rate = images_per_second()
+                        accelerator.log({**values, "images_per_second": rate}, step=state["step"])
+                        progress.set_postfix(
+                            loss=f"{values['loss']:.3f}",
+                            lr=f"{values['learning_rate']:.1e}",
+                            img_s=f"{rate:.0f}",
+                            refresh=False,
+                        )
+                    # One decision for all: a signal reaches the processes at different moments.
+                    if agree(accelerator, stop.received is not None, "any"):
+                        interrupted = stop.received or "a signal to another process"
+                    if interrupted or (settings.save_every_steps and state["step"] % settings.save_every_steps == 0):
+                        save(feed.stream_state)
+                    if interrupted:
+                        break
+                    tick = time.perf_counter()
+            except StreamError as error:
+                save(feed.stream_state)
+                raise StreamError(
+                    f"{error}\nStopped at step {state['step']}, with a checkpoint in {settings.output_dir}: mend the "
+                    "data and go on with --resume_from_checkpoint latest."
+                ) from error
             if interrupted:
                 break
             if state["step"] == 0:
                 raise ValueError(
                     f"{batches.stream.name} did not fill a single step of {settings.batch_size} samples per process "
-                    f"({counts['skipped']} skipped, {counts['dropped']} left over): use a smaller --batch_size."
+                    f"({counts['skipped']} skipped, {counts['dropped']} left over): use a smaller --batch_size or "
+                    "fewer --num_workers."
                 )
-            last = epoch + 1 == settings.epochs
-            if last or (epoch + 1) % settings.eval_every_epochs == 0:
-                unwrapped = accelerator.unwrap_model(model).eval()
-                metrics = evaluate(unwrapped)
+            if epoch + 1 == settings.epochs or (epoch + 1) % settings.eval_every_epochs == 0:
+                metrics = evaluate((unwrapped if ema is None else ema.module).eval())
                 state["history"].append({"step": state["step"], "epoch": epoch, **metrics})
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-                if accelerator.is_main_process:
-                    tqdm.write(f"epoch {epoch + 1}/{settings.epochs}: {shown}")
-            save(None, epoch + 1)
+                accelerator.log(metrics, step=state["step"])
+                shown = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
+            else:
+                shown = ""
+            state["epoch"], state["epoch_start"] = epoch + 1, state["step"]
+            seen = totals()
+            if accelerator.is_main_process:
+                tqdm.write(
+                    f"epoch {epoch + 1}/{settings.epochs}: step {state['step']}, {seen['trained']} samples trained, "
+                    f"{seen['skipped']} skipped, {seen['dropped']} left over so far{shown}"
+                )
+            save(None)
     progress.close()
 
-    totals = gather_objects(accelerator, counts)
-    evaluations = [entry for entry in state["history"] if "loss" not in entry]
+    evaluations = [
+        {name: value for name, value in entry.items() if name not in ("step", "epoch")} | {"epoch": entry["epoch"]}
+        for entry in state["history"]
+        if "loss" not in entry
+    ]
     report = {
         "steps": state["step"],
         "history": state["history"],
-        "metrics": {k: v for k, v in evaluations[-1].items() if k not in ("step", "epoch")} if evaluations else {},
+        "metrics": evaluations[-1] if evaluations else {},
+        "best_metrics": max(evaluations, key=lambda entry: entry[best_metric]) if evaluations else {},
         "seconds": start_seconds + time.perf_counter() - start_time,
+        "images_per_second": images_per_second(),
         "interrupted": interrupted,
         "nonfinite_steps": state["nonfinite_steps"],
-        **{name: sum(count[name] for count in totals) for name in counts},
+        "data_fingerprint": state["data_fingerprint"],
+        **totals(),
     }
-    return accelerator.unwrap_model(model).eval(), report
+    return (unwrapped if ema is None else ema.module).eval(), report
 
 
 def _step(
@@ -279,6 +293,8 @@ def _step(
     for index, batch in enumerate(group):
         tensors = {key: value for key, value in batch.items() if key not in ("sample_ids", "skipped")}
         tensors = send_to_device(tensors, accelerator.device, non_blocking=True)
+        if settings.channels_last:
+            tensors["pixel_values"] = tensors["pixel_values"].to(memory_format=torch.channels_last)
         # Gradients are averaged over the processes once per step; DDP decides that in the forward pass.
         is_last = index == len(group) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
@@ -303,21 +319,3 @@ def _step(
     optimizer.step()
     optimizer.zero_grad()
     return total
-
-
-def gather_objects(accelerator: Accelerator, value: Any) -> list[Any]:
-    """`value` of every process, in order of rank, on every process."""
-    return gather_object([value]) if accelerator.num_processes > 1 else [value]
-
-
-def ensure_output_dir(settings: TrainingSettings) -> Path:
-    """
-    Makes the output folder. Raises a FileExistsError if it holds checkpoints of an earlier run that is not resumed.
-    """
-    folder = Path(settings.output_dir)
-    if list_checkpoints(folder) and not settings.resume_from_checkpoint:
-        raise FileExistsError(
-            f"{folder} holds checkpoints of an earlier run: --resume_from_checkpoint latest, or another --output_dir."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

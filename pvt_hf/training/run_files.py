@@ -1,0 +1,82 @@
+"""What a finished run leaves in its folder: model, processor, `run.json`, `curves.png`; and what it tells trackers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from .. import __version__
+from ..visualization import plot_curves
+from .arguments import TrainingSettings
+
+
+PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm", "torchdata", "safetensors")
+
+
+def start_trackers(accelerator: Accelerator, settings: TrainingSettings) -> None:
+    """Hands the settings to the trackers of `--report_to`."""
+    values = {name: value for name, value in asdict(settings).items() if isinstance(value, int | float | str | bool)}
+    accelerator.init_trackers("pvt-hf", config=values)
+
+
+def describe_run(accelerator: Accelerator, settings: TrainingSettings) -> dict[str, Any]:
+    """What `run.json` begins with: settings, recipe, command, seed, world size, device and versions."""
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "command": sys.argv,
+        "recipe": next((word for word in sys.argv[1:] if word.endswith((".yaml", ".yml"))), None),
+        "settings": asdict(settings),
+        "seed": settings.seed,
+        "world_size": accelerator.num_processes,
+        "device": torch.cuda.get_device_name() if cuda else str(accelerator.device),
+        "versions": {
+            "pvt_hf": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }
+
+
+def save_run(
+    output_dir: Path,
+    model: PreTrainedModel,
+    state_dict: dict[str, torch.Tensor] | None,
+    processor: Any,
+    report: dict[str, Any],
+) -> None:
+    """
+    Writes everything into a hidden folder first, so that a full disk or a kill leaves no half of a model.
+
+    Args:
+        state_dict: the whole weights of a model that is sharded over processes, else None.
+
+    Raises:
+        OSError: nothing was written; the checkpoints are untouched.
+    """
+    partial = output_dir / ".final.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial, state_dict=state_dict)
+        processor.save_pretrained(partial)
+        plot_curves(report["history"], partial / "curves.png")
+        (partial / "run.json").write_text(json.dumps(report, indent=2))
+    except Exception as error:  # a full disk is an OSError, a RuntimeError (torch) or a SafetensorError
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"Could not save the model in {output_dir}: {type(error).__name__}: {error}. Make room and go on with "
+            "--resume_from_checkpoint latest: nothing is trained again."
+        ) from error
+    for file in partial.iterdir():
+        os.replace(file, output_dir / file.name)
+    partial.rmdir()
