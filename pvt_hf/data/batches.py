@@ -53,7 +53,8 @@ class BatchStream(IterableDataset):
             shuffled in every epoch unless it is 0.
         repeats: how often each sample comes, in other augmentations, on that many different processes (as far as there
             are so many) and within so many samples of each, as DeiT's repeated augmentation does. Give the loop a
-            limit: an epoch of as many samples as without repeats is over after the first 1/`repeats` of the stream.
+            limit: an epoch of as many samples as without repeats is over after the first 1/`repeats` of the stream,
+            which is another part every time because shards are shuffled.
         drop_last: whether an incomplete last batch is dropped (training) or given (evaluation).
         keep: chooses samples by name before anything is decoded (to hold some out).
         max_bad_share: share of skipped samples above which iteration stops; a hundred samples at least are the base.
@@ -255,7 +256,20 @@ def _isolated_random(key: tuple[int, ...]) -> Iterator[None]:
 
 
 def make_loader(batches: BatchStream, num_workers: int, pin_memory: bool = False) -> StatefulDataLoader:
-    """The loader of a [`BatchStream`]; its `state_dict` resumes it to the sample, with the same number of workers."""
+    """
+    The loader of a [`BatchStream`]; its `state_dict` resumes it to the sample, with the same number of workers.
+
+    Raises:
+        ValueError: too few shards for repeats.
+    """
+    shards = batches.parts[batches.rank].num_shards // max(num_workers, 1)
+    if shards < batches.repeats > 1:
+        raise ValueError(
+            f"With {batches.repeats} repeats an epoch takes 1/{batches.repeats} of the stream; with only {shards} "
+            f"shard(s) per worker to shuffle it would be much the same part every time. {batches.stream.name} has "
+            f"{batches.stream.dataset.num_shards} shards for {batches.world_size} process(es) with {num_workers} "
+            "worker(s): use fewer workers, more and smaller shards, or no repeats."
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's own affair
         return StatefulDataLoader(
