@@ -7,27 +7,24 @@ the flags for precision, compilation, memory and trackers.
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import InterpolationMode
 
-from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.data.batches import BatchStream, make_loader
 from pvt_hf.data.fingerprint import stream_fingerprint
 from pvt_hf.data.samples import ClassificationSample
 from pvt_hf.data.streams import open_stream
-from pvt_hf.data.transforms import ProcessorTransform, training_transform
+from pvt_hf.data.transforms import training_transform
 from pvt_hf.training import loop
 from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.classification import ClassificationSettings, MixedLoss, build_model, build_processor
 from pvt_hf.training.launch import make_accelerator
 
-from .common import tiny_pvt_config
+from .training_runs import make_photos, train_here
 
 
 RECIPES = Path(__file__).parent.parent / "scripts" / "recipes"
@@ -41,14 +38,6 @@ SHARED = {
     "drop_path_zero_epochs": 0,
 }  # fmt: skip
 PER_SIZE = {"tiny": (0.1, 0.0, 24.9), "small": (0.1, 0.0, 20.2), "medium": (0.3, 1.0, 18.8), "large": (0.3, 1.0, 18.3)}
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps precision and compilation for the whole process."""
-    yield
-    PartialState._reset_state()
-    AcceleratorState._reset_state(True)
 
 
 @pytest.mark.parametrize("size", PER_SIZE)
@@ -101,44 +90,7 @@ def test_evaluation_protocol_is_the_papers():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for name, color in (("apple", (200, 40, 40)), ("leaf", (40, 180, 60))):
-        (root / name).mkdir()
-        for index in range(16):
-            pixels = np.clip(rng.normal(color, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{index}.png")
-    return root
-
-
-def train(photos, output_dir, watch=None, config=None, **overrides):
-    """Two epochs of four steps: (model, report). `watch(model)` is called before each step's loss."""
-    defaults = {"batch_size": 8, "epochs": 2, "num_workers": 0, "shuffle_window": 0, "warmup_epochs": 0.5}
-    defaults |= {"learning_rate": 1e-3, "mixup": 0.0, "cutmix": 0.0, "log_every_steps": 1}
-    settings = ClassificationSettings(output_dir=str(output_dir), cpu=True, **defaults | overrides)
-    accelerator = make_accelerator(settings)
-    stream = open_stream(str(photos))
-    transform = ProcessorTransform(PvtImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False))
-    batches = BatchStream(stream, ClassificationSample(stream, transform), settings.batch_size, drop_last=True)
-    torch.manual_seed(0)
-    model = PvtForImageClassification(tiny_pvt_config(num_labels=2, image_size=32, **config or {}))
-
-    def compute_loss(prepared, batch):
-        if watch is not None:
-            watch(model, batch)
-        return prepared(**batch).loss
-
-    accuracies = iter((0.75, 0.5))
-    if settings.report_to != "none":
-        accelerator.init_trackers("test")
-    model, report = loop.train(
-        accelerator, settings, model, batches, stream.num_samples, compute_loss,
-        lambda model: {"accuracy@1": next(accuracies)}, "accuracy@1",
-    )  # fmt: skip
-    accelerator.end_training()
-    PartialState._reset_state()
-    AcceleratorState._reset_state(True)
-    return model, report
+    return make_photos(tmp_path_factory.mktemp("photos") / "photos", 16)
 
 
 def difference(one, other) -> float:
@@ -148,7 +100,7 @@ def difference(one, other) -> float:
 
 @pytest.fixture(scope="module")
 def plain(photos, tmp_path_factory):
-    return train(photos, tmp_path_factory.mktemp("plain"))
+    return train_here(photos, tmp_path_factory.mktemp("plain"))
 
 
 def test_the_best_and_the_last_evaluation_are_reported(plain):
@@ -161,7 +113,7 @@ def test_the_best_and_the_last_evaluation_are_reported(plain):
 def test_ema_is_the_running_average(photos, plain, tmp_path):
     """timm's warm-up of the decay: step n has 1 - n^(-2/3), at most the given decay; the first step copies."""
     path = []
-    averaged, _ = train(
+    averaged, _ = train_here(
         photos,
         tmp_path,
         ema_decay=0.7,
@@ -182,12 +134,12 @@ def test_drop_path_is_held_at_zero_and_then_rises_with_depth(photos, tmp_path):
     def watch(model, batch):
         seen.append([m.drop_prob for m in model.modules() if type(m).__name__ == "PvtDropPath"])
 
-    train(photos, tmp_path / "held", watch, {"drop_path_rate": 0.2}, drop_path_zero_epochs=1)
+    train_here(photos, tmp_path / "held", watch, {"drop_path_rate": 0.2}, drop_path_zero_epochs=1)
     rates = torch.linspace(0, 0.2, 5).tolist()  # one per layer
     assert seen[:4] == [[0.0] * len(seen[0])] * 4 and seen[4:] == seen[4:5] * 4
     assert sorted(set(seen[4])) == pytest.approx(rates)
     with pytest.raises(ValueError, match="--drop_path_zero_epochs: the model has no drop path"):
-        train(photos, tmp_path / "none", drop_path_zero_epochs=1)
+        train_here(photos, tmp_path / "none", drop_path_zero_epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +149,7 @@ def test_drop_path_is_held_at_zero_and_then_rises_with_depth(photos, tmp_path):
 )
 def test_flags_that_change_speed_or_memory_only(photos, plain, tmp_path, flags):
     """Sums in another order, which AdamW enlarges (tests/test_many_processes.py); losses to 1e-4 of 0.7."""
-    model, report = train(photos, tmp_path, **flags)
+    model, report = train_here(photos, tmp_path, **flags)
     assert difference(model, plain[0]) < 3e-4
     for entry, reference in zip(report["history"], plain[1]["history"]):
         if "loss" in entry:
@@ -215,7 +167,9 @@ def test_the_flags_do_what_they_say(photos, tmp_path):
         seen["checkpointing"] = model.is_activation_checkpointing
 
     counters.clear()
-    train(photos, tmp_path, watch, epochs=1, compile_backend="eager", channels_last=True, gradient_checkpointing=True)
+    train_here(
+        photos, tmp_path, watch, epochs=1, compile_backend="eager", channels_last=True, gradient_checkpointing=True
+    )
     assert seen == {"stride": True, "checkpointing": True} and counters["frames"]["ok"] > 0
 
 
@@ -225,7 +179,7 @@ def test_bf16_trains_with_weights_in_fp32(photos, plain, tmp_path):
         lambda module, inputs, output: dtypes.add(output.dtype) if isinstance(module, torch.nn.Linear) else None
     )
     try:
-        model, report = train(photos, tmp_path, mixed_precision="bf16")
+        model, report = train_here(photos, tmp_path, mixed_precision="bf16")
     finally:
         hook.remove()
     assert dtypes == {torch.bfloat16}
@@ -244,8 +198,8 @@ def test_clipping_bounds_the_gradient(photos, tmp_path, monkeypatch):
         return step(optimizer, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    train(photos, tmp_path / "free", epochs=1)
-    train(photos, tmp_path / "clipped", epochs=1, max_grad_norm=0.01)
+    train_here(photos, tmp_path / "free", epochs=1)
+    train_here(photos, tmp_path / "clipped", epochs=1, max_grad_norm=0.01)
     assert min(norms[:4]) > 0.1 and norms[4:] == pytest.approx([0.01] * 4, rel=1e-3)
 
 
@@ -263,7 +217,7 @@ def test_what_a_cpu_or_this_environment_does_not_have(tmp_path):
 def test_tensorboard_gets_the_curves(photos, plain, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(photos, tmp_path, report_to="tensorboard")
+    train_here(photos, tmp_path, report_to="tensorboard")
     events = EventAccumulator(str(tmp_path / "test"))
     events.Reload()
     losses = [entry for entry in plain[1]["history"] if "loss" in entry]
@@ -278,22 +232,22 @@ def test_fingerprints_tell_data_apart(photos, tmp_path):
     stream = open_stream(str(photos))
     assert stream_fingerprint(stream) == stream_fingerprint(open_stream(str(photos)))
     copy = tmp_path / "photos"
-    for file in photos.rglob("*.png"):
+    for file in photos.rglob("*.jpg"):
         (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
         (copy / file.parent.name / file.name).write_bytes(file.read_bytes())
     assert stream_fingerprint(open_stream(str(copy))) == stream_fingerprint(stream)
-    (copy / "leaf" / "3.png").rename(copy / "apple" / "new.png")
+    (copy / "leaf" / "3.jpg").rename(copy / "apple" / "new.jpg")
     assert stream_fingerprint(open_stream(str(copy))) != stream_fingerprint(stream)
 
 
 def test_resuming_on_other_data_is_refused(photos, tmp_path):
-    train(photos, tmp_path / "run", epochs=1)
+    train_here(photos, tmp_path / "run", epochs=1)
     (tmp_path / "other" / "apple").mkdir(parents=True)
     (tmp_path / "other" / "leaf").mkdir()
-    for index, file in enumerate(sorted(photos.rglob("*.png"))):
-        (tmp_path / "other" / file.parent.name / f"x{index}.png").write_bytes(file.read_bytes())
+    for index, file in enumerate(sorted(photos.rglob("*.jpg"))):
+        (tmp_path / "other" / file.parent.name / f"x{index}.jpg").write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="was trained on other data"):
-        train(tmp_path / "other", tmp_path / "run", resume_from_checkpoint="latest")
+        train_here(tmp_path / "other", tmp_path / "run", resume_from_checkpoint="latest")
 
 
 def test_repeats_need_shards_to_shuffle(photos):

@@ -1,89 +1,29 @@
 """
 The training engine: groups and schedule of the recipe, real runs of the script in one and two processes, a kill and an
-exact resume, fine-tuning a checkpoint on a folder of images, Transformers' Trainer, and prediction from the shell.
+exact resume, fine-tuning a checkpoint on a folder of images, and prediction from the shell.
 
     pytest tests/test_training.py
 """
 
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from pvt_hf import PvtConfig, PvtForImageClassification, PvtImageProcessor
-from pvt_hf.data.batches import BatchStream
-from pvt_hf.data.samples import ClassificationSample
-from pvt_hf.data.streams import open_stream
-from pvt_hf.data.transforms import ProcessorTransform
+from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
-from pvt_hf.training import launch, loop
+from pvt_hf.training import launch
 from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.classification import ClassificationSettings, MixedLoss, build_model
 from pvt_hf.training.optimizer import cosine_schedule, parameter_groups
 from pvt_hf.variants import get_config
 
 from .common import tiny_pvt_config
-
-
-ROOT = Path(__file__).parent.parent
-TRAIN = str(ROOT / "scripts" / "train_image_classification.py")
-TINY_RUN = {
-    "dataset": "digits",
-    "eval_split": "test",
-    "image_size": 32,
-    "crop_ratio": 1.0,
-    "config_overrides": json.dumps(
-        {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "mlp_ratios": [2, 2, 2, 2]}
-    ),
-    "auto_augment": "rand-m3-n1",
-    "horizontal_flip": 0.0,
-    "batch_size": 32,
-    "samples_per_epoch": 256,
-    "epochs": 2,
-    "warmup_epochs": 0.5,
-    "shuffle_window": 64,
-    "num_workers": 0,
-    "learning_rate": 1e-3,
-    "cpu": True,
-}
-
-
-def flags(**overrides) -> list[str]:
-    return [part for name, value in {**TINY_RUN, **overrides}.items() for part in (f"--{name}", str(value))]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def run(arguments: list[str], processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    result = subprocess.run([*launcher, *arguments], env=environment(), capture_output=True, text=True, timeout=500)
-    assert not check or result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def assert_equal_weights(one: Path, other: Path) -> None:
-    expected = weights(other)
-    for name, tensor in weights(one).items():
-        assert torch.equal(tensor, expected[name]), name
+from .training_runs import ROOT, TRAIN, flags, make_photos, run, train_here
 
 
 @pytest.fixture(scope="module")
@@ -182,69 +122,12 @@ def test_a_run_leaves_a_model_a_processor_and_a_report(straight_run):
     assert not list(straight_run.glob(".checkpoint*")) and (straight_run / "checkpoint-00000016").is_dir()
 
 
-def kill_at_step(folder: Path, wanted: int, signal_number: int, processes: int, **overrides) -> int:
-    """Starts a run that saves after every step, and kills it when the checkpoint of step `wanted` is there."""
-    arguments = [TRAIN, *flags(output_dir=folder, save_every_steps=1, save_total_limit=3, **overrides)]
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    child = subprocess.Popen([*launcher, *arguments], env=environment(), stdout=-1, stderr=-1, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while not (folder / f"checkpoint-{wanted:08d}").exists():
-        assert child.poll() is None, child.communicate()[1].decode()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(child.pid, signal_number)
-    child.communicate(timeout=120)
-    return child.returncode
-
-
-def test_killed_and_resumed_ends_with_the_same_bits(straight_run, tmp_path):
-    """SIGKILL in the second epoch; shuffling, mixing, RandAugment, erasing and drop path are all on."""
-    kill_at_step(tmp_path, 11, signal.SIGKILL, processes=1)
-    result = run([TRAIN, *flags(output_dir=tmp_path, save_every_steps=1, resume_from_checkpoint="latest")])
-    assert re.search(r"Resumed from .*checkpoint-000000(1[1-6])", result.stdout)
-    assert_equal_weights(tmp_path, straight_run)
-
-
-def test_sigterm_saves_and_exits_cleanly(straight_run, tmp_path):
-    assert kill_at_step(tmp_path, 3, signal.SIGTERM, processes=1) == 0
-    assert not (tmp_path / "model.safetensors").exists()
-    refused = run([TRAIN, *flags(output_dir=tmp_path)], check=False)
-    assert refused.returncode != 0 and "--resume_from_checkpoint latest" in refused.stderr
-    run([TRAIN, *flags(output_dir=tmp_path, resume_from_checkpoint="latest")])
-    assert_equal_weights(tmp_path, straight_run)
-
-
-def test_two_processes(tmp_path):
-    """Two processes with half the batch see the same samples, and evaluate each held-out digit once between them."""
-    plain = {"mixup": 0, "cutmix": 0, "auto_augment": "", "random_erasing": 0, "drop_path_rate": 0, "min_scale": 1.0}
-    plain |= {"shuffle_window": 0, "learning_rate": 1e-4, "samples_per_epoch": 128, "epochs": 1}
-    run([TRAIN, *flags(output_dir=tmp_path / "one", **plain)])
-    run([TRAIN, *flags(output_dir=tmp_path / "two", **plain | {"batch_size": 16})], processes=2)
-    one, two = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two"))
-    assert (one["world_size"], two["world_size"]) == (1, 2)
-    assert one["steps"] == two["steps"] == 4
-    assert one["metrics"]["eval_samples"] == two["metrics"]["eval_samples"] == 355
-
-
 def test_processes_that_would_not_know_of_each_other(monkeypatch):
     """What `accelerate launch --cpu` can do: several processes, each of which believes to be alone."""
     monkeypatch.setattr(launch, "Accelerator", lambda **kwargs: type("Alone", (), {"num_processes": 1}))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="WORLD_SIZE is 2, but Accelerate runs 1"):
         launch.make_accelerator(ClassificationSettings(output_dir="unused"))
-
-
-def make_photos(root: Path, count: int) -> Path:
-    """A folder of JPEGs in two classes that a colour tells apart."""
-    rng = np.random.default_rng(0)
-    for name, color in (("apple", (200, 40, 40)), ("leaf", (40, 180, 60))):
-        (root / name).mkdir(parents=True)
-        for index in range(count):
-            pixels = np.clip(rng.normal(color, 40, (48, 64, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{index}.jpg")
-    return root
 
 
 def test_fine_tuning_a_checkpoint_on_a_folder_and_predicting(tmp_path):
@@ -278,81 +161,11 @@ def test_fine_tuning_a_checkpoint_on_a_folder_and_predicting(tmp_path):
     assert all(image.size[0] >= 480 for image in annotated)
 
 
-def test_transformers_trainer_on_a_stream(tmp_path):
-    """The official example's way: a streamed data set, another head, the best model kept and reloaded."""
-    from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
-
-    from pvt_hf.data.digits import digit_images
-
-    PvtForImageClassification(PvtConfig(**tiny_pvt_config().to_dict() | {"image_size": 32})).save_pretrained(
-        tmp_path / "base"
-    )
-    names = {i: f"digit {i}" for i in range(10)}
-    model = AutoModelForImageClassification.from_pretrained(
-        tmp_path / "base",
-        num_labels=10,
-        id2label=names,
-        label2id={name: i for i, name in names.items()},
-        ignore_mismatched_sizes=True,
-    )
-    processor = PvtImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
-
-    def encode(batch):
-        return {**processor(batch["image"], return_tensors="pt"), "labels": batch["label"]}
-
-    columns = ["image", "label", "sample_id"]
-    train = digit_images("train", image_size=32, length=10_000).map(
-        encode, batched=True, batch_size=16, remove_columns=columns
-    )
-    test = digit_images("test", image_size=32).map(encode, batched=True, batch_size=16, remove_columns=columns)
-
-    def compute_metrics(prediction):
-        ranked = np.argsort(-prediction.predictions, axis=1)[:, :1]
-        return AccuracyAtK(keep_in_memory=True).compute(
-            predictions=ranked.tolist(), references=prediction.label_ids.tolist(), k=(1,)
-        )
-
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path / "out"), max_steps=60, per_device_train_batch_size=16, learning_rate=2e-3,
-        use_cpu=True,
-        eval_strategy="steps", eval_steps=20, save_steps=20, load_best_model_at_end=True, report_to=[],
-        metric_for_best_model="accuracy@1", greater_is_better=True, logging_steps=20, disable_tqdm=True,
-    )  # fmt: skip
-    trainer = Trainer(model, arguments, train_dataset=train, eval_dataset=test, compute_metrics=compute_metrics)
-    trainer.train()
-    metrics = trainer.evaluate()
-    assert metrics["eval_accuracy@1"] > 0.3  # chance is 0.1
-    trainer.save_model(tmp_path / "best")
-    reloaded = AutoModelForImageClassification.from_pretrained(tmp_path / "best")
-    assert reloaded.config.id2label == names
-    again = Trainer(reloaded, arguments, eval_dataset=test, compute_metrics=compute_metrics).evaluate()
-    assert again["eval_accuracy@1"] == metrics["eval_accuracy@1"]
-
-
-def train_in_process(tmp_path, name, photos, compute_loss=None, **overrides):
-    """Two epochs of `loop.train` without a script: (weights, report)."""
-    settings = ClassificationSettings(
-        output_dir=str(tmp_path / name), cpu=True, num_workers=0, shuffle_window=0, epochs=2, warmup_epochs=0.5,
-        learning_rate=1e-3, mixup=0, cutmix=0, **overrides,
-    )  # fmt: skip
-    accelerator = launch.make_accelerator(settings)
-    stream = open_stream(str(photos))
-    transform = ProcessorTransform(PvtImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False))
-    batches = BatchStream(stream, ClassificationSample(stream, transform), settings.batch_size, drop_last=True)
-    torch.manual_seed(0)
-    model = PvtForImageClassification(tiny_pvt_config(num_labels=2, image_size=32))
-    compute_loss = compute_loss or (lambda model, batch: model(**batch).loss)
-    model, report = loop.train(
-        accelerator, settings, model, batches, stream.num_samples, compute_loss, lambda model: {"accuracy@1": 0.0},
-        "accuracy@1",
-    )
-    return model.state_dict(), report
-
-
 def test_accumulated_gradients_equal_those_of_the_large_batch(tmp_path):
     photos = make_photos(tmp_path / "photos", 16)
-    large, one = train_in_process(tmp_path, "large", photos, batch_size=8)
-    small, two = train_in_process(tmp_path, "small", photos, batch_size=4, gradient_accumulation_steps=2)
+    large, one = train_here(photos, tmp_path / "large", batch_size=8)
+    small, two = train_here(photos, tmp_path / "small", batch_size=4, gradient_accumulation_steps=2)
+    large, small = large.state_dict(), small.state_dict()
     assert one["steps"] == two["steps"] == 8
     # AdamW does not feel a factor on the loss, so the loss itself is compared too.
     torch.testing.assert_close(one["history"][0]["loss"], two["history"][0]["loss"], atol=1e-5, rtol=0)
@@ -372,11 +185,11 @@ def test_a_loss_that_is_not_finite(tmp_path):
         return model(**batch).loss * (float("nan") if len(calls) == 6 else 1.0)
 
     with pytest.raises(FloatingPointError, match=r"step 5 is not finite. Samples: .*\.jpg.*checkpoint-00000004"):
-        train_in_process(tmp_path, "stops", photos, compute_loss, batch_size=8)
+        train_here(photos, tmp_path / "stops", compute_loss=compute_loss)
     calls.clear()
-    weights_after, report = train_in_process(tmp_path, "skips", photos, compute_loss, batch_size=8, skip_nonfinite=True)
+    model, report = train_here(photos, tmp_path / "skips", compute_loss=compute_loss, skip_nonfinite=True)
     assert report["nonfinite_steps"] == 1 and report["steps"] == 8
-    assert all(torch.isfinite(tensor).all() for tensor in weights_after.values())
+    assert all(torch.isfinite(tensor).all() for tensor in model.parameters())
 
 
 def test_a_single_class_is_refused():

@@ -142,9 +142,15 @@ def _open_folder(folder: Path, split: str) -> tuple[datasets.IterableDataset, in
         files = sorted(root.rglob(pattern))
         if files:
             files = _files_of_split(files, split, root is folder)
-            dataset = datasets.load_dataset(
-                builder, data_files={split: [str(f) for f in files]}, split=split, streaming=True
-            )
+            try:
+                dataset = datasets.load_dataset(
+                    builder, data_files={split: [str(f) for f in files]}, split=split, streaming=True
+                )
+            except Exception as error:  # an empty or damaged archive, in the words of whatever library reads it
+                raise ValueError(
+                    f"{root}: the {builder} files ({files[0].name} ...) cannot be opened; perhaps the first of them is "
+                    f"empty or damaged: {type(error).__name__}: {error}"
+                ) from error
             if builder == "webdataset":
                 return dataset, None
             return dataset.reshard(), _parquet_rows(files)

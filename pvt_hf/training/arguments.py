@@ -38,6 +38,7 @@ class TrainingSettings:
         default="", metadata={"help": "torch.compile the model: inductor, aot_eager, eager; '' does not."}
     )
     channels_last: bool = field(default=False, metadata={"help": "Memory format of images and convolutions."})
+    fsdp: bool = field(default=False, metadata={"help": "Shard model and optimiser over the devices (FSDP2)."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute blocks to save memory."})
     cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
     num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})
@@ -67,6 +68,12 @@ class TrainingSettings:
                 raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay is at least 0 and below 1, got {self.ema_decay}.")
+        if self.fsdp and (self.ema_decay or self.channels_last or self.compile_backend):
+            raise ValueError(
+                "--fsdp does not go with --ema_decay, whose average is of whole weights, with --channels_last, because "
+                "torch shards contiguous weights only, or with --compile_backend, because Accelerate shards the "
+                "compiled model, and evaluation runs the other."
+            )
         if self.repeated_augmentation < 1 or (self.repeated_augmentation > 1 and self.shuffle_window == 0):
             raise ValueError(
                 "--repeated_augmentation must be at least 1, and above 1 it needs a --shuffle_window, because an epoch "
@@ -103,7 +110,10 @@ def parse_arguments(argument_class: type, arguments: Sequence[str] | None = None
         flags = []
         for name, value in values.items():
             text = "" if value is None else value  # `name:` with nothing behind it
-            flags += [f"--{name}", json.dumps(text) if isinstance(text, dict | list) else str(text)]
+            if isinstance(text, list):
+                flags += [f"--{name}", *map(str, text)]
+            else:
+                flags += [f"--{name}", json.dumps(text) if isinstance(text, dict) else str(text)]
         arguments = flags + arguments
     try:
         (parsed,) = parser.parse_args_into_dataclasses(arguments)

@@ -17,6 +17,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.constants import FSDP_MODEL_NAME
+from torch.distributed.checkpoint import CheckpointException
+
+from .launch import agree
 
 
 STATE_FILE = "loop_state.json"
@@ -30,6 +34,17 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
         if match and (path / STATE_FILE).is_file():
             found.append((int(match[1]), path))
     return [path for _, path in sorted(found)]
+
+
+def ensure_output_dir(output_dir: str | Path, resume_from_checkpoint: str) -> Path:
+    """Makes the folder. Raises a FileExistsError if it holds checkpoints of an earlier run that is not resumed."""
+    folder = Path(output_dir)
+    if list_checkpoints(folder) and not resume_from_checkpoint:
+        raise FileExistsError(
+            f"{folder} holds checkpoints of an earlier run: --resume_from_checkpoint latest, or another --output_dir."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
@@ -66,30 +81,40 @@ def save_checkpoint(
     """
     final = Path(output_dir) / f"checkpoint-{loop_state['step']:08d}"
     partial = final.with_name(f".{final.name}.partial")
-    error = None
-    try:
+
+    def prepare() -> None:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        accelerator.wait_for_everyone()
+
+    def write() -> None:
         accelerator.save_state(str(partial))
         torch.save(stream_state, partial / f"stream_{accelerator.process_index}.pt")
         if accelerator.is_main_process:
             (partial / STATE_FILE).write_text(json.dumps(loop_state, indent=2))
+
+    def flush() -> None:
+        if accelerator.is_main_process:
             for file in partial.rglob("*"):
                 if file.is_file():
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
-    except Exception as caught:  # a full disk is an OSError, a RuntimeError (torch) or a SafetensorError
-        error = caught
-    failed = torch.tensor(float(error is not None), device=accelerator.device)
-    failed = accelerator.reduce(failed, "sum").item()
-    if failed:
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        kept = (list_checkpoints(output_dir) or ["none"])[-1]
-        reason = f"{type(error).__name__}: {error}" if error else "another process failed"
-        raise OSError(f"Could not save {final}: {reason}. The last good checkpoint: {kept}.")
+
+    for part in (prepare, write, flush):
+        error = None
+        try:
+            part()
+        except CheckpointException as caught:  # of shards, on every process; it holds the error of the one that failed
+            error = next(iter(caught.failures.values()))[0]
+        except Exception as caught:  # a full disk is an OSError, a RuntimeError (torch) or a SafetensorError
+            error = caught
+        # All or none go on: a process that raised alone would leave the others waiting.
+        if agree(accelerator, error is not None, "any"):
+            if accelerator.is_main_process:
+                shutil.rmtree(partial, ignore_errors=True)
+            kept = (list_checkpoints(output_dir) or ["none"])[-1]
+            reason = f"{type(error).__name__}: {error}" if error else "another process failed"
+            raise OSError(f"Could not save {final}: {reason}. The last good checkpoint: {kept}.")
     if accelerator.is_main_process:
         replaced = None
         if final.exists():  # the same step again, of a run that was resumed at an earlier one
@@ -113,13 +138,19 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> tuple[dict[st
     Restores model, optimiser and random states; returns (loop state, this process' stream state).
 
     Raises:
-        ValueError: the checkpoint was written by another number of processes.
+        ValueError: the checkpoint was written by another number of processes, or with `--fsdp` and is read without, or
+            the other way round.
     """
     loop_state = json.loads((checkpoint / STATE_FILE).read_text())
     if loop_state["world_size"] != accelerator.num_processes:
         raise ValueError(
             f"{checkpoint} was written by {loop_state['world_size']} processes and cannot be resumed exactly by "
             f"{accelerator.num_processes}."
+        )
+    sharded = (checkpoint / f"{FSDP_MODEL_NAME}_0").is_dir()
+    if sharded != accelerator.is_fsdp2:
+        raise ValueError(
+            f"{checkpoint} was written {'with' if sharded else 'without'} --fsdp: resume it in the same way."
         )
     accelerator.load_state(str(checkpoint))
     stream_state = torch.load(checkpoint / f"stream_{accelerator.process_index}.pt", weights_only=True)

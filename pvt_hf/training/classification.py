@@ -22,8 +22,10 @@ from ..image_processing_pvt import PvtImageProcessor
 from ..modeling_pvt import PvtForImageClassification
 from ..variants import get_variant
 from .arguments import TrainingSettings
+from .checkpoint import ensure_output_dir
+from .checkpoint_evaluation import check_model_path
 from .evaluation import evaluate_classifier
-from .launch import ensure_output_dir, make_accelerator
+from .launch import make_accelerator
 from .loop import train
 from .run_files import describe_run, save_run, start_trackers
 
@@ -72,6 +74,7 @@ def build_model(settings: ClassificationSettings, class_names: tuple[str, ...]) 
     id2label = dict(enumerate(class_names))
     labels = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
     if settings.model:
+        check_model_path(settings.model)
         config = AutoConfig.from_pretrained(settings.model, **labels)
         if hasattr(config, "drop_path_rate"):
             config.drop_path_rate = settings.drop_path_rate
@@ -146,7 +149,7 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
     `settings.output_dir` as safetensors and JSON, with `curves.png`.
     """
     accelerator = make_accelerator(settings)
-    output_dir = ensure_output_dir(settings)
+    output_dir = ensure_output_dir(settings.output_dir, settings.resume_from_checkpoint)
     train_stream, eval_stream = open_streams(settings)
     processor = build_processor(settings)
     sample = ClassificationSample(
@@ -187,6 +190,8 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
         max_bad_share=settings.max_bad_share,
         **place,
     )
+    if eval_stream.num_samples == 0:
+        raise ValueError(f"{eval_stream.name} is empty: there is nothing to evaluate on.")
     num_samples = train_stream.num_samples
     if num_samples and share:
         num_samples = int(num_samples * (1 - share))
@@ -213,8 +218,10 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
         accelerator.print(
             f"Stopped by {report['interrupted']}; the checkpoint is saved. Go on with --resume_from_checkpoint latest."
         )
-    elif accelerator.is_main_process:
-        save_run(output_dir, model, None, processor, report)
+    else:
+        weights = accelerator.get_state_dict(model)  # by all processes, each of which may hold a shard
+        if accelerator.is_main_process:
+            save_run(output_dir, model, weights, processor, report)
         accelerator.print(
             f"{report['skipped']} unusable samples skipped, {report['dropped']} left over from incomplete batches.\n"
             f"Saved the model, its processor, run.json and curves.png in {output_dir}."

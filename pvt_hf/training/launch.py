@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +11,14 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object, set_seed
 
 from .arguments import TrainingSettings
-from .checkpoint import list_checkpoints
+from .fsdp import check_fsdp, make_fsdp_plugin
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """
     Raises:
-        RuntimeError: the launcher started another number of processes than Accelerate sees (each would train alone).
+        RuntimeError: the launcher started another number of processes than Accelerate sees (each would train alone),
+            or `--fsdp` where Accelerate has none of it.
         ValueError: what was asked for does not exist on this device, or a tracker is not installed.
     """
     trackers = [name.strip() for name in settings.report_to.split(",") if name.strip() not in ("", "none")]
@@ -37,7 +37,10 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         dynamo_backend=settings.compile_backend or None,
         log_with=trackers or None,
         project_dir=settings.output_dir,
+        fsdp_plugin=make_fsdp_plugin(settings.mixed_precision) if settings.fsdp else None,
     )
+    if settings.fsdp:
+        check_fsdp(accelerator)
     check_world_size(accelerator)
     set_seed(settings.seed, device_specific=True)
     limit_cpu_threads(accelerator, settings.num_workers)
@@ -58,19 +61,6 @@ def limit_cpu_threads(accelerator: Accelerator, num_workers: int) -> None:
     """On a CPU: a core for each loader worker; threads that wait for a taken core slow each other down badly."""
     if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - num_workers))
-
-
-def ensure_output_dir(settings: TrainingSettings) -> Path:
-    """
-    Makes the output folder. Raises a FileExistsError if it holds checkpoints of an earlier run that is not resumed.
-    """
-    folder = Path(settings.output_dir)
-    if list_checkpoints(folder) and not settings.resume_from_checkpoint:
-        raise FileExistsError(
-            f"{folder} holds checkpoints of an earlier run: --resume_from_checkpoint latest, or another --output_dir."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def agree(accelerator: Accelerator, flag: bool, reduction: str) -> bool:

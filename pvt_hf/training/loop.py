@@ -27,6 +27,7 @@ from .arguments import TrainingSettings
 from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_leftovers, save_checkpoint
 from .drop_path import DropPathSchedule
 from .feed import Batch, Feed
+from .fsdp import prepare_sharded
 from .launch import agree, gather_objects
 from .optimizer import cosine_schedule, parameter_groups
 
@@ -38,8 +39,10 @@ def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_s
     Raises:
         ValueError: the length is unknown, or there is less than one step in it.
     """
+    if num_samples == 0:
+        raise ValueError("The training stream is empty.")
     num_samples = settings.samples_per_epoch or num_samples
-    if not num_samples:
+    if num_samples is None:
         raise ValueError("The source does not say how many samples it has: give --samples_per_epoch.")
     per_step = settings.batch_size * settings.gradient_accumulation_steps * world_size
     if num_samples < per_step:
@@ -120,7 +123,10 @@ def train(
         settings.warmup_learning_rate,
         settings.min_learning_rate,
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    if settings.fsdp:
+        model, optimizer = prepare_sharded(accelerator, model, optimizer)
+    else:
+        model, optimizer = accelerator.prepare(model, optimizer)
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
     if ema is not None:
         ema.to(accelerator.device).set(unwrapped)  # other processes began with other weights and have taken the first's
@@ -295,9 +301,10 @@ def _step(
         tensors = send_to_device(tensors, accelerator.device, non_blocking=True)
         if settings.channels_last:
             tensors["pixel_values"] = tensors["pixel_values"].to(memory_format=torch.channels_last)
-        # Gradients are averaged over the processes once per step; DDP decides that in the forward pass.
-        is_last = index == len(group) - 1
-        with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+        # Gradients are averaged over the processes once per step; DDP decides that in the forward pass. FSDP averages
+        # with every batch: whole gradients would take the memory of a model, and zero_grad does not reach them.
+        averaged = settings.fsdp or index == len(group) - 1
+        with contextlib.nullcontext() if averaged else accelerator.no_sync(model):
             with accelerator.autocast():
                 loss = compute_loss(model, tensors) / len(group)
             finite = math.isfinite(loss.item())

@@ -51,7 +51,7 @@ def describe_run(accelerator: Accelerator, settings: TrainingSettings) -> dict[s
 def save_run(
     output_dir: Path,
     model: PreTrainedModel,
-    state_dict: dict[str, torch.Tensor] | None,
+    weights: dict[str, torch.Tensor],
     processor: Any,
     report: dict[str, Any],
 ) -> None:
@@ -59,7 +59,7 @@ def save_run(
     Writes everything into a hidden folder first, so that a full disk or a kill leaves no half of a model.
 
     Args:
-        state_dict: the whole weights of a model that is sharded over processes, else None.
+        weights: of the whole model, which may be sharded over processes.
 
     Raises:
         OSError: nothing was written; the checkpoints are untouched.
@@ -67,7 +67,7 @@ def save_run(
     partial = output_dir / ".final.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial, state_dict=state_dict)
+        model.save_pretrained(partial, state_dict=weights)
         processor.save_pretrained(partial)
         plot_curves(report["history"], partial / "curves.png")
         (partial / "run.json").write_text(json.dumps(report, indent=2))

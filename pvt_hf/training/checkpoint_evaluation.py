@@ -1,0 +1,314 @@
+"""Evaluation of a saved image classifier, whichever its class: arguments, protocol, labels, and the report."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torchvision.transforms import v2 as transforms
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+
+from .. import __version__
+from ..data.batches import BatchStream
+from ..data.samples import ClassificationSample
+from ..data.streams import Stream, open_stream
+from ..data.transforms import ProcessorTransform
+from .evaluation import Forward, evaluate_classifier
+from .feed import Batch
+from .launch import check_world_size, gather_objects, limit_cpu_threads
+
+
+@dataclass
+class EvaluationSettings:
+    """Arguments of `scripts/evaluate_image_classification.py`."""
+
+    model: str = field(metadata={"help": "Any image classifier that AutoModel opens: a folder or Hub id."})
+    dataset: str = field(metadata={"help": "'digits', a folder, or a Hub data set id."})
+    split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    image_column: str = field(default="", metadata={"help": "If it cannot be found by its type."})
+    label_column: str = field(default="", metadata={"help": "If it cannot be found by its name."})
+    class_names: str = field(default="", metadata={"help": "Comma-separated names, for labels without names."})
+    image_sizes: list[int] = field(
+        default_factory=list, metadata={"help": "Sides in pixels, one evaluation each; none: the processor as it is."}
+    )
+    crop_ratio: float = field(default=0.875, metadata={"help": "With --image_sizes: crop over resized shorter side."})
+    batch_size: int = field(default=64, metadata={"help": "Images per forward pass and process."})
+    num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})
+    mixed_precision: str = field(
+        default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
+    )
+    cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
+    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
+    output: str = field(default="", metadata={"help": "JSON file for the results."})
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
+        if self.num_workers < 0:
+            raise ValueError(f"--num_workers must not be negative, got {self.num_workers}.")
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"--crop_ratio is above 0 and at most 1, got {self.crop_ratio}.")
+        if any(size < 1 for size in self.image_sizes):
+            raise ValueError(f"--image_sizes are sides in pixels, got {self.image_sizes}.")
+
+
+class OfficialProtocol:
+    """
+    One PIL RGB image to `pixel_values` (3, image_size, image_size): shorter side to int(image_size / crop_ratio),
+    centre crop, and the rescaling and normalisation of `processor`. The filter is the processor's (bicubic without).
+
+    Source: the evaluation transform of the official `classification/datasets.py`, on Pillow images as there. Processors
+    differ in what `size` means to them (ConvNeXT's crops or warps by itself), so none is asked to resize.
+    """
+
+    def __init__(self, processor: Any, image_size: int, crop_ratio: float = 0.875):
+        self.processor = processor
+        resample = getattr(processor, "resample", None)
+        resample = Image.Resampling.BICUBIC if resample is None else Image.Resampling(resample)
+        filter_ = transforms.InterpolationMode(resample.name.lower())
+        self.steps = transforms.Compose(
+            [transforms.Resize(int(image_size / crop_ratio), filter_), transforms.CenterCrop(image_size)]
+        )
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        inputs = self.processor(self.steps(image), do_resize=False, do_center_crop=False, return_tensors="pt")
+        return inputs["pixel_values"][0]
+
+
+def check_model_path(model: str) -> None:
+    """Raises a FileNotFoundError for what is written like a path and is none: as a Hub id its message would puzzle."""
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise FileNotFoundError(f"There is no model folder {model}: give a folder with config.json, or a Hub id.")
+
+
+def evaluation_transform(processor: Any, image_size: int | None, crop_ratio: float) -> Callable[[Image.Image], Any]:
+    """The processor as it is for None, or if that is what it does anyway; otherwise [`OfficialProtocol`]."""
+    own = getattr(processor, "do_center_crop", None) and (
+        processor.size.get("shortest_edge"),
+        processor.crop_size.get("height"),
+        processor.crop_size.get("width"),
+    )
+    if image_size is None or own == (int(image_size / crop_ratio), image_size, image_size):
+        return ProcessorTransform(processor)
+    return OfficialProtocol(processor, image_size, crop_ratio)
+
+
+def output_size(processor: Any) -> tuple[int, int]:
+    """
+    The (height, width) that a processor brings every image to, found by trying.
+
+    Raises:
+        ValueError: it depends on the image, so that no batch can be made.
+    """
+    sizes = [
+        tuple(processor(Image.new("RGB", size), return_tensors="pt")["pixel_values"].shape[-2:])
+        for size in ((640, 480), (480, 640))
+    ]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{type(processor).__name__} makes {sizes[0]} of an image of 480x640 and {sizes[1]} of one of 640x480 "
+            "(height, width): images of different sizes are no batch. Give --image_sizes."
+        )
+    return sizes[0]
+
+
+def model_at_size(model: PreTrainedModel, size: tuple[int, int]) -> Forward:
+    """`model`, told to interpolate its position table where it has to be told and (height, width) is not its own."""
+    own = getattr(model.config, "image_size", None)
+    own = (own, own) if isinstance(own, int) else own
+    if (
+        own is None
+        or tuple(own) == size
+        or "interpolate_pos_encoding" not in inspect.signature(model.forward).parameters
+    ):
+        return model
+    return functools.partial(model, interpolate_pos_encoding=True)
+
+
+def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int], str | None]:
+    """
+    The model's label for each label of `stream`: by name where both have the same names, otherwise by number.
+
+    Returns:
+        The model's labels in the order of the stream's, and a warning (None if the names agree).
+
+    Raises:
+        ValueError: other numbers of classes, or a name that both have with another number in an otherwise different
+            list, or names that are the same in another order but not unique; the message lists the differences.
+    """
+    names, numbers = stream.class_names, list(range(len(model_names)))
+    if names is None:
+        return numbers, (
+            f"the labels of {stream.name} have no names: taken as the model's labels 0 to {len(model_names) - 1} "
+            f"({model_names[0]} to {model_names[-1]}); text is looked up among the model's names."
+        )
+    if names == model_names:  # also where a name comes twice, as "crane" and "maillot" in ImageNet
+        return numbers, None
+    if set(names) == set(model_names) and len(set(names)) == len(names) == len(model_names):
+        return [model_names.index(name) for name in names], None
+    only_data, only_model = sorted(set(names) - set(model_names)), sorted(set(model_names) - set(names))
+    moved = [name for i, name in enumerate(names) if name in model_names and name not in model_names[i : i + 1]]
+    differences = (
+        f"{stream.name} has {len(names)} classes and the model {len(model_names)}; only in the data: "
+        f"{_shown(only_data)}; only in the model: {_shown(only_model)}; in both with another number: {_shown(moved)}."
+    )
+    if len(names) != len(model_names) or moved:
+        raise ValueError(
+            f"{differences} If the labels do mean the same, name them as the model does: --class_names, in the order "
+            "of the data's labels."
+        )
+    return numbers, f"{differences} Label i of the data is taken as label i of the model."
+
+
+def _shown(names: list[str], limit: int = 10) -> str:
+    text = ", ".join(map(repr, names[:limit])) or "none"
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
+
+
+class _RenumberedSample:
+    """A [`ClassificationSample`] with the model's labels; a class, because loader workers may have to pickle it."""
+
+    def __init__(self, sample: ClassificationSample, labels: list[int]):
+        self.sample, self.labels = sample, labels
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
+        tensors = self.sample(example)
+        return {**tensors, "labels": torch.tensor(self.labels[tensors["labels"]])}
+
+
+class _Monitor:
+    """Progress bar, names of skipped samples, and the time from the end of the first batch to that of the last."""
+
+    def __init__(self, bar: tqdm, skipped: dict[str, str]):
+        self.bar, self.skipped = bar, skipped
+        self.start, self.images, self.seconds = None, 0, 0.0
+
+    def __call__(self, batch: Batch) -> None:
+        for name, reason in batch["skipped"]:
+            if name not in self.skipped:  # once for all sizes
+                tqdm.write(f"skipped {name}: {reason}")
+            self.skipped[name] = reason
+        images = len(batch.get("sample_ids", ()))
+        if self.start is not None:
+            self.images, self.seconds = self.images + images, time.perf_counter() - self.start
+        elif images:  # the first batch: its time is that of starting workers, allocating and choosing kernels
+            self.start = time.perf_counter()
+        self.bar.update(images)
+
+    def images_per_second(self, accelerator: Accelerator) -> float | None:
+        """Of all processes: images after each one's first batch, by the longest time. None: no second batch."""
+        parts = gather_objects(accelerator, (self.images, self.seconds))
+        images = sum(part[0] for part in parts)
+        return images / max(part[1] for part in parts) if images else None
+
+
+def run(settings: EvaluationSettings) -> dict[str, Any]:
+    """
+    Evaluates a checkpoint at each size; prints a line for each, writes `settings.output`, and returns what is in it.
+
+    `results` has per size the metrics of [`evaluate_classifier`] and `images_per_second`: loading and forward passes
+    of all processes together, over the whole evaluation after the first batch (None if there is no second).
+
+    Raises:
+        OSError: no such model or data set.
+        ValueError: the checkpoint is no classifier, its classes are not the data's, or its processor makes no batches.
+        StreamError: the source cannot be read, or more than `max_bad_share` of the samples are unusable.
+    """
+    if settings.mixed_precision == "fp16" and (settings.cpu or not torch.accelerator.is_available()):
+        raise ValueError("--mixed_precision fp16 needs a GPU: on a CPU use bf16 or no.")
+    check_model_path(settings.model)
+    accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
+    check_world_size(accelerator)
+    limit_cpu_threads(accelerator, settings.num_workers)
+    output = Path(settings.output) if settings.output else None
+    if output is not None:
+        if output.is_dir():
+            raise IsADirectoryError(f"--output {output} is a folder: name a JSON file.")
+        output.parent.mkdir(parents=True, exist_ok=True)
+    model, loaded = AutoModelForImageClassification.from_pretrained(
+        settings.model, trust_remote_code=settings.trust_remote_code, output_loading_info=True
+    )
+    if loaded["missing_keys"]:
+        missing = _shown(sorted(loaded["missing_keys"]), limit=4)
+        raise ValueError(f"{settings.model} is no trained {type(model).__name__}: it has no weights for {missing}.")
+    model = model.to(accelerator.device).eval()
+    processor = AutoImageProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
+    stream = open_stream(
+        settings.dataset,
+        settings.split,
+        image_column=settings.image_column or None,
+        label_column=settings.label_column or None,
+        class_names=[name.strip() for name in settings.class_names.split(",")] if settings.class_names else None,
+        # Built-in images: the same ones whatever the size of the evaluation
+        image_size=max(output_size(processor)) if settings.dataset == "digits" else 64,
+    )
+    model_names = tuple(model.config.id2label[label] for label in range(model.config.num_labels))
+    labels, warning = match_labels(stream, model_names)
+    if warning:
+        accelerator.print(f"warning: {warning}")
+
+    results, skipped = [], {}
+    for image_size in settings.image_sizes or [None]:
+        transform = evaluation_transform(processor, image_size, settings.crop_ratio)
+        size = (image_size, image_size) if image_size else output_size(processor)
+        batches = BatchStream(
+            stream,
+            _RenumberedSample(ClassificationSample(stream, transform, stream.class_names or model_names), labels),
+            settings.batch_size,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            max_bad_share=settings.max_bad_share,
+        )
+        with tqdm(
+            total=stream.num_samples and math.ceil(stream.num_samples / accelerator.num_processes),
+            disable=not accelerator.is_main_process,
+            unit="image",
+            desc="{}x{}".format(*size),
+        ) as bar:
+            monitor = _Monitor(bar, skipped)
+            metrics = evaluate_classifier(
+                accelerator, model_at_size(model, size), batches, settings.num_workers, monitor
+            )
+        speed = monitor.images_per_second(accelerator)
+        results.append({"height": size[0], "width": size[1], **metrics, "images_per_second": speed})
+        shown = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+        accelerator.print(f"{size[0]}x{size[1]}: {shown}, images_per_second {speed and format(speed, '.1f')}")
+    report = {
+        "settings": asdict(settings),
+        "results": results,
+        "skipped": {name: reason for part in gather_objects(accelerator, skipped) for name, reason in part.items()},
+        "warning": warning,
+        "model_class": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "world_size": accelerator.num_processes,
+        "device": _device_name(accelerator),
+        "command": sys.argv,
+        "versions": {"pvt_hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    if output is not None and accelerator.is_main_process:
+        unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(report, indent=2))
+        unfinished.replace(output)
+    accelerator.end_training()
+    return report
+
+
+def _device_name(accelerator: Accelerator) -> str:
+    if accelerator.device.type == "cuda":
+        return torch.cuda.get_device_name(accelerator.device)
+    return str(accelerator.device)

@@ -1,0 +1,246 @@
+"""
+Interrupted training: killed at any moment and resumed it ends with the bits of the uninterrupted run; saves are whole
+or not there; signals save and exit; a source that fails leaves a checkpoint.
+
+    pytest tests/test_resume.py              # the smaller cases
+    pytest tests/test_resume.py -m slow      # the whole matrix of processes and workers, killed twice
+"""
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+
+from pvt_hf.data import batches
+from pvt_hf.data.batches import StreamError
+from pvt_hf.data.digits import digit_images
+from pvt_hf.training.checkpoint import list_checkpoints
+
+from .training_runs import TRAIN, assert_equal_weights, environment, flags, kill_at_step, launcher, run, train_here
+
+
+@pytest.fixture(scope="module")
+def straight_run(tmp_path_factory):
+    """An uninterrupted run of 16 steps in one process."""
+    folder = tmp_path_factory.mktemp("straight")
+    run([TRAIN, *flags(output_dir=folder)])
+    return folder
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(straight_run, tmp_path):
+    """SIGKILL in the second epoch; shuffling, mixing, RandAugment, erasing and drop path are all on."""
+    kill_at_step(tmp_path, 11, signal.SIGKILL, processes=1)
+    result = run([TRAIN, *flags(output_dir=tmp_path, save_every_steps=1, resume_from_checkpoint="latest")])
+    assert re.search(r"Resumed from .*checkpoint-000000(1[1-6])", result.stdout)
+    assert_equal_weights(tmp_path, straight_run)
+
+
+def test_sigterm_saves_and_exits_cleanly(straight_run, tmp_path):
+    assert kill_at_step(tmp_path, 3, signal.SIGTERM, processes=1) == 0
+    assert not (tmp_path / "model.safetensors").exists()
+    refused = run([TRAIN, *flags(output_dir=tmp_path)], check=False)
+    assert refused.returncode != 0 and "--resume_from_checkpoint latest" in refused.stderr
+    run([TRAIN, *flags(output_dir=tmp_path, resume_from_checkpoint="latest")])
+    assert_equal_weights(tmp_path, straight_run)
+
+
+def test_ctrl_c_with_workers_saves_and_exits_cleanly(tmp_path):
+    """The signal reaches the whole process group, as from a terminal: the loader's workers must outlive it."""
+    options = {"num_workers": 2, "samples_per_epoch": 128, "epochs": 1}
+    assert kill_at_step(tmp_path, 1, signal.SIGINT, processes=1, **options) == 0
+    assert list_checkpoints(tmp_path) and not (tmp_path / "run.json").exists()
+    result = run([TRAIN, *flags(output_dir=tmp_path, resume_from_checkpoint="latest", **options)])
+    assert "Resumed from" in result.stdout and json.loads((tmp_path / "run.json").read_text())["steps"] == 4
+
+
+def run_patched(patch: str, folder: Path, processes: int = 1, **overrides) -> subprocess.CompletedProcess:
+    """Runs the script after `patch`, which may use `checkpoint` and `loop`, two modules of the engine."""
+    code = f"import os, resource, runpy, signal, sys\nfrom pvt_hf.training import checkpoint, loop\n{patch}\n"
+    code += f"sys.argv[0] = {TRAIN!r}\nrunpy.run_path({TRAIN!r}, run_name='__main__')\n"
+    file = folder / "patched.py"
+    file.write_text(code)
+    arguments = flags(output_dir=folder / "out", save_every_steps=4, save_total_limit=0, **overrides)
+    return run([str(file), *arguments], processes=processes, check=False)
+
+
+def test_a_kill_inside_a_save_leaves_the_one_before(straight_run, tmp_path):
+    """SIGKILL when the second checkpoint's files are written but not yet in place."""
+    patch = """
+real, calls = checkpoint.os.fsync, []
+def fsync(handle):
+    real(handle)
+    calls.append(handle)
+    if "checkpoint-00000008" in os.readlink(f"/proc/self/fd/{handle if isinstance(handle, int) else handle.fileno()}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.os.fsync = fsync
+"""
+    assert run_patched(patch, tmp_path).returncode == -signal.SIGKILL
+    out = tmp_path / "out"
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-00000004"]
+    assert list(out.glob(".checkpoint-00000008*"))
+    result = run([TRAIN, *flags(output_dir=out, save_every_steps=4, resume_from_checkpoint="latest")])
+    assert "checkpoint-00000004 (epoch 0, step 4)" in result.stdout and not list(out.glob(".checkpoint*"))
+    assert_equal_weights(out, straight_run)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
+    """
+    From the second save on the first of two processes may write no file above 20 kB: the write fails as on a full disk
+    or over a quota. Both stop, without waiting for each other.
+    """
+    patch = """
+real, calls = loop.save_checkpoint, []
+def save_checkpoint(accelerator, *arguments):
+    calls.append(1)
+    if len(calls) == 2 and accelerator.is_main_process:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return real(accelerator, *arguments)
+loop.save_checkpoint = save_checkpoint
+"""
+    options = {"batch_size": 16, "epochs": 1}
+    result = run_patched(patch, tmp_path, processes=2, **options)
+    assert result.returncode != 0
+    assert re.search(
+        r"error: Could not save .*checkpoint-00000008: .*File too large.*checkpoint-00000004", result.stderr
+    )
+    assert "another process failed" in result.stderr
+    out = tmp_path / "out"
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-00000004"] and not list(
+        out.glob(".checkpoint*")
+    )
+    resumed = flags(output_dir=out, resume_from_checkpoint="latest", **options)
+    assert "step 4)" in run([TRAIN, *resumed], processes=2).stdout and (out / "model.safetensors").exists()
+
+
+@pytest.fixture()
+def shards(tmp_path):
+    """Eight parquet files of four digits each, in two classes."""
+    features = datasets.Features(
+        {"sample_id": datasets.Value("string"), "image": datasets.Image(), "label": datasets.ClassLabel(num_classes=2)}
+    )
+    digits = iter(digit_images("train", image_size=32).decode(False))
+    (tmp_path / "data").mkdir()
+    for number in range(8):
+        rows = [{**next(digits), "label": index % 2} for index in range(4)]
+        datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / f"train-{number}.parquet")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_that_vanishes_leaves_a_checkpoint_to_go_on_from(shards, tmp_path, monkeypatch, num_workers):
+    monkeypatch.setattr(batches, "RETRY_SECONDS", (0.1, 0.1))
+    options = {"num_workers": num_workers, "batch_size": 2, "epochs": 1, "save_total_limit": 0}
+    straight, _ = train_here(shards, tmp_path / "straight", **options)
+    hidden, file, steps = tmp_path / "hidden.parquet", shards / "train-7.parquet", []
+
+    def watch(model, batch):
+        steps.append(1)
+        if len(steps) == 1:
+            file.rename(hidden)
+
+    with pytest.raises(StreamError, match=r"could not be read, also after 2 new attempts: FileNotFoundError") as error:
+        train_here(shards, tmp_path / "run", watch, **options)
+    assert f"Stopped at step {len(steps)}, with a checkpoint in" in str(error.value) and "Traceback" not in str(
+        error.value
+    )
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [f"checkpoint-{len(steps):08d}"]
+    hidden.rename(file)
+    again, report = train_here(shards, tmp_path / "run", resume_from_checkpoint="latest", **options)
+    assert report["steps"] == report["trained"] // 2 == 16
+    for name, tensor in straight.state_dict().items():
+        assert (tensor == again.state_dict()[name]).all(), name
+
+
+def test_a_source_that_comes_back_is_read_on(shards, tmp_path, monkeypatch):
+    """The file returns during the second wait: nothing is lost, nothing comes twice."""
+    hidden, file, waits = tmp_path / "hidden.parquet", shards / "train-5.parquet", []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            hidden.rename(file)
+
+    monkeypatch.setattr(batches.time, "sleep", sleep)
+    straight, _ = train_here(shards, tmp_path / "straight", batch_size=2, epochs=1)
+    first = []
+    again, report = train_here(
+        shards, tmp_path / "run", lambda model, batch: first or first.append(file.rename(hidden)) or first.append(1),
+        batch_size=2, epochs=1,
+    )  # fmt: skip
+    assert waits == [1.0, 4.0] and report["trained"] == 32
+    for name, tensor in straight.state_dict().items():
+        assert (tensor == again.state_dict()[name]).all(), name
+
+
+def kill_at_random(folder: Path, moments: random.Random, after: int, processes: int, **overrides) -> None:
+    """Kills every process of a run at a random moment after the checkpoint of a random step beyond `after`."""
+    wanted = folder / f"checkpoint-{moments.randint(after + 1, after + 5):08d}"
+    resume = {"resume_from_checkpoint": "latest"} if after else {}
+    arguments = [TRAIN, *flags(output_dir=folder, save_every_steps=1, save_total_limit=0, **overrides, **resume)]
+    child = subprocess.Popen(
+        [*launcher(processes), *arguments], env=environment(), stdout=-1, stderr=-1, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while not wanted.exists():
+        assert child.poll() is None, child.communicate()[1].decode()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(moments.uniform(0, 0.6))
+    # torchrun's children have sessions of their own: all that belong to this run are found by its folder's name.
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # gone in the meantime
+            if str(folder).encode() in command.read_bytes():
+                os.kill(int(command.parent.name), signal.SIGKILL)
+    child.communicate(timeout=60)
+
+
+def resumed_equals_straight(tmp_path: Path, processes: int, num_workers: int, kills: int, **overrides) -> None:
+    options = {"num_workers": num_workers, "batch_size": 32 // processes, **overrides}
+    run([TRAIN, *flags(output_dir=tmp_path / "straight", **options)], processes=processes)
+    folder, moments = tmp_path / "killed", random.Random(10 * processes + num_workers)
+    after = 0
+    for _ in range(kills):
+        kill_at_random(folder, moments, after, processes, **options)
+        after = int(list_checkpoints(folder)[-1].name.removeprefix("checkpoint-"))
+    result = run(
+        [TRAIN, *flags(output_dir=folder, save_every_steps=1, resume_from_checkpoint="latest", **options)],
+        processes=processes,
+    )
+    assert re.search(rf"Resumed from .*step {after}\)", result.stdout)
+    reports = [json.loads((path / "run.json").read_text()) for path in (tmp_path / "straight", folder)]
+    assert all(report["world_size"] == processes for report in reports)
+    for name in ("steps", "trained", "skipped", "dropped", "metrics", "best_metrics", "data_fingerprint"):
+        assert reports[0][name] == reports[1][name], name
+    assert_equal_weights(folder, tmp_path / "straight")
+
+
+def test_two_processes_with_workers_killed_and_resumed(tmp_path):
+    """The full machinery: EMA, repeats, accumulation, mixing, RandAugment, erasing, drop path, shuffling."""
+    full = {"ema_decay": 0.9, "repeated_augmentation": 2, "gradient_accumulation_steps": 2, "samples_per_epoch": 384}
+    resumed_equals_straight(tmp_path, processes=2, num_workers=1, kills=1, **full, batch_size=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_twice_at_random_steps(tmp_path, processes, num_workers):
+    resumed_equals_straight(tmp_path, processes, num_workers, kills=2)
+
+
+@pytest.mark.slow
+def test_a_scheduler_stops_two_processes_cleanly(tmp_path):
+    """SIGTERM to torchrun, which hands it on to both: one decision, one checkpoint, and an exact resume."""
+    options = {"batch_size": 16, "num_workers": 1}
+    run([TRAIN, *flags(output_dir=tmp_path / "straight", **options)], processes=2)
+    kill_at_step(tmp_path / "stopped", 3, signal.SIGTERM, processes=2, **options)
+    assert list_checkpoints(tmp_path / "stopped") and not (tmp_path / "stopped" / "run.json").exists()
+    run([TRAIN, *flags(output_dir=tmp_path / "stopped", resume_from_checkpoint="latest", **options)], processes=2)
+    assert_equal_weights(tmp_path / "stopped", tmp_path / "straight")
