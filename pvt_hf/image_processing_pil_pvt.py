@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.utils import httpx
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -82,7 +82,9 @@ def decode_image(image: Image.Image, upright: bool) -> Image.Image:
         raise ValueError(f"a zero-size image of {image.width}x{image.height} pixels; expected at least 1x1.")
     try:
         image.load()  # Pillow opens files lazily, so that damage shows here
-        return ImageOps.exif_transpose(image) if upright else image
+        # `exif_transpose` copies an image that is upright already.
+        turned = upright and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
         raise ValueError(
             f"the {image.width}x{image.height} {image.format or 'image'} file cannot be decoded "
@@ -191,7 +193,8 @@ def pil_to_array(image: Image.Image, do_convert_rgb: bool) -> np.ndarray:
         image = image.convert("LA")
     has_alpha = image.mode in ("LA", "PA", "RGBA", "RGBa")  # not by band name: LAB has a band "A"
     has_key = image.mode in ("1", "L", "P", "RGB") and image.info.get("transparency") is not None
-    return np.array(image.convert("RGBA" if has_alpha or has_key else "RGB"))
+    mode = "RGBA" if has_alpha or has_key else "RGB"
+    return np.array(image if image.mode == mode else image.convert(mode))  # `convert` copies in any case
 
 
 def composite_on_white(rgba: np.ndarray, white: float) -> np.ndarray:

@@ -58,7 +58,7 @@ class PvtImageProcessor(PvtImageProcessorMixin, TorchvisionBackend):
             image = image.detach().cpu()
             image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
         image = to_channels_first(image, layout, do_convert_rgb, white=255.0 if do_rescale else 1.0)
-        return torch.from_numpy(np.require(image, requirements="CW")).to(device)
+        return torch.from_numpy(np.require(image, requirements="W")).to(device)
 
     def crop(self, image: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """The central (height, width) of (..., H, W), with zeros where the image is smaller."""

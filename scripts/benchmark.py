@@ -1,9 +1,12 @@
 """
-Measures PVT on this machine, two models at a time in one process: A B A B ..., so that load from elsewhere meets both.
+Measures PVT on this machine, two things at a time in one process: A B A B ..., so that load from elsewhere meets both.
 
     python scripts/benchmark.py --output outputs/benchmark.json
     python scripts/benchmark.py models --device cuda --dtype bfloat16 --variant pvt-large
     python scripts/benchmark.py models --sections attention --sizes 512 800x1312
+    python scripts/benchmark.py data
+
+Task "data" measures the input pipeline: see `benchmark_data.py`. Task "models", which is the default:
 
 Section "native": our classifier and that of plain Transformers with the same weights, at the size both are built for.
 Section "attention": our classifier with SDPA and with eager attention, at the sizes of dense prediction, with memory.
@@ -20,24 +23,19 @@ CUDA (`max_memory_allocated`), on the CPU of the resident memory of a process of
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
-import json
 import multiprocessing
 import os
-import platform
 import re
 import signal
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -49,8 +47,22 @@ from pvt_hf import PvtConfig, PvtForImageClassification
 from pvt_hf.variants import VARIANTS, get_config, get_variant
 
 
+sys.path.insert(0, str(Path(__file__).parent))  # for the files beside this one, where it is not run but loaded
+
+from benchmark_report import (
+    MIN_PAIRS,
+    DisagreementError,
+    check_arguments,
+    describe_environment,
+    run_and_report,
+    save,
+    summarise,
+    summarise_ratios,
+    time_pairs,
+)
+
+
 FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
-MIN_PAIRS = 3
 WARM_UP_SECONDS = 1.0
 # Largest difference of two models of equal weights, relative to the largest value: orders of summation (eager, SDPA,
 # compiled kernels) differ, and native's softmax is in the dtype of the model, ours in float32.
@@ -70,6 +82,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 @dataclass
 class ModelsArguments:
+    """Measures PVT on this machine, two models at a time in one process."""
+
     output: Path | None = field(default=None, metadata={"help": "JSON file, written after every row."})
     variant: str = field(default="pvt-small", metadata={"help": "Which PVT.", "choices": list(VARIANTS)})
     device: str = field(
@@ -98,18 +112,15 @@ class ModelsArguments:
     threads: int | None = field(default=None, metadata={"help": "CPU threads; by default PyTorch's choice."})
 
     def __post_init__(self):
+        check_arguments(self)
         for size in self.sizes:
             parse_size(size)
         if self.image_size < 32 or self.image_size % 32:
             raise ValueError(f"--image_size must be a multiple of 32, got {self.image_size}.")
-        if self.repeats < MIN_PAIRS:
-            raise ValueError(f"--repeats must be at least {MIN_PAIRS}, got {self.repeats}.")
         if min(self.batch_sizes) < 1:
             raise ValueError(f"--batch_sizes must be at least 1, got {self.batch_sizes}.")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {self.threads}.")
-        if self.output is not None and self.output.is_dir():
-            raise ValueError(f"--output {self.output} is a folder: give the name of a JSON file.")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         elif self.device == "cuda" and not torch.cuda.is_available():
@@ -123,10 +134,6 @@ class Side:
     name: str
     model: PreTrainedModel
     call: Callable
-
-
-class DisagreementError(RuntimeError):
-    """The two models of a row do not compute the same: their times mean nothing."""
 
 
 class RowError(RuntimeError):
@@ -308,11 +315,6 @@ def measure_memory(side: Side, row: dict[str, Any], arguments: ModelsArguments) 
         process.join()
 
 
-def summarise(seconds: list[float]) -> dict[str, Any]:
-    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
-    return {"median": median, "quartiles": [lower, upper], "min": min(seconds), "max": max(seconds)}
-
-
 def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArguments, matmul: float) -> dict[str, Any]:
     """
     Compares the two models, warms them up and times pairs of calls; `matmul` is the machine's GFLOP per second.
@@ -332,7 +334,6 @@ def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArgumen
             extra = [{"peak_memory_bytes": measure_memory(side, row, arguments)} for side in sides]
         if row["compiled"]:
             extra = compile_sides(sides, mode, images, labels)
-        start = time.perf_counter()
         result["relative_difference"] = compare(sides, mode, images, labels, TOLERANCE[arguments.dtype])
 
         def time_pair() -> list[float]:
@@ -342,13 +343,7 @@ def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArgumen
                 side.model.zero_grad()
             return pair
 
-        while time.perf_counter() - start < WARM_UP_SECONDS:
-            time_pair()
-        pairs, start = [], time.perf_counter()
-        while len(pairs) < MIN_PAIRS or (
-            len(pairs) < arguments.repeats and time.perf_counter() - start < arguments.row_seconds
-        ):
-            pairs.append(time_pair())
+        pairs = time_pairs(time_pair, WARM_UP_SECONDS, arguments.repeats, arguments.row_seconds)
     except (RowError, torch.OutOfMemoryError) as error:
         return {**result, "error": str(error)}
     first, second = zip(*pairs)
@@ -356,12 +351,7 @@ def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArgumen
         summary = summarise(seconds)
         share = result["gflop"] / summary["median"] / matmul
         result[side.name] = {**summary, "matmul_share": share, **more, "seconds": seconds}
-    result |= {
-        "pairs": len(pairs),
-        "ratio": statistics.median(a / b for a, b in pairs),
-        "ratio_quartiles": summarise([a / b for a, b in pairs])["quartiles"],
-    }
-    return result
+    return result | summarise_ratios([a / b for a, b in pairs])
 
 
 def plan_rows(arguments: ModelsArguments) -> list[dict[str, Any]]:
@@ -379,23 +369,6 @@ def plan_rows(arguments: ModelsArguments) -> list[dict[str, Any]]:
             row = {"section": "attention", "mode": mode, "batch_size": 1, "height": height, "width": width}
             rows.append({**row, "compiled": False})
     return rows if arguments.skip_compile else rows + compiled_rows
-
-
-def describe_environment(arguments: ModelsArguments) -> dict[str, Any]:
-    cpu_info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else []
-    return {
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU",
-        "cpu": f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores",
-        "threads": arguments.threads,
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "transformers": transformers.__version__,
-        "pvt_hf": importlib.metadata.version("pvt-hf"),
-    }
 
 
 def format_row(row: dict[str, Any], names: tuple[str, str]) -> str:
@@ -416,14 +389,6 @@ def format_row(row: dict[str, Any], names: tuple[str, str]) -> str:
     if row["compiled"]:
         text += "  graph breaks " + " / ".join(str(side["graph_breaks"]) for side in sides)
     return text
-
-
-def save(results: dict[str, Any], output: Path | None) -> None:
-    """Writes JSON; a reader never sees half of it."""
-    if output is not None:
-        temporary = output.with_name(output.name + ".tmp")
-        temporary.write_text(json.dumps(results, indent=2, default=str))
-        temporary.replace(output)
 
 
 def measure_rows(rows: list[dict[str, Any]], arguments: ModelsArguments, results: dict[str, Any]) -> None:
@@ -457,36 +422,30 @@ def benchmark_models(arguments: ModelsArguments) -> int:
         torch.set_num_threads(arguments.threads)
     arguments.threads = torch.get_num_threads()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    results = {"complete": False, "arguments": asdict(arguments), "environment": describe_environment(arguments)}
-    results |= {"matmul": None, "rows": []}
-    print("\n".join(f"{name}: {value}" for name, value in results["environment"].items()))
-    rows, code = plan_rows(arguments), 0
-    try:
-        measure_rows(rows, arguments, results)
-    except KeyboardInterrupt:
-        print("Interrupted.")
-        code = 130
-    except DisagreementError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 1
-    results["complete"] = len(results["rows"]) == len(rows)
-    if not results["complete"]:
-        print(f"Incomplete: {len(results['rows'])} of {len(rows)} rows were measured.")
-    save(results, arguments.output)
-    return code
+    rows = plan_rows(arguments)
+    environment = describe_environment(arguments.device, arguments.threads)
+    return run_and_report(arguments, environment, len(rows), lambda results: measure_rows(rows, arguments, results))
 
 
-# The first word of the command line, "models" if there is none
-TASKS: dict[str, tuple[type, Callable[[Any], int]]] = {"models": (ModelsArguments, benchmark_models)}
+def models_task() -> tuple[type, Callable[[Any], int]]:
+    return ModelsArguments, benchmark_models
+
+
+def data_task() -> tuple[type, Callable[[Any], int]]:
+    from benchmark_data import DataArguments, benchmark_data  # needs the libraries of training
+
+    return DataArguments, benchmark_data
+
+
+# The first word of the command line, "models" if there is none: the task's arguments, and what runs it
+TASKS: dict[str, Callable[[], tuple[type, Callable[[Any], int]]]] = {"models": models_task, "data": data_task}
 
 
 def main() -> int:
     words = sys.argv[1:]
     task = words.pop(0) if words and words[0] in TASKS else "models"
-    argument_class, run = TASKS[task]
-    parser = HfArgumentParser(argument_class, prog=f"benchmark.py {task}", description=__doc__.split("\n\n")[0])
+    argument_class, run = TASKS[task]()
+    parser = HfArgumentParser(argument_class, prog=f"benchmark.py {task}", description=argument_class.__doc__)
     try:
         (arguments,) = parser.parse_args_into_dataclasses(words)
     except ValueError as error:

@@ -240,7 +240,7 @@ def test_fingerprints_tell_data_apart(photos, tmp_path):
     assert stream_fingerprint(open_stream(str(copy))) != stream_fingerprint(stream)
 
 
-def test_resuming_on_other_data_is_refused(photos, tmp_path):
+def test_resuming_with_other_data_or_settings_is_refused(photos, tmp_path):
     train_here(photos, tmp_path / "run", epochs=1)
     (tmp_path / "other" / "apple").mkdir(parents=True)
     (tmp_path / "other" / "leaf").mkdir()
@@ -248,6 +248,9 @@ def test_resuming_on_other_data_is_refused(photos, tmp_path):
         (tmp_path / "other" / file.parent.name / f"x{index}.jpg").write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="was trained on other data"):
         train_here(tmp_path / "other", tmp_path / "run", resume_from_checkpoint="latest")
+    words = "cannot be resumed exactly with other settings: --batch_size was 8, is 4; --ema_decay was 0.0, is 0.5"
+    with pytest.raises(ValueError, match=words):
+        train_here(photos, tmp_path / "run", resume_from_checkpoint="latest", batch_size=4, ema_decay=0.5)
 
 
 def test_repeats_need_shards_to_shuffle(photos):

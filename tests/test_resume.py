@@ -24,7 +24,17 @@ from pvt_hf.data.batches import StreamError
 from pvt_hf.data.digits import digit_images
 from pvt_hf.training.checkpoint import list_checkpoints
 
-from .training_runs import TRAIN, assert_equal_weights, environment, flags, kill_at_step, launcher, run, train_here
+from .training_runs import (
+    ROOT,
+    TRAIN,
+    assert_equal_weights,
+    environment,
+    flags,
+    kill_at_step,
+    launcher,
+    run,
+    train_here,
+)
 
 
 @pytest.fixture(scope="module")
@@ -180,25 +190,32 @@ def test_a_source_that_comes_back_is_read_on(shards, tmp_path, monkeypatch):
         assert (tensor == again.state_dict()[name]).all(), name
 
 
+def wait_for(checkpoint: Path, child: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 1500
+    while not checkpoint.exists():
+        assert child.poll() is None, child.communicate()[1].decode()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def kill_all(folder: Path) -> None:
+    """SIGKILL to every process of the run in `folder`: torchrun's children have sessions of their own."""
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # gone in the meantime
+            if str(folder).encode() in command.read_bytes():
+                os.kill(int(command.parent.name), signal.SIGKILL)
+
+
 def kill_at_random(folder: Path, moments: random.Random, after: int, processes: int, **overrides) -> None:
     """Kills every process of a run at a random moment after the checkpoint of a random step beyond `after`."""
-    wanted = folder / f"checkpoint-{moments.randint(after + 1, after + 5):08d}"
     resume = {"resume_from_checkpoint": "latest"} if after else {}
     arguments = [TRAIN, *flags(output_dir=folder, save_every_steps=1, save_total_limit=0, **overrides, **resume)]
     child = subprocess.Popen(
         [*launcher(processes), *arguments], env=environment(), stdout=-1, stderr=-1, start_new_session=True
     )
-    deadline = time.monotonic() + 300
-    while not wanted.exists():
-        assert child.poll() is None, child.communicate()[1].decode()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(folder / f"checkpoint-{moments.randint(after + 1, after + 5):08d}", child)
     time.sleep(moments.uniform(0, 0.6))
-    # torchrun's children have sessions of their own: all that belong to this run are found by its folder's name.
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # gone in the meantime
-            if str(folder).encode() in command.read_bytes():
-                os.kill(int(command.parent.name), signal.SIGKILL)
+    kill_all(folder)
     child.communicate(timeout=60)
 
 
@@ -244,3 +261,26 @@ def test_a_scheduler_stops_two_processes_cleanly(tmp_path):
     assert list_checkpoints(tmp_path / "stopped") and not (tmp_path / "stopped" / "run.json").exists()
     run([TRAIN, *flags(output_dir=tmp_path / "stopped", resume_from_checkpoint="latest", **options)], processes=2)
     assert_equal_weights(tmp_path / "stopped", tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_the_full_recipe_learns_and_survives_a_kill(tmp_path):
+    """
+    `digits_pvt_full.yaml` in two processes: mixup, CutMix, RandAugment, erasing, drop path, repeats, EMA. Above 98 % on
+    digits it has not seen, and the same bits after a SIGKILL half-way.
+    """
+    recipe = [TRAIN, str(ROOT / "scripts" / "recipes" / "digits_pvt_full.yaml"), "--output_dir"]
+    run([*recipe, str(tmp_path / "straight")], processes=2, timeout=1500)
+    report = json.loads((tmp_path / "straight" / "run.json").read_text())
+    assert report["world_size"] == 2 and report["metrics"]["eval_samples"] == 355
+    assert report["metrics"]["accuracy@1"] > 0.98
+    child = subprocess.Popen(
+        [*launcher(2), *recipe, str(tmp_path / "killed"), "--save_every_steps", "50"],
+        env=environment(), stdout=-1, stderr=-1, start_new_session=True,
+    )  # fmt: skip
+    wait_for(tmp_path / "killed" / "checkpoint-00000750", child)
+    kill_all(tmp_path / "killed")
+    child.communicate(timeout=60)
+    again = [*recipe, str(tmp_path / "killed"), "--resume_from_checkpoint", "latest"]
+    assert "step 750)" in run(again, processes=2, timeout=1500).stdout
+    assert_equal_weights(tmp_path / "killed", tmp_path / "straight")

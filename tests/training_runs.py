@@ -61,7 +61,9 @@ def launcher(processes: int) -> list[str]:
     return [sys.executable, *(torchrun if processes > 1 else [])]
 
 
-def run(arguments: list[str], processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+def run(
+    arguments: list[str], processes: int = 1, check: bool = True, timeout: int = 500
+) -> subprocess.CompletedProcess:
     result = subprocess.run(
         [*launcher(processes), *arguments], env=environment(), capture_output=True, text=True, timeout=500
     )

@@ -45,7 +45,10 @@ def decode_rgb(value: dict[str, Any] | None) -> Image.Image:
     if not value or (not value.get("bytes") and not value.get("path")):
         raise BadSample("the image is missing or empty")
     try:
-        image = datasets.Image(decode=True).decode_example(value)
+        image = datasets.Image().decode_example(value)
+        # Nearly every image; what follows gives the same by way of an array, which takes a quarter longer.
+        if image.mode in ("RGB", "L", "CMYK") and image.info.get("transparency") is None and 0 not in image.size:
+            return image if image.mode == "RGB" else image.convert("RGB")
         array = to_channels_first(image, None, do_convert_rgb=True, white=255.0)
         return Image.fromarray(array.transpose(1, 2, 0).round().astype("uint8"))
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged data

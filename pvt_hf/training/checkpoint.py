@@ -24,6 +24,11 @@ from .launch import agree
 
 
 STATE_FILE = "loop_state.json"
+# What a resumed run must share with the interrupted one to go on to the sample and the bit
+FIXED_SETTINGS = (
+    "batch_size", "gradient_accumulation_steps", "num_workers", "seed", "shuffle_window", "repeated_augmentation",
+    "samples_per_epoch", "mixed_precision", "ema_decay", "compile_backend",
+)  # fmt: skip
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -133,13 +138,18 @@ def remove_leftovers(output_dir: str | Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def load_checkpoint(
+    accelerator: Accelerator, checkpoint: Path, begun: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """
     Restores model, optimiser and random states; returns (loop state, this process' stream state).
 
+    Args:
+        begun: the loop state that the run has begun with; has "data_fingerprint" and "settings".
+
     Raises:
-        ValueError: the checkpoint was written by another number of processes, or with `--fsdp` and is read without, or
-            the other way round.
+        ValueError: the checkpoint is of other data or other settings, was written by another number of processes, or
+            with `--fsdp` and is read without, or the other way round.
     """
     loop_state = json.loads((checkpoint / STATE_FILE).read_text())
     if loop_state["world_size"] != accelerator.num_processes:
@@ -147,6 +157,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> tuple[dict[st
             f"{checkpoint} was written by {loop_state['world_size']} processes and cannot be resumed exactly by "
             f"{accelerator.num_processes}."
         )
+    _check_same_run(checkpoint, loop_state, begun)
     sharded = (checkpoint / f"{FSDP_MODEL_NAME}_0").is_dir()
     if sharded != accelerator.is_fsdp2:
         raise ValueError(
@@ -155,3 +166,19 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> tuple[dict[st
     accelerator.load_state(str(checkpoint))
     stream_state = torch.load(checkpoint / f"stream_{accelerator.process_index}.pt", weights_only=True)
     return loop_state, stream_state
+
+
+def _check_same_run(checkpoint: Path, saved: dict[str, Any], begun: dict[str, Any]) -> None:
+    """Raises a ValueError if a checkpoint is of other data, or of settings that make another run of it."""
+    if saved["data_fingerprint"] != begun["data_fingerprint"]:
+        raise ValueError(
+            f"{checkpoint} was trained on other data: its fingerprint is {saved['data_fingerprint']}, not "
+            f"{begun['data_fingerprint']}."
+        )
+    changed = [
+        f"--{name} was {value}, is {begun['settings'][name]}"
+        for name, value in saved["settings"].items()
+        if value != begun["settings"][name]
+    ]
+    if changed:
+        raise ValueError(f"{checkpoint} cannot be resumed exactly with other settings: {'; '.join(changed)}.")

@@ -24,7 +24,14 @@ from tqdm.auto import tqdm
 from ..data.batches import BatchStream, StreamError
 from ..data.fingerprint import stream_fingerprint
 from .arguments import TrainingSettings
-from .checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, remove_leftovers, save_checkpoint
+from .checkpoint import (
+    FIXED_SETTINGS,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
 from .drop_path import DropPathSchedule
 from .feed import Batch, Feed
 from .fsdp import prepare_sharded
@@ -139,6 +146,7 @@ def train(
         "epoch_start": 0,
         "world_size": accelerator.num_processes,
         "data_fingerprint": stream_fingerprint(batches.stream),
+        "settings": {name: getattr(settings, name) for name in FIXED_SETTINGS},
         "history": [],
         "seconds": 0.0,
         "nonfinite_steps": 0,
@@ -147,15 +155,11 @@ def train(
     if settings.resume_from_checkpoint:
         checkpoint = find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
         if checkpoint is not None:
-            fingerprint = state["data_fingerprint"]
-            state, stream_state = load_checkpoint(accelerator, checkpoint)
-            if state["data_fingerprint"] != fingerprint:
-                raise ValueError(
-                    f"{checkpoint} was trained on other data: its fingerprint is {state['data_fingerprint']}, that of "
-                    f"{batches.stream.name} is {fingerprint}."
-                )
+            state, stream_state = load_checkpoint(accelerator, checkpoint, state)
             counts = state.pop("counts")[accelerator.process_index]
             accelerator.print(f"Resumed from {checkpoint} (epoch {state['epoch']}, step {state['step']}).")
+        else:
+            accelerator.print(f"No checkpoint in {settings.output_dir} yet: starting from the beginning.")
     if accelerator.is_main_process:
         remove_leftovers(settings.output_dir)
 

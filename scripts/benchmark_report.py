@@ -1,0 +1,110 @@
+"""What the tasks of `benchmark.py` share: pairs of times, their summary, and a report that survives Ctrl-C."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+
+MIN_PAIRS = 3
+
+
+class DisagreementError(RuntimeError):
+    """The two sides of a row do not compute the same: their times mean nothing."""
+
+
+def check_arguments(arguments: Any) -> None:
+    """Raises a ValueError for `repeats` or `output` that cannot be."""
+    if arguments.repeats < MIN_PAIRS:
+        raise ValueError(f"--repeats must be at least {MIN_PAIRS}, got {arguments.repeats}.")
+    if arguments.output is not None and arguments.output.is_dir():
+        raise ValueError(f"--output {arguments.output} is a folder: give the name of a JSON file.")
+
+
+def time_pairs(
+    time_pair: Callable[[], list[float]], warm_up: float, repeats: int, seconds: float
+) -> list[tuple[float, float]]:
+    """Pairs of seconds: after `warm_up` seconds of pairs that do not count, `repeats` or as many as `seconds` allow."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < warm_up:
+        time_pair()
+    pairs, start = [], time.perf_counter()
+    while len(pairs) < MIN_PAIRS or (len(pairs) < repeats and time.perf_counter() - start < seconds):
+        pairs.append(tuple(time_pair()))
+    return pairs
+
+
+def summarise(values: list[float]) -> dict[str, Any]:
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "quartiles": [lower, upper], "min": min(values), "max": max(values)}
+
+
+def summarise_ratios(ratios: list[float]) -> dict[str, Any]:
+    summary = summarise(ratios)
+    return {"pairs": len(ratios), "ratio": summary["median"], "ratio_quartiles": summary["quartiles"]}
+
+
+def describe_environment(device: str, threads: int) -> dict[str, Any]:
+    cpu_info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else []
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "cpu": f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores",
+        "threads": threads,
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "transformers": transformers.__version__,
+        "pvt_hf": importlib.metadata.version("pvt-hf"),
+    }
+
+
+def save(results: dict[str, Any], output: Path | None) -> None:
+    """Writes JSON; a reader never sees half of it."""
+    if output is not None:
+        temporary = output.with_name(output.name + ".tmp")
+        temporary.write_text(json.dumps(results, indent=2, default=str))
+        temporary.replace(output)
+
+
+def run_and_report(
+    arguments: Any, environment: dict[str, Any], num_rows: int, measure: Callable[[dict[str, Any]], None]
+) -> int:
+    """
+    Prints the environment and runs `measure`, which appends to the `rows` of the report and saves it after each.
+
+    Returns the exit code: 0, 1 if two sides disagree, 130 after Ctrl-C; what there is, is saved to `arguments.output`.
+    """
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    results = {"complete": False, "arguments": asdict(arguments), "environment": environment, "rows": []}
+    print("\n".join(f"{name}: {value}" for name, value in environment.items()))
+    code = 0
+    try:
+        measure(results)
+    except KeyboardInterrupt:
+        print("Interrupted.")
+        code = 130
+    except DisagreementError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    results["complete"] = len(results["rows"]) == num_rows
+    if not results["complete"]:
+        print(f"Incomplete: {len(results['rows'])} of {num_rows} rows were measured.")
+    save(results, arguments.output)
+    return code
