@@ -34,6 +34,9 @@ Sample = dict[str, torch.Tensor]
 # Seconds before each new attempt to read from a source that failed: a network share that comes back, say
 RETRY_SECONDS = (1.0, 4.0, 10.0)
 
+# Examples that are read at a time where nothing is shuffled
+UNSHUFFLED_WINDOW = 32
+
 
 class StreamError(RuntimeError):
     """A stream that cannot go on: its source cannot be read, or too many of its samples are unusable."""
@@ -183,7 +186,7 @@ class BatchStream(IterableDataset):
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Examples of a part with the place behind each: source's state before the window, window, taken of it."""
         window, skip, start = place["window"], place["taken"], place["source"]
-        size = max(self.shuffle_window, 1)
+        size = self.shuffle_window or UNSHUFFLED_WINDOW
         source = examples_left = None
         while True:
             for wait in (*RETRY_SECONDS, None):
