@@ -4,9 +4,11 @@ Measures PVT on this machine, two things at a time in one process: A B A B ..., 
     python scripts/benchmark.py --output outputs/benchmark.json
     python scripts/benchmark.py models --device cuda --dtype bfloat16 --variant pvt-large
     python scripts/benchmark.py models --sections attention --sizes 512 800x1312
+    python scripts/benchmark.py training
     python scripts/benchmark.py data
 
-Task "data" measures the input pipeline: see `benchmark_data.py`. Task "models", which is the default:
+Task "training" measures whole training steps against the native class: see `benchmark_training.py`. Task "data"
+measures the input pipeline: see `benchmark_data.py`. Task "models", which is the default:
 
 Section "native": our classifier and that of plain Transformers with the same weights, at the size both are built for.
 Section "attention": our classifier with SDPA and with eager attention, at the sizes of dense prediction, with memory.
@@ -437,8 +439,18 @@ def data_task() -> tuple[type, Callable[[Any], int]]:
     return DataArguments, benchmark_data
 
 
+def training_task() -> tuple[type, Callable[[Any], int]]:
+    from benchmark_training import TrainingArguments, benchmark_training
+
+    return TrainingArguments, benchmark_training
+
+
 # The first word of the command line, "models" if there is none: the task's arguments, and what runs it
-TASKS: dict[str, Callable[[], tuple[type, Callable[[Any], int]]]] = {"models": models_task, "data": data_task}
+TASKS: dict[str, Callable[[], tuple[type, Callable[[Any], int]]]] = {
+    "models": models_task,
+    "data": data_task,
+    "training": training_task,
+}
 
 
 def main() -> int:

@@ -1,0 +1,194 @@
+"""
+Task "training" of `benchmark.py`: whole training steps of our classifier and of plain Transformers', in one loop.
+
+    python scripts/benchmark.py training --output outputs/training.json
+    python scripts/benchmark.py training --variant pvt-tiny --device cpu --dtype float32 --batch_size 4 --modes plain
+
+A step is forward (under autocast, weights in float32), loss, backward and AdamW on random images that are on the device
+already. Rows: both plain, both compiled, and ours with gradient checkpointing (which the native class lacks) beside the
+plain native one. The two sides begin with equal weights and have to give equal losses for two steps.
+Images per second are those of blocks of steps, A B A B ...; the ratio is ours / native, above 1 where ours is faster.
+Memory is the peak of allocated CUDA memory of a side alone: weights, gradients, optimiser, activations.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark_report import (
+    DisagreementError,
+    check_arguments,
+    describe_environment,
+    run_and_report,
+    save,
+    summarise,
+    summarise_ratios,
+    time_pairs,
+)
+from tqdm import tqdm
+from transformers.models.pvt import PvtConfig as NativeConfig
+from transformers.models.pvt import PvtForImageClassification as NativeClassifier
+
+from pvt_hf import PvtForImageClassification
+from pvt_hf.variants import VARIANTS, get_config, get_variant
+
+
+MODES = ("plain", "compiled", "checkpointing", "compiled+checkpointing")
+SIDES = ("ours", "native")
+# Of the loss: kernels sum in other orders, and native's softmax is in the dtype of autocast
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+
+
+@dataclass
+class TrainingArguments:
+    """Measures training steps of our classifier against the native one."""
+
+    output: Path | None = field(default=None, metadata={"help": "JSON file, written after every row."})
+    variant: str = field(default="pvt-small", metadata={"help": "Which PVT.", "choices": list(VARIANTS)})
+    device: str = field(
+        default="auto", metadata={"help": "auto: CUDA if there is.", "choices": ["auto", "cpu", "cuda"]}
+    )
+    dtype: str = field(default="bfloat16", metadata={"help": "Of autocast.", "choices": list(TOLERANCE)})
+    modes: list[str] = field(
+        default_factory=lambda: list(MODES), metadata={"help": "What to measure.", "choices": list(MODES)}
+    )
+    batch_size: int = field(default=128, metadata={"help": "Images per step."})
+    image_size: int = field(default=224, metadata={"help": "Side in pixels, a multiple of 32."})
+    steps: int = field(default=5, metadata={"help": "Steps in a block."})
+    repeats: int = field(default=20, metadata={"help": "Most pairs of blocks per row."})
+    row_seconds: float = field(default=30.0, metadata={"help": "Time for the pairs of a row; at least 3 are run."})
+
+    def __post_init__(self):
+        check_arguments(self)
+        if self.batch_size < 1 or self.steps < 1:
+            raise ValueError(f"--batch_size and --steps must be at least 1, got {self.batch_size} and {self.steps}.")
+        if self.image_size < 32 or self.image_size % 32:
+            raise ValueError(f"--image_size must be a multiple of 32, got {self.image_size}.")
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda, but PyTorch sees no CUDA device: give --device cpu.")
+
+
+def build_step(side: str, mode: str, arguments: TrainingArguments) -> Callable[[], torch.Tensor]:
+    """A function that makes one training step and returns its loss."""
+    torch.manual_seed(0)
+    # One epsilon for all norms, the only thing that the native class can do
+    config = get_config(arguments.variant, image_size=arguments.image_size, reduction_layer_norm_eps=1e-6)
+    model = PvtForImageClassification(config)
+    if side == "native":
+        fields = get_variant(arguments.variant).config
+        native = NativeClassifier(NativeConfig(**fields, image_size=arguments.image_size, layer_norm_eps=1e-6))
+        native.load_state_dict(model.state_dict())
+        model = native
+    elif "checkpointing" in mode:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.to(arguments.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+    call = torch.compile(model, dynamic=False) if "compiled" in mode else model
+    generator = torch.Generator().manual_seed(0)
+    shape = (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
+    images = torch.randn(shape, generator=generator).to(arguments.device)
+    labels = torch.randint(config.num_labels, shape[:1], generator=generator).to(arguments.device)
+    dtype, enabled = getattr(torch, arguments.dtype), arguments.dtype != "float32"
+
+    def step() -> torch.Tensor:
+        with torch.autocast(arguments.device, dtype, enabled=enabled):
+            loss = call(images, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach().float()
+
+    return step
+
+
+def synchronise(arguments: TrainingArguments) -> None:
+    if arguments.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(side: str, mode: str, arguments: TrainingArguments) -> int | None:
+    """Bytes at the peak of the second and third step of a side that is alone; None on a CPU."""
+    if arguments.device != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    step = build_step(side, mode, arguments)
+    step()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    step()
+    synchronise(arguments)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure_row(mode: str, arguments: TrainingArguments) -> dict[str, Any]:
+    """Compares two losses of both sides and times pairs of blocks. Raises a DisagreementError if the losses differ."""
+    torch._dynamo.reset()
+    memory = [peak_memory(side, mode, arguments) for side in SIDES]
+    steps = [build_step(side, mode, arguments) for side in SIDES]
+    losses = [torch.stack([step(), step()]) for step in steps]
+    difference = ((losses[0] - losses[1]).abs() / losses[1]).max().item()
+    if not difference <= TOLERANCE[arguments.dtype]:
+        raise DisagreementError(
+            f"{mode}: losses of ours {losses[0].tolist()} and native {losses[1].tolist()} differ by {difference:.2g} "
+            f"of their size, {TOLERANCE[arguments.dtype]:.2g} is allowed. Nothing was timed."
+        )
+
+    def time_pair() -> list[float]:
+        pair = []
+        for step in steps:
+            synchronise(arguments)
+            start = time.perf_counter()
+            for _ in range(arguments.steps):
+                step()
+            synchronise(arguments)
+            pair.append(time.perf_counter() - start)
+        return pair
+
+    pairs = time_pairs(time_pair, 1.0, arguments.repeats, arguments.row_seconds)
+    result = {"mode": mode, "relative_difference": difference}
+    images = arguments.batch_size * arguments.steps
+    for side, seconds, peak in zip(SIDES, zip(*pairs), memory):
+        rates = summarise([images / each for each in seconds])
+        result[side] = {"images_per_second": rates, "peak_memory_bytes": peak, "seconds": seconds}
+    return result | summarise_ratios([native / ours for ours, native in pairs])
+
+
+def format_row(result: dict[str, Any]) -> str:
+    text = f"{result['mode']:<24}"
+    for side in SIDES:
+        rates, peak = result[side]["images_per_second"], result[side]["peak_memory_bytes"]
+        lower, upper = rates["quartiles"]
+        memory = "" if peak is None else f" {peak / 2**30:.2f} GiB"
+        text += f"{rates['median']:8.1f} [{lower:.1f}, {upper:.1f}]{memory}".ljust(38)
+    lower, upper = result["ratio_quartiles"]
+    return text + f"{result['ratio']:.3f} [{lower:.3f}, {upper:.3f}] {result['pairs']:>5}"
+
+
+def measure_rows(arguments: TrainingArguments, results: dict[str, Any]) -> None:
+    """Fills `results`, saves after each row and prints it."""
+    print(f"\n{'':<24}{'ours, images/s':<38}{'native, images/s':<38}{'ours/native':<21}pairs")
+    with tqdm(arguments.modes, disable=None, leave=False) as progress:  # only on a terminal
+        for mode in progress:
+            progress.set_description(mode)
+            result = measure_row(mode, arguments)
+            results["rows"].append(result)
+            save(results, arguments.output)
+            progress.write(format_row(result))
+
+
+def benchmark_training(arguments: TrainingArguments) -> int:
+    """Task "training". Returns the exit code: 0, 1 if the two sides disagree, 130 after Ctrl-C."""
+    environment = describe_environment(arguments.device, torch.get_num_threads())
+    return run_and_report(
+        arguments, environment, len(arguments.modes), lambda results: measure_rows(arguments, results)
+    )
