@@ -50,8 +50,8 @@ def test_checkpointing_recomputes_blocks_on_our_side_only(run_here):
     module = importlib.import_module("benchmark_training")
     arguments = module.TrainingArguments(variant="pvt-tiny", device="cpu", dtype="float32", batch_size=2, image_size=32)
     calls = []
-    hook = torch.nn.modules.module.register_module_forward_hook(
-        lambda layer, inputs, output: calls.append(1) if type(layer).__name__ == "PvtLayer" else None
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda layer, inputs: calls.append(1) if type(layer).__name__ == "PvtLayer" else None
     )
     try:
         for side, mode, expected in (
