@@ -51,7 +51,7 @@ def test_checkpointing_recomputes_blocks_on_our_side_only(run_here):
     arguments = module.TrainingArguments(variant="pvt-tiny", device="cpu", dtype="float32", batch_size=2, image_size=32)
     calls = []
     hook = torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda layer, inputs: calls.append(1) if type(layer).__name__ == "PvtLayer" else None
+        lambda layer, inputs: calls.append(1) if type(layer).__name__ == "PvtAttention" else None
     )
     try:
         for side, mode, expected in (
