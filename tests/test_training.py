@@ -114,6 +114,11 @@ def test_a_run_leaves_a_model_a_processor_and_a_report(straight_run):
     report = json.loads((straight_run / "run.json").read_text())
     assert report["steps"] == 16 and report["world_size"] == 1 and report["interrupted"] is None
     assert report["metrics"]["eval_samples"] == 355
+    assert report["command"][0] == TRAIN and report["recipe"] is None and report["seed"] == 0
+    assert report["best_metrics"]["accuracy@1"] >= report["metrics"]["accuracy@1"]
+    assert re.fullmatch("[0-9a-f]{16}", report["data_fingerprint"]) and report["images_per_second"] > 0
+    assert report["versions"]["torch"] == torch.__version__ and report["settings"]["learning_rate"] == 1e-3
+    assert (report["trained"], report["skipped"], report["skipped_samples"]) == (512, 0, [])
     model = PvtForImageClassification.from_pretrained(straight_run)
     assert model.config.id2label == {i: str(i) for i in range(10)} and model.config.image_size == 32
     processor = PvtImageProcessor.from_pretrained(straight_run)

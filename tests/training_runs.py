@@ -97,6 +97,16 @@ def kill_at_step(folder: Path, wanted: int, signal_number: int, processes: int, 
     return child.returncode
 
 
+def run_patched(patch: str, folder: Path, processes: int = 1, **overrides) -> subprocess.CompletedProcess:
+    """Runs the script after `patch`, which may use `checkpoint` and `loop`, two modules of the engine."""
+    code = f"import os, resource, runpy, signal, sys\nfrom pvt_hf.training import checkpoint, loop\n{patch}\n"
+    code += f"sys.argv[0] = {TRAIN!r}\nrunpy.run_path({TRAIN!r}, run_name='__main__')\n"
+    file = folder / "patched.py"
+    file.write_text(code)
+    arguments = flags(output_dir=folder / "out", save_every_steps=4, save_total_limit=0, **overrides)
+    return run([str(file), *arguments], processes=processes, check=False)
+
+
 def make_photos(root: Path, count: int) -> Path:
     """A folder of JPEGs in two classes that a colour tells apart."""
     rng = np.random.default_rng(0)
