@@ -59,14 +59,14 @@ loop.save_checkpoint = save_checkpoint
 
 @pytest.fixture()
 def shards(tmp_path):
-    """Eight parquet files of four digits each, in two classes."""
+    """Twelve parquet files of eight digits each, in two classes: more than is read ahead."""
     features = datasets.Features(
         {"sample_id": datasets.Value("string"), "image": datasets.Image(), "label": datasets.ClassLabel(num_classes=2)}
     )
     digits = iter(digit_images("train", image_size=32).decode(False))
     (tmp_path / "data").mkdir()
-    for number in range(8):
-        rows = [{**next(digits), "label": index % 2} for index in range(4)]
+    for number in range(12):
+        rows = [{**next(digits), "label": index % 2} for index in range(8)]
         datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / f"train-{number}.parquet")
     return tmp_path / "data"
 
@@ -74,9 +74,9 @@ def shards(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_shard_that_vanishes_leaves_a_checkpoint_to_go_on_from(shards, tmp_path, monkeypatch, num_workers):
     monkeypatch.setattr(batches, "RETRY_SECONDS", (0.1, 0.1))
-    options = {"num_workers": num_workers, "batch_size": 2, "epochs": 1, "save_total_limit": 0}
+    options = {"num_workers": num_workers, "batch_size": 4, "epochs": 1, "save_total_limit": 0}
     straight, _ = train_here(shards, tmp_path / "straight", **options)
-    hidden, file, steps = tmp_path / "hidden.parquet", shards / "train-7.parquet", []
+    hidden, file, steps = tmp_path / "hidden.parquet", shards / "train-9.parquet", []
 
     def watch(model, batch):
         steps.append(1)
@@ -91,14 +91,14 @@ def test_a_shard_that_vanishes_leaves_a_checkpoint_to_go_on_from(shards, tmp_pat
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == [f"checkpoint-{len(steps):08d}"]
     hidden.rename(file)
     again, report = train_here(shards, tmp_path / "run", resume_from_checkpoint="latest", **options)
-    assert report["steps"] == report["trained"] // 2 == 16
+    assert report["steps"] == report["trained"] // 4 == 24
     for name, tensor in straight.state_dict().items():
         assert (tensor == again.state_dict()[name]).all(), name
 
 
 def test_a_source_that_comes_back_is_read_on(shards, tmp_path, monkeypatch):
     """The file returns during the second wait: nothing is lost, nothing comes twice."""
-    hidden, file, waits = tmp_path / "hidden.parquet", shards / "train-5.parquet", []
+    hidden, file, waits = tmp_path / "hidden.parquet", shards / "train-9.parquet", []
 
     def sleep(seconds):
         waits.append(seconds)
@@ -106,12 +106,12 @@ def test_a_source_that_comes_back_is_read_on(shards, tmp_path, monkeypatch):
             hidden.rename(file)
 
     monkeypatch.setattr(batches.time, "sleep", sleep)
-    straight, _ = train_here(shards, tmp_path / "straight", batch_size=2, epochs=1)
+    straight, _ = train_here(shards, tmp_path / "straight", batch_size=4, epochs=1)
     first = []
     again, report = train_here(
         shards, tmp_path / "run", lambda model, batch: first or first.append(file.rename(hidden)) or first.append(1),
-        batch_size=2, epochs=1,
+        batch_size=4, epochs=1,
     )  # fmt: skip
-    assert waits == [1.0, 4.0] and report["trained"] == 32
+    assert waits == [1.0, 4.0] and report["trained"] == 96
     for name, tensor in straight.state_dict().items():
         assert (tensor == again.state_dict()[name]).all(), name
