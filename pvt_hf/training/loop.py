@@ -163,12 +163,8 @@ def train(
     if accelerator.is_main_process:
         remove_leftovers(settings.output_dir)
 
-    start_time, start_seconds, trained_before, busy_seconds = (
-        time.perf_counter(),
-        state["seconds"],
-        counts["trained"],
-        0.0,
-    )
+    start_time, start_seconds = time.perf_counter(), state["seconds"]
+    trained_before, busy_seconds = counts["trained"], 0.0
     progress = tqdm(
         total=total_steps, initial=state["step"], disable=not accelerator.is_main_process, unit="step", smoothing=0.05
     )
@@ -197,7 +193,7 @@ def train(
     # An epoch ends with the samples, or after a length of its own.
     bounded = settings.samples_per_epoch > 0 or settings.repeated_augmentation > 1
     interrupted = None
-    with StopSignal() as stop:
+    with StopSignal() as stop, progress:
         for epoch in range(state["epoch"], settings.epochs):
             batches.set_epoch(epoch)
             if drop_path is not None:
@@ -267,8 +263,6 @@ def train(
                     f"{seen['skipped']} skipped, {seen['dropped']} left over so far{shown}"
                 )
             save(None)
-    progress.close()
-
     evaluations = [
         {name: value for name, value in entry.items() if name not in ("step", "epoch")} | {"epoch": entry["epoch"]}
         for entry in state["history"]
