@@ -21,7 +21,7 @@ from ..visualization import plot_curves
 from .arguments import TrainingSettings
 
 
-PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm", "torchdata", "safetensors")
+PACKAGES = ("torchvision", "transformers", "accelerate", "datasets", "timm", "torchdata", "safetensors")
 
 
 def start_trackers(accelerator: Accelerator, settings: TrainingSettings) -> None:
@@ -43,6 +43,7 @@ def describe_run(accelerator: Accelerator, settings: TrainingSettings) -> dict[s
         "versions": {
             "pvt_hf": __version__,
             "python": platform.python_version(),
+            "torch": torch.__version__,  # with the build, which the package's metadata leave out
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
     }
