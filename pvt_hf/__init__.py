@@ -5,13 +5,21 @@ Importing it takes over Transformers' `pvt` model type: `AutoModel`, `AutoModelF
 `AutoConfig` and `AutoImageProcessor` then build the classes of this package, which open every native PVT checkpoint.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .backbone_loading import BackboneLoadReport, load_pretrained_backbone
 from .configuration_pvt import PvtConfig
+from .configuration_semantic_fpn import SemanticFpnConfig
 from .conversion import load_official_checkpoint
 from .image_processing_pil_pvt import PvtImageProcessorPil
 from .image_processing_pvt import PvtImageProcessor
 from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel, PvtPreTrainedModel
 from .registry import register
+
+
+if TYPE_CHECKING:
+    from .modeling_semantic_fpn import SemanticFpnForSemanticSegmentation
 
 
 __version__ = "0.1.0"
@@ -25,8 +33,20 @@ __all__ = [
     "PvtImageProcessorPil",
     "PvtModel",
     "PvtPreTrainedModel",
+    "SemanticFpnConfig",
+    "SemanticFpnForSemanticSegmentation",
     "load_official_checkpoint",
     "load_pretrained_backbone",
 ]
+
+# Heads are imported when they are first asked for.
+_HEADS = {"SemanticFpnForSemanticSegmentation": "modeling_semantic_fpn"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HEADS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HEADS[name]}", __name__), name)
+
 
 register()

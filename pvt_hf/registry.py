@@ -1,7 +1,11 @@
 """Registers the installed package with Transformers' Auto classes. Takes over the `pvt` model type (`exist_ok`)."""
 
+from importlib import import_module
+from typing import Any
+
 from transformers import (
     IMAGE_PROCESSOR_MAPPING,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoBackbone,
     AutoConfig,
     AutoModel,
@@ -9,13 +13,28 @@ from transformers import (
 )
 
 from .configuration_pvt import PvtConfig
+from .configuration_semantic_fpn import SemanticFpnConfig
 from .image_processing_pil_pvt import PvtImageProcessorPil
 from .image_processing_pvt import PvtImageProcessor
 from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel
 
 
+class _OnDemand(type):
+    """
+    Stands for a head's class, of the same name and module, in an Auto class: the file is imported when the class is
+    first asked for something, and puts itself in this one's place.
+    """
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(getattr(import_module(cls.__module__), cls.__name__), name)
+
+
+def _on_demand(module: str, name: str) -> type:
+    return _OnDemand(name, (), {"__module__": f"{__package__}.{module}"})
+
+
 def register() -> None:
-    """Makes `AutoX.from_pretrained` and `AutoX.from_config` build this package's classes for `model_type` "pvt"."""
+    """Makes `AutoX.from_pretrained` and `AutoX.from_config` build this package's classes for its model types."""
     AutoConfig.register("pvt", PvtConfig, exist_ok=True)
     AutoModel.register(PvtConfig, PvtModel, exist_ok=True)
     AutoModelForImageClassification.register(PvtConfig, PvtForImageClassification, exist_ok=True)
@@ -24,4 +43,10 @@ def register() -> None:
     # processors and, without torchvision, warns of a fallback that concerns nobody.
     IMAGE_PROCESSOR_MAPPING.register(
         PvtConfig, {"pil": PvtImageProcessorPil, "torchvision": PvtImageProcessor}, exist_ok=True
+    )
+
+    AutoConfig.register("semantic_fpn", SemanticFpnConfig, exist_ok=True)
+    # Not AutoModelForSemanticSegmentation.register, which asks the class for its `config_class`
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING.register(
+        SemanticFpnConfig, _on_demand("modeling_semantic_fpn", "SemanticFpnForSemanticSegmentation"), exist_ok=True
     )

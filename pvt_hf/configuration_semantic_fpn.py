@@ -1,0 +1,114 @@
+"""Configuration of Semantic FPN (arXiv 1901.02446) on any backbone, PVT by default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+from .configuration_pvt import PvtConfig
+
+
+def build_backbone_config(backbone_config: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
+    """
+    The configuration object that a head keeps as its `backbone_config`.
+
+    A "pvt" becomes the `PvtConfig` of the package, or of the repository, that this file belongs to, whatever class it
+    came as: the native one has no backbone, and code that travels with a model may be loaded as several modules.
+
+    Args:
+        backbone_config: a configuration or its `to_dict()`; None for PVT-Tiny with its four stages.
+
+    Raises:
+        ValueError: an unknown `model_type`, or what [`PvtConfig`] raises.
+    """
+    if backbone_config is None:
+        return PvtConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    is_config = isinstance(backbone_config, PreTrainedConfig)
+    model_type = backbone_config.model_type if is_config else backbone_config.get("model_type", "pvt")
+    if model_type == "pvt":
+        if isinstance(backbone_config, PvtConfig):
+            return backbone_config
+        return PvtConfig.from_dict(backbone_config.to_dict() if is_config else backbone_config)
+    if is_config:
+        return backbone_config
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone_config has the model_type {model_type!r}, which Transformers does not know: give one that "
+            'AutoBackbone has a class for ("pvt", "resnet", "swin", "pvt_v2", "timm_backbone" ...).'
+        )
+    return CONFIG_MAPPING[model_type].from_dict(dict(backbone_config))
+
+
+@strict
+class SemanticFpnConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`SemanticFpnForSemanticSegmentation`]. The defaults are those of the PVT paper (section 5.3;
+    official `segmentation/configs/_base_/models/fpn_r50.py`), on PVT-Tiny.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of any model that `AutoBackbone`
+            knows, which returns four feature maps at strides 4, 8, 16 and 32:
+            `out_features=["stage1", "stage2", "stage3", "stage4"]`. PVT-Tiny if not given.
+        fpn_channels (`int`, *optional*, defaults to 256): Channels of the neck.
+        head_channels (`int`, *optional*, defaults to 128): Channels of the head, in front of the classifier.
+        classifier_dropout_prob (`float`, *optional*, defaults to 0.1): Probability with which the classifier's input
+            loses a channel while training.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255): Label of pixels that count in no loss.
+        num_labels (`int`, *optional*, defaults to 150): Number of classes, of ADE20K by default; `id2label` gives them
+            names. Not a field, but written to `config.json`.
+
+    Raises:
+        ValueError: a field that no model can be built from; the message names it.
+
+    Example:
+
+    ```python
+    >>> from pvt_hf import SemanticFpnConfig, SemanticFpnForSemanticSegmentation
+    >>> from pvt_hf.variants import get_config
+
+    >>> backbone_config = get_config("pvt-small", out_indices=[0, 1, 2, 3], drop_path_rate=0.1)
+    >>> model = SemanticFpnForSemanticSegmentation(SemanticFpnConfig(backbone_config=backbone_config, num_labels=11))
+    ```"""
+
+    model_type = "semantic_fpn"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="pvt")}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    fpn_channels: int = 256
+    head_channels: int = 128
+    classifier_dropout_prob: float | int = 0.1
+    semantic_loss_ignore_index: int = 255
+
+    def __post_init__(self, **kwargs):
+        self.backbone_config = build_backbone_config(self.backbone_config)
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            kwargs["num_labels"] = 150
+        super().__post_init__(**kwargs)
+        self._validate()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `config.json`, with `num_labels`: the file leaves out default names of two classes."""
+        return {**super().to_dict(), "num_labels": self.num_labels}
+
+    def _validate(self) -> None:
+        for name in ("fpn_channels", "head_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.classifier_dropout_prob < 1:
+            raise ValueError(
+                "classifier_dropout_prob is a probability of at least 0 and below 1, got "
+                f"{self.classifier_dropout_prob}."
+            )
+        if self.num_labels < 2:
+            raise ValueError(f"num_labels must be at least 2 (background counts as a class), got {self.num_labels}.")
+        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
+            raise ValueError(
+                f"semantic_loss_ignore_index is {self.semantic_loss_ignore_index}, which is also one of the "
+                f"{self.num_labels} classes: choose a number that is none, such as -100."
+            )
+
+
+__all__ = ["SemanticFpnConfig"]

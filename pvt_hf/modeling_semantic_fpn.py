@@ -1,0 +1,210 @@
+"""
+Semantic FPN (Panoptic Feature Pyramid Networks, arXiv 1901.02446) on any backbone: semantic segmentation as in
+section 5.3 of the PVT paper.
+
+What is computed follows mmsegmentation's `FPN`, `FPNHead` and `BaseDecodeHead` in the official configuration
+`segmentation/configs/_base_/models/fpn_r50.py` of https://github.com/whai362/PVT. There BatchNorm is synchronised
+between GPUs; here `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` does it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import AutoBackbone, AutoModelForSemanticSegmentation
+from transformers import initialization as init
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_semantic_fpn import SemanticFpnConfig
+from .modeling_fpn import FeaturePyramidNetwork, FpnConv2d
+from .modeling_pvt import PvtBackbone
+
+
+def resize_bilinear(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(batch, channels, rows, columns) to `size`, align_corners=False, without antialiasing."""
+    # A comparison of sizes would be frozen into a traced graph. Resizing to the same size is exact, only slower.
+    tracing = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    if not tracing and feature_map.shape[-2:] == size:
+        return feature_map
+    return nn.functional.interpolate(feature_map, size=size, mode="bilinear", align_corners=False)
+
+
+def semantic_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """
+    Mean cross-entropy over the pixels that have a label.
+
+    Args:
+        logits: (batch, num_labels, rows, columns), resized to the labels, bilinear and in fp32.
+        labels: (batch, height, width), any integer dtype: class indices, `ignore_index` where there is none.
+        ignore_index: the label that counts as none.
+
+    Returns:
+        A scalar in fp32. It is zero, with zero gradients, if no pixel has a label.
+
+    Raises:
+        ValueError: labels of another rank, batch size or a floating dtype, or a value that is neither a class nor
+            `ignore_index`. (Values are not looked at inside a compiled graph.)
+    """
+    if labels.ndim != 3 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be integers of shape (batch, height, width) for a batch of {logits.shape[0]}, got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    num_labels, labels = logits.shape[1], labels.long()
+    is_labelled = labels != ignore_index
+    if not torch.compiler.is_compiling():
+        unknown = labels[is_labelled & ((labels < 0) | (labels >= num_labels))].unique().tolist()
+        if unknown:
+            raise ValueError(
+                f"labels hold {', '.join(map(str, unknown[:5]))}{' ...' * (len(unknown) > 5)}: with num_labels "
+                f"{num_labels} they must be 0 to {num_labels - 1}, or {ignore_index} for pixels to ignore. Correct the "
+                "maps, or the configuration."
+            )
+    logits = resize_bilinear(logits.float(), labels.shape[-2:])
+    total = nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return total / is_labelled.sum().clamp(min=1)
+
+
+class SemanticFpnConvLayer(nn.Module):
+    """3x3 convolution without bias, BatchNorm, ReLU: (batch, in_channels, rows, columns) to out_channels."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.batch_norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(self.batch_norm(self.convolution(feature_map)))
+
+
+class SemanticFpnHead(nn.Module):
+    """
+    Brings every level to the finest one, adds them up and classifies each cell. Level i takes max(1, i) convolutions,
+    each followed by a bilinear enlargement by 2 except at the finest level.
+    """
+
+    def __init__(self, config: SemanticFpnConfig, num_levels: int):
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.ModuleList(
+                SemanticFpnConvLayer(config.fpn_channels if index == 0 else config.head_channels, config.head_channels)
+                for index in range(max(1, level))
+            )
+            for level in range(num_levels)
+        )
+        self.dropout = nn.Dropout2d(config.classifier_dropout_prob)
+        self.classifier = nn.Conv2d(config.head_channels, config.num_labels, kernel_size=1)
+
+    def forward(self, feature_maps: list[torch.Tensor]) -> torch.Tensor:
+        finest_size = feature_maps[0].shape[-2:]
+        total = None
+        for level, (layers, feature_map) in enumerate(zip(self.levels, feature_maps)):
+            for layer in layers:
+                feature_map = layer(feature_map)
+                if level > 0:
+                    rows, columns = feature_map.shape[-2:]
+                    feature_map = resize_bilinear(feature_map, (2 * rows, 2 * columns))
+            # Where grids were rounded down, doubling them misses the finest one by a few cells.
+            feature_map = resize_bilinear(feature_map, finest_size)
+            total = feature_map if total is None else total + feature_map
+        return self.classifier(self.dropout(total))  # (batch, num_labels, rows, columns)
+
+
+class SemanticFpnForSemanticSegmentation(PreTrainedModel):
+    """A backbone, the FPN neck and the Semantic FPN head. The backbone starts from random weights."""
+
+    config: SemanticFpnConfig
+    config_class = SemanticFpnConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FeaturePyramidNetwork", "SemanticFpnHead"]
+    # Attention is the backbone's, which refuses what it cannot do.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # Trainer's count of items knows nothing of ignored pixels: the loss is a mean, which Trainer averages over steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SemanticFpnConfig):
+        super().__init__(config)
+        backbone_config = config.backbone_config
+        # Not by class: code loaded from a folder may bring the configuration and this file as different modules.
+        if backbone_config.model_type == "pvt":
+            self.backbone = PvtBackbone._from_config(backbone_config)
+        else:
+            self.backbone = AutoBackbone.from_config(backbone_config)
+        channels = self.backbone.channels
+        if len(channels) != 4:
+            raise ValueError(
+                "Semantic FPN reads four feature maps, at strides 4, 8, 16 and 32; this "
+                f"{backbone_config.model_type!r} backbone gives {len(channels)} (out_features "
+                f"{self.backbone.out_features}, of {self.backbone.stage_names}): name four in backbone_config, by "
+                "out_features or out_indices."
+            )
+        self.neck = FeaturePyramidNetwork(channels, config.fpn_channels)
+        self.head = SemanticFpnHead(config, num_levels=len(channels))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """
+        As mmsegmentation: Xavier-uniform in the neck, Kaiming-normal by outputs in the head's 3x3 convolutions,
+        standard deviation 0.01 in the classifier. The backbone initialises itself.
+        """
+        super()._init_weights(module)
+        if isinstance(module, FpnConv2d):
+            module.reset_parameters()
+        elif module is self.head.classifier:
+            init.normal_(module.weight, std=0.01)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """What reads the image in the backbone, where the backbone says so."""
+        return self.backbone.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone takes.
+            labels: (batch, height, width) integers, `config.semantic_loss_ignore_index` where a pixel has no label.
+                Usually of the images' size; the logits are resized to whatever size they have.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            `logits` (batch, num_labels, rows, columns) at the resolution of the finest feature map, stride 4.
+            `loss` (if labels are given): the mean cross-entropy over labelled pixels, fp32.
+            `hidden_states` and `attentions` on request, as the backbone gives them.
+
+        Raises:
+            ValueError: what the backbone raises for its input; labels of a wrong shape, dtype or value.
+        """
+        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        logits = self.head(self.neck(outputs.feature_maps))
+        loss = None
+        if labels is not None:
+            loss = semantic_segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+        return SemanticSegmenterOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+# Pipelines look the name up in this table and print an error if it is not there.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["semantic_fpn"] = "SemanticFpnForSemanticSegmentation"
+AutoModelForSemanticSegmentation.register(SemanticFpnConfig, SemanticFpnForSemanticSegmentation, exist_ok=True)
+
+__all__ = ["SemanticFpnForSemanticSegmentation"]
