@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .backbone_loading import BackboneLoadReport, load_pretrained_backbone
 from .configuration_pvt import PvtConfig
 from .configuration_semantic_fpn import SemanticFpnConfig
+from .configuration_trans2seg import Trans2SegConfig
 from .conversion import load_official_checkpoint
 from .image_processing_pil_pvt import PvtImageProcessorPil
 from .image_processing_pvt import PvtImageProcessor
@@ -19,7 +20,10 @@ from .registry import register
 
 
 if TYPE_CHECKING:
+    from .image_processing_pil_semantic import PvtSemanticImageProcessorPil
+    from .image_processing_semantic import PvtSemanticImageProcessor
     from .modeling_semantic_fpn import SemanticFpnForSemanticSegmentation
+    from .modeling_trans2seg import Trans2SegForSemanticSegmentation
 
 
 __version__ = "0.1.0"
@@ -33,14 +37,23 @@ __all__ = [
     "PvtImageProcessorPil",
     "PvtModel",
     "PvtPreTrainedModel",
+    "PvtSemanticImageProcessor",
+    "PvtSemanticImageProcessorPil",
     "SemanticFpnConfig",
     "SemanticFpnForSemanticSegmentation",
+    "Trans2SegConfig",
+    "Trans2SegForSemanticSegmentation",
     "load_official_checkpoint",
     "load_pretrained_backbone",
 ]
 
-# Heads are imported when they are first asked for.
-_HEADS = {"SemanticFpnForSemanticSegmentation": "modeling_semantic_fpn"}
+# Heads and their processors are imported when they are first asked for.
+_HEADS = {
+    "PvtSemanticImageProcessor": "image_processing_semantic",
+    "PvtSemanticImageProcessorPil": "image_processing_pil_semantic",
+    "SemanticFpnForSemanticSegmentation": "modeling_semantic_fpn",
+    "Trans2SegForSemanticSegmentation": "modeling_trans2seg",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from transformers import (
 
 from .configuration_pvt import PvtConfig
 from .configuration_semantic_fpn import SemanticFpnConfig
+from .configuration_trans2seg import Trans2SegConfig
 from .image_processing_pil_pvt import PvtImageProcessorPil
 from .image_processing_pvt import PvtImageProcessor
 from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel
@@ -21,8 +22,8 @@ from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel
 
 class _OnDemand(type):
     """
-    Stands for a head's class, of the same name and module, in an Auto class: the file is imported when the class is
-    first asked for something, and puts itself in this one's place.
+    Stands for a class of a head, of the same name and module, in an Auto class: its file is imported when it is first
+    asked for something. (A model's file then puts itself in this one's place.)
     """
 
     def __getattr__(cls, name: str) -> Any:
@@ -45,8 +46,20 @@ def register() -> None:
         PvtConfig, {"pil": PvtImageProcessorPil, "torchvision": PvtImageProcessor}, exist_ok=True
     )
 
-    AutoConfig.register("semantic_fpn", SemanticFpnConfig, exist_ok=True)
-    # Not AutoModelForSemanticSegmentation.register, which asks the class for its `config_class`
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING.register(
-        SemanticFpnConfig, _on_demand("modeling_semantic_fpn", "SemanticFpnForSemanticSegmentation"), exist_ok=True
-    )
+    for model_type, config_class, model_name in (
+        ("semantic_fpn", SemanticFpnConfig, "SemanticFpnForSemanticSegmentation"),
+        ("trans2seg", Trans2SegConfig, "Trans2SegForSemanticSegmentation"),
+    ):
+        AutoConfig.register(model_type, config_class, exist_ok=True)
+        # Not AutoModelForSemanticSegmentation.register, which asks the class for its `config_class`
+        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING.register(
+            config_class, _on_demand(f"modeling_{model_type}", model_name), exist_ok=True
+        )
+        IMAGE_PROCESSOR_MAPPING.register(
+            config_class,
+            {
+                "pil": _on_demand("image_processing_pil_semantic", "PvtSemanticImageProcessorPil"),
+                "torchvision": _on_demand("image_processing_semantic", "PvtSemanticImageProcessor"),
+            },
+            exist_ok=True,
+        )

@@ -19,7 +19,8 @@ from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
 from pvt_hf.training import launch
 from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.classification import ClassificationSettings, MixedLoss, build_model
-from pvt_hf.training.optimizer import cosine_schedule, parameter_groups
+from pvt_hf.training.optimizer import make_schedule, parameter_groups
+from pvt_hf.training.segmentation import SegmentationSettings
 from pvt_hf.variants import get_config
 
 from .common import tiny_pvt_config
@@ -52,7 +53,7 @@ def test_parameter_groups_are_the_papers():
 
 def test_schedule_equals_the_formula():
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
-    schedule = cosine_schedule(optimizer, 300, 5, 1e-6, 1e-5)
+    schedule = make_schedule(optimizer, "cosine", 300, 5, 1e-6, 1e-5)
     for step in (0, 1, 4, 5, 100, 299):
         schedule.step_update(step)
         if step < 5:
@@ -107,7 +108,13 @@ def test_recipes_and_flags(tmp_path, capsys):
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "scripts" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_parses(recipe):
-    parse_arguments(ClassificationSettings, [str(recipe), "--output_dir", "out"])
+    """With the arguments of the script that its first lines name."""
+    classes = {
+        "train_image_classification.py": ClassificationSettings,
+        "train_semantic_segmentation.py": SegmentationSettings,
+    }
+    (settings,) = (classes[script] for script in classes if script in recipe.read_text())
+    parse_arguments(settings, [str(recipe), "--output_dir", "out"])
 
 
 def test_a_run_leaves_a_model_a_processor_and_a_report(straight_run):

@@ -30,7 +30,7 @@ from .sharding import split_strategy
 from .streams import Stream
 
 
-Sample = dict[str, torch.Tensor]
+Sample = dict[str, Any]
 # Seconds before each new attempt to read from a source that failed: a network share that comes back, say
 RETRY_SECONDS = (1.0, 4.0, 10.0)
 
@@ -63,8 +63,9 @@ class BatchStream(IterableDataset):
         max_bad_share: share of skipped samples above which iteration stops; a hundred samples at least are the base.
         strategy: "shards" or "examples", see [`pvt_hf.data.sharding.split_strategy`], which chooses by default. With
             "examples", no shuffling and no workers, the processes' batches together are those of a single process.
+        collate: list of samples to a batch, a dict; by default tensors of equal shapes are stacked.
 
-    Yields dicts: the stacked tensors, `sample_ids` (list of str) and `skipped` (list of (name, reason) since the last
+    Yields dicts: what `collate` makes, `sample_ids` (list of str) and `skipped` (list of (name, reason) since the last
     batch). The final dict of an epoch may have no tensors: only `skipped` and `dropped`, the count of the rest.
 
     Raises:
@@ -86,13 +87,14 @@ class BatchStream(IterableDataset):
         keep: Callable[[str], bool] | None = None,
         max_bad_share: float = 0.01,
         strategy: str | None = None,
+        collate: Callable[[list[Sample]], dict[str, Any]] = stack,
     ):
         if batch_size < 1 or repeats < 1:
             raise ValueError(f"batch_size and repeats must be at least 1, got {batch_size} and {repeats}.")
         self.stream, self.prepare, self.batch_size = stream, prepare, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.shuffle_window, self.repeats, self.drop_last, self.keep = shuffle_window, repeats, drop_last, keep
-        self.max_bad_share = max_bad_share
+        self.max_bad_share, self.collate = max_bad_share, collate
         self.strategy = strategy or split_strategy(stream.dataset.num_shards, world_size)
         self.epoch = 0
         # Part p of the stream is also read by the processes p + 1, ... p + repeats - 1.
@@ -154,11 +156,11 @@ class BatchStream(IterableDataset):
             ids.append(name)
             if len(samples) == self.batch_size:
                 self._state = {**self._identity(), "epoch": self.epoch, "position": dict(position)}
-                yield {**stack(samples), "sample_ids": ids, "skipped": skipped}
+                yield {**self.collate(samples), "sample_ids": ids, "skipped": skipped}
                 samples, ids, skipped = [], [], []
         self._state = {**self._identity(), "epoch": self.epoch, "position": dict(position)}
         if samples and not self.drop_last:
-            yield {**stack(samples), "sample_ids": ids, "skipped": skipped}
+            yield {**self.collate(samples), "sample_ids": ids, "skipped": skipped}
         elif samples or skipped:
             yield {"skipped": skipped, "dropped": len(samples)}
 

@@ -7,7 +7,7 @@ What comes out is a `datasets.IterableDataset` whose images are still encoded: d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Stream:
         image_column, label_column: where a classification example has its image and its label (None: no label).
         class_names: names by label, if the source has them.
         num_samples: examples in one pass, if the source says so.
+        mask_column: where a segmentation example has its mask (None: none), an undecoded image as well.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Stream:
     label_column: str | None
     class_names: tuple[str, ...] | None
     num_samples: int | None
+    mask_column: str | None = None
 
 
 def open_stream(
@@ -80,28 +82,16 @@ def open_stream(
         FileNotFoundError: nothing there, or no such split; the message lists what there is.
         ValueError: no image column, or several and none named.
     """
-    folder, num_samples = Path(source), None
     if source in ("digits", "digit-scenes"):
         digits_split = "test" if split == "validation" else split
         if source == "digits":
             num_samples = {"train": 1442 * DIGIT_RENDERINGS, "test": 355}[digits_split]
             dataset = digit_images(digits_split, image_size=image_size, num_shards=16, length=num_samples)
         else:
-            num_samples = {"train": 4000, "test": 400}[digits_split]
-            dataset = digit_scenes(digits_split, image_size, image_size, num_shards=16, length=num_samples)
-    elif folder.is_dir():
-        dataset, num_samples = _open_folder(folder, split)
-    elif folder.exists() or source.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{source} is not a folder: give a folder of images, parquet files or tars.")
+            dataset, num_samples = open_digit_scenes(split, image_size)
     else:
-        dataset = datasets.load_dataset(source, split=split, streaming=True, **load_kwargs)
-        split_info = (dataset.info.splits or {}).get(split)
-        num_samples = split_info.num_examples if split_info is not None else None
-
+        dataset, num_samples = open_source(source, split, _open_folder, load_kwargs)
     features = dataset.features
-    if features is None:  # a builder that declares none: looked up in its first examples
-        dataset = dataset._resolve_features()
-        features = dataset.features
     image_column = image_column or _find_image_column(features, source)
     label_column = label_column or next((name for name in LABEL_COLUMNS if name in features), None)
     for column in filter(None, (image_column, label_column)):
@@ -119,6 +109,39 @@ def open_stream(
     )
 
 
+def open_digit_scenes(split: str, image_size: int) -> tuple[datasets.IterableDataset, int]:
+    """The built-in scenes, squares of `image_size` pixels, and their number: 4,000 to train on, 400 to test."""
+    split = "test" if split == "validation" else split
+    num_samples = 4000 if split == "train" else 400
+    return digit_scenes(split, image_size, image_size, num_shards=16, length=num_samples), num_samples
+
+
+def open_source(
+    source: str,
+    split: str,
+    open_folder: Callable[[Path, str], tuple[datasets.IterableDataset, int | None]],
+    load_kwargs: dict[str, Any],
+) -> tuple[datasets.IterableDataset, int | None]:
+    """
+    The examples of a folder, by `open_folder(folder, split)`, or of a Hub id; and their number if it is known.
+
+    Raises:
+        FileNotFoundError: a path that is no folder, and what `open_folder` raises.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        dataset, num_samples = open_folder(folder, split)
+    elif folder.exists() or source.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{source} is not a folder: give a folder of images, parquet files or tars.")
+    else:
+        dataset = datasets.load_dataset(source, split=split, streaming=True, **load_kwargs)
+        split_info = (dataset.info.splits or {}).get(split)
+        num_samples = split_info.num_examples if split_info is not None else None
+    if dataset.features is None:  # a builder that declares none: looked up in its first examples
+        dataset = dataset._resolve_features()
+    return dataset, num_samples
+
+
 def _find_image_column(features: datasets.Features, source: str) -> str:
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if "image" in images or len(images) == 1:
@@ -130,18 +153,49 @@ def _find_image_column(features: datasets.Features, source: str) -> str:
 
 
 def _open_folder(folder: Path, split: str) -> tuple[datasets.IterableDataset, int | None]:
+    root = split_root(folder, split)
+    opened = open_archives(root, split, by_name=root is folder)
+    if opened is not None:
+        return opened
+    if root is folder and split != "train":
+        raise FileNotFoundError(
+            f"{folder} is not divided into splits, so it has no {split!r}: make folders "
+            f"{folder / 'train'} and {folder / split}, or hold out a share of the training images."
+        )
+    return _open_image_folder(root)
+
+
+def split_root(folder: Path, split: str) -> Path:
+    """
+    The sub-folder of a split; `folder` itself if it has none.
+
+    Raises:
+        FileNotFoundError: it has others, a train folder among them.
+    """
     split_folders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
     known = [name for names in SPLIT_NAMES.values() for name in names if name in split_folders]
     root = next((split_folders[name] for name in SPLIT_NAMES.get(split, (split,)) if name in split_folders), None)
-    if root is None:
-        # Without a train folder, "test" is as likely a class as a split.
-        if any(name in split_folders for name in SPLIT_NAMES["train"]):
-            raise FileNotFoundError(f"{folder} has no split {split!r}; its folders are {', '.join(known)}.")
-        root = folder
+    # Without a train folder, "test" is as likely a class as a split.
+    if root is None and any(name in split_folders for name in SPLIT_NAMES["train"]):
+        raise FileNotFoundError(f"{folder} has no split {split!r}; its folders are {', '.join(known)}.")
+    return root or folder
+
+
+def open_archives(root: Path, split: str, by_name: bool) -> tuple[datasets.IterableDataset, int | None] | None:
+    """
+    The parquet files or webdataset tars below `root` and their number of examples if known; None if there are none.
+
+    Args:
+        by_name: whether the files' names tell to which split they belong.
+
+    Raises:
+        FileNotFoundError: none of the names is of this split.
+        ValueError: a file cannot be opened.
+    """
     for builder, pattern in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
         files = sorted(root.rglob(pattern))
         if files:
-            files = _files_of_split(files, split, root is folder)
+            files = _files_of_split(files, split, by_name)
             try:
                 dataset = datasets.load_dataset(
                     builder, data_files={split: [str(f) for f in files]}, split=split, streaming=True
@@ -154,12 +208,7 @@ def _open_folder(folder: Path, split: str) -> tuple[datasets.IterableDataset, in
             if builder == "webdataset":
                 return dataset, None
             return dataset.reshard(), _parquet_rows(files)
-    if root is folder and split != "train":
-        raise FileNotFoundError(
-            f"{folder} is not divided into splits, so it has no {split!r}: make folders "
-            f"{folder / 'train'} and {folder / split}, or hold out a share of the training images."
-        )
-    return _open_image_folder(root)
+    return None
 
 
 def _files_of_split(files: list[Path], split: str, by_name: bool) -> list[Path]:

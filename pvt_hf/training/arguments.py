@@ -18,14 +18,25 @@ class TrainingSettings:
     """What every task's training has; read by `pvt_hf.training.loop`."""
 
     output_dir: str = field(metadata={"help": "Folder for checkpoints, the final model, processor and run.json."})
+    dataset: str = field(metadata={"help": "Built-in data, a folder, or a Hub data set id."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    eval_share: float = field(default=0.0, metadata={"help": "Hold out this share of the training split instead."})
+    image_column: str = field(default="", metadata={"help": "If it cannot be found by its type."})
     epochs: int = field(default=300, metadata={"help": "Passes over the training samples."})
+    max_steps: int = field(default=0, metadata={"help": "Optimiser steps in all, instead of --epochs; 0: by epochs."})
     batch_size: int = field(default=128, metadata={"help": "Samples per step and process."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches per optimiser step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate, not scaled by the batch size."})
-    min_learning_rate: float = field(default=1e-5, metadata={"help": "Where the cosine ends."})
+    schedule: str = field(
+        default="cosine", metadata={"help": "Of the learning rate: cosine, or poly.", "choices": ["cosine", "poly"]}
+    )
+    poly_power: float = field(default=0.9, metadata={"help": "Of --schedule poly: (1 - step / steps) to this power."})
+    min_learning_rate: float = field(default=1e-5, metadata={"help": "Where the schedule ends."})
     warmup_epochs: float = field(default=5.0, metadata={"help": "Linear warm-up."})
     warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Where the warm-up begins."})
     weight_decay: float = field(default=0.05, metadata={"help": "Not on norms, biases and the cls token."})
+    decay_all: bool = field(default=False, metadata={"help": "Weight decay on norms, biases and the cls token, too."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the global gradient norm; 0 does not."})
     mixed_precision: str = field(
         default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
@@ -63,9 +74,13 @@ class TrainingSettings:
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("num_workers", "shuffle_window", "samples_per_epoch", "save_every_steps", "save_total_limit"):
+        for name in (
+            "max_steps", "num_workers", "shuffle_window", "samples_per_epoch", "save_every_steps", "save_total_limit",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.eval_share < 1:
+            raise ValueError(f"--eval_share is a share of at least 0 and below 1, got {self.eval_share}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay is at least 0 and below 1, got {self.ema_decay}.")
         if self.fsdp and (self.ema_decay or self.channels_last or self.compile_backend):

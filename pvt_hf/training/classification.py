@@ -13,9 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from ..configuration_pvt import PvtConfig
-from ..data.batches import BatchStream
-from ..data.samples import ClassificationSample, is_held_out
-from ..data.sharding import describe_split
+from ..data.samples import ClassificationSample
 from ..data.streams import Stream, open_stream
 from ..data.transforms import ProcessorTransform, training_transform
 from ..image_processing_pvt import PvtImageProcessor
@@ -26,8 +24,7 @@ from .checkpoint import ensure_output_dir
 from .checkpoint_evaluation import check_model_path
 from .evaluation import evaluate_classifier
 from .launch import make_accelerator
-from .loop import train
-from .run_files import describe_run, save_run, start_trackers
+from .task import run_task
 
 
 @dataclass
@@ -35,10 +32,6 @@ class ClassificationSettings(TrainingSettings):
     """Arguments of `scripts/train_image_classification.py`."""
 
     dataset: str = field(default="digits", metadata={"help": "'digits', a folder, or a Hub data set id."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    eval_share: float = field(default=0.0, metadata={"help": "Hold out this share of the training split instead."})
-    image_column: str = field(default="", metadata={"help": "If it cannot be found by its type."})
     label_column: str = field(default="", metadata={"help": "If it cannot be found by its name."})
     class_names: str = field(default="", metadata={"help": "Comma-separated names, for labels without names."})
     model: str = field(default="", metadata={"help": "Checkpoint to fine-tune: a folder or Hub id."})
@@ -59,8 +52,6 @@ class ClassificationSettings(TrainingSettings):
         super().__post_init__()
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"Mixing pairs the samples of a batch: --batch_size must be even, got {self.batch_size}.")
-        if not 0 <= self.eval_share < 1:
-            raise ValueError(f"--eval_share is a share of at least 0 and below 1, got {self.eval_share}.")
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"--crop_ratio is above 0 and at most 1, got {self.crop_ratio}.")
 
@@ -165,77 +156,16 @@ def run(settings: ClassificationSettings) -> dict[str, Any]:
             random_erasing=settings.random_erasing,
         ),
     )
-    model = build_model(settings, sample.class_names)
-    place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    share = settings.eval_share
-    train_batches = BatchStream(
-        train_stream,
-        sample,
-        settings.batch_size,
-        seed=settings.seed,
-        shuffle_window=settings.shuffle_window,
-        repeats=settings.repeated_augmentation,
-        drop_last=True,
-        # Unshuffled, many processes train on the batches of one.
-        strategy=None if settings.shuffle_window else "examples",
-        keep=_Part(share, held_out=False) if share else None,
-        max_bad_share=settings.max_bad_share,
-        **place,
-    )
-    eval_batches = BatchStream(
-        eval_stream,
-        ClassificationSample(eval_stream, ProcessorTransform(processor), sample.class_names),
-        settings.batch_size,
-        keep=_Part(share, held_out=True) if share else None,
-        max_bad_share=settings.max_bad_share,
-        **place,
-    )
-    if eval_stream.num_samples == 0:
-        raise ValueError(f"{eval_stream.name} is empty: there is nothing to evaluate on.")
-    num_samples = train_stream.num_samples
-    if num_samples and share:
-        num_samples = int(num_samples * (1 - share))
-    accelerator.print(
-        f"Training {type(model).__name__} ({model.num_parameters():,} parameters, {len(sample.class_names)} classes) "
-        f"on {num_samples or 'an unknown number of'} samples, {accelerator.num_processes} x {accelerator.device.type}."
-    )
-    for batches in (train_batches, eval_batches):
-        split = describe_split(batches.stream, accelerator.num_processes, settings.num_workers, batches.strategy)
-        accelerator.print("\n".join(split))
-    start_trackers(accelerator, settings)
-    model, report = train(
+    eval_sample = ClassificationSample(eval_stream, ProcessorTransform(processor), sample.class_names)
+    return run_task(
         accelerator,
         settings,
-        model,
-        train_batches,
-        num_samples,
+        output_dir,
+        build_model(settings, sample.class_names),
+        processor,
+        sample,
+        eval_sample,
         MixedLoss(settings, len(sample.class_names)),
-        lambda unwrapped: evaluate_classifier(accelerator, unwrapped, eval_batches, settings.num_workers),
+        lambda model, batches: evaluate_classifier(accelerator, model, batches, settings.num_workers),
         best_metric="accuracy@1",
     )
-    report = describe_run(accelerator, settings) | report
-    if report["interrupted"]:
-        accelerator.print(
-            f"Stopped by {report['interrupted']}; the checkpoint is saved. Go on with --resume_from_checkpoint latest."
-        )
-    else:
-        weights = accelerator.get_state_dict(model)  # by all processes, each of which may hold a shard
-        if accelerator.is_main_process:
-            save_run(output_dir, model, weights, processor, report)
-        accelerator.print(
-            f"{report['skipped']} unusable samples skipped, {report['dropped']} left over from incomplete batches.\n"
-            f"Saved the model, its processor, run.json and curves.png in {output_dir}."
-        )
-    accelerator.end_training()
-    return report
-
-
-@dataclass
-class _Part:
-    """Chooses the held-out samples, or the others; a class, because loader workers may have to pickle it."""
-
-    share: float
-    held_out: bool
-
-    def __call__(self, name: str) -> bool:
-        return is_held_out(name, self.share) == self.held_out

@@ -36,7 +36,7 @@ from .drop_path import DropPathSchedule
 from .feed import Batch, Feed
 from .fsdp import prepare_sharded
 from .launch import agree, gather_objects
-from .optimizer import cosine_schedule, parameter_groups
+from .optimizer import make_schedule, parameter_groups
 
 
 def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_size: int) -> int:
@@ -99,7 +99,7 @@ def train(
         compute_loss: (prepared model, batch on the device) to a scalar; anything random in it (mixing) draws from the
             global generators, whose states are in the checkpoints.
         evaluate: called by every process with the unwrapped model (its average, with `ema_decay`) in eval mode; returns
-            the same metrics on each.
+            the same metrics on each; those that are numbers are printed and go to the trackers.
         best_metric: of the metrics, the one whose highest value is reported as the best.
 
     Returns:
@@ -115,20 +115,23 @@ def train(
         ValueError: the checkpoint is of other data or another number of processes.
     """
     per_epoch = steps_per_epoch(settings, num_samples, accelerator.num_processes)
-    total_steps = per_epoch * settings.epochs
+    total_steps = settings.max_steps or per_epoch * settings.epochs
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
     drop_path = DropPathSchedule(model, settings.drop_path_zero_epochs) if settings.drop_path_zero_epochs else None
     ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
-    scheduler = cosine_schedule(
+    groups = parameter_groups(model, settings.weight_decay, settings.decay_all)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    scheduler = make_schedule(
         optimizer,
+        settings.schedule,
         total_steps,
         round(settings.warmup_epochs * per_epoch),
         settings.warmup_learning_rate,
         settings.min_learning_rate,
+        settings.poly_power,
     )
     if settings.fsdp:
         model, optimizer = prepare_sharded(accelerator, model, optimizer)
@@ -185,26 +188,35 @@ def train(
     def totals() -> dict[str, int]:
         parts = gather_objects(accelerator, counts)
         summed = {name: sum(part[name] for part in parts) for name in counts if name != "skipped_samples"}
-        if batches.keep is None and not bounded:
+        if batches.keep is None and not bounded and not settings.max_steps:
             # Exact where the length is: a process that ends early leaves samples of the others unread.
             summed["dropped"] = num_samples * state["epoch"] - summed["trained"] - summed["skipped"]
         return summed | {"skipped_samples": [sample for part in parts for sample in part["skipped_samples"]]}
 
-    # An epoch ends with the samples, or after a length of its own.
+    # An epoch ends with the samples, or after a length of its own, or with the whole training.
     bounded = settings.samples_per_epoch > 0 or settings.repeated_augmentation > 1
+
+    def is_finished() -> bool:
+        if settings.max_steps:  # and the last epoch is closed, that is, evaluated
+            return state["step"] >= total_steps and state["epoch_start"] == state["step"]
+        return state["epoch"] >= settings.epochs
+
+    of_epochs, of_steps = ("", f"/{total_steps}") if settings.max_steps else (f"/{settings.epochs}", "")
     interrupted = None
     with StopSignal() as stop, progress:
-        for epoch in range(state["epoch"], settings.epochs):
+        while not is_finished():
+            epoch = state["epoch"]
             batches.set_epoch(epoch)
             if drop_path is not None:
                 drop_path.set_epoch(epoch)
             feed = Feed(batches, settings, accelerator, stream_state, counts)
             stream_state = None
-            limit = state["epoch_start"] + per_epoch - state["step"] if bounded else None
+            limits = [state["epoch_start"] + per_epoch - state["step"]] if bounded else []
+            limits += [total_steps - state["step"]] if settings.max_steps else []
             model.train()
             tick = time.perf_counter()
             try:
-                for group in feed.groups(limit):
+                for group in feed.groups(min(limits, default=None)):
                     scheduler.step_update(state["step"])
                     loss = _step(accelerator, settings, model, optimizer, compute_loss, group, state)
                     state["step"] += 1
@@ -242,24 +254,24 @@ def train(
                 ) from error
             if interrupted:
                 break
-            if state["step"] == 0:
+            if state["step"] == state["epoch_start"]:
                 raise ValueError(
                     f"{batches.stream.name} did not fill a single step of {settings.batch_size} samples per process "
                     f"({counts['skipped']} skipped, {counts['dropped']} left over): use a smaller --batch_size or "
                     "fewer --num_workers."
                 )
-            if epoch + 1 == settings.epochs or (epoch + 1) % settings.eval_every_epochs == 0:
+            state["epoch"], state["epoch_start"] = epoch + 1, state["step"]
+            shown = ""
+            if is_finished() or (epoch + 1) % settings.eval_every_epochs == 0:
                 metrics = evaluate((unwrapped if ema is None else ema.module).eval())
                 state["history"].append({"step": state["step"], "epoch": epoch, **metrics})
-                accelerator.log(metrics, step=state["step"])
-                shown = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
-            else:
-                shown = ""
-            state["epoch"], state["epoch_start"] = epoch + 1, state["step"]
+                numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+                accelerator.log(numbers, step=state["step"])
+                shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
             seen = totals()
             if accelerator.is_main_process:
                 tqdm.write(
-                    f"epoch {epoch + 1}/{settings.epochs}: step {state['step']}, {seen['trained']} samples trained, "
+                    f"epoch {epoch + 1}{of_epochs}: step {state['step']}{of_steps}, {seen['trained']} samples trained, "
                     f"{seen['skipped']} skipped, {seen['dropped']} left over so far{shown}"
                 )
             save(None)

@@ -1,0 +1,248 @@
+"""Semantic segmentation on the training loop: streams of images and masks, models, and evaluation by mean IoU."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+
+from ..backbone_loading import load_pretrained_backbone
+from ..configuration_semantic_fpn import SemanticFpnConfig
+from ..configuration_trans2seg import Trans2SegConfig
+from ..data.ade20k import ADE20K_CLASS_NAMES
+from ..data.segmentation import SegmentationEvaluationSample, SegmentationSample, collate_lists
+from ..data.segmentation_streams import open_segmentation_stream
+from ..data.segmentation_transforms import SegmentationTransform
+from ..data.streams import Stream
+from ..image_processing_semantic import PvtSemanticImageProcessor
+from ..variants import get_config
+from .arguments import TrainingSettings
+from .checkpoint import ensure_output_dir
+from .checkpoint_evaluation import check_model_path
+from .feed import Batch
+from .launch import make_accelerator
+from .segmentation_evaluation import evaluate_segmenter
+from .segmentation_inference import SingleScale
+from .task import run_task
+
+
+# The head's configuration, and the stages of the backbone that it reads
+ARCHITECTURES = {
+    "semantic_fpn": (SemanticFpnConfig, ["stage1", "stage2", "stage3", "stage4"]),
+    "trans2seg": (Trans2SegConfig, ["stage1", "stage4"]),
+}
+
+
+@dataclass
+class SegmentationSettings(TrainingSettings):
+    """Arguments of `scripts/train_semantic_segmentation.py`."""
+
+    dataset: str = field(default="digit-scenes", metadata={"help": "'digit-scenes', a folder, or a Hub data set id."})
+    mask_column: str = field(default="", metadata={"help": "If it cannot be found by its type and name."})
+    class_names: str = field(
+        default="", metadata={"help": "'ade20k', names separated by commas, or a text file with a name per line."}
+    )
+    reduce_labels: bool = field(
+        default=False, metadata={"help": "Label 0 of the masks is no class, and 1 is the first: true for ADE20K."}
+    )
+    scene_size: int = field(default=128, metadata={"help": "Side in pixels of the built-in scenes."})
+    model: str = field(
+        default="", metadata={"help": "Segmenter to fine-tune, with the processor that it has: a folder or Hub id."}
+    )
+    architecture: str = field(
+        default="semantic_fpn", metadata={"help": "Head to build if --model is not given.", "choices": [*ARCHITECTURES]}
+    )
+    variant: str = field(default="pvt-tiny", metadata={"help": "Its backbone."})
+    backbone: str = field(
+        default="",
+        metadata={"help": "Classifier whose weights the backbone starts from: a folder, Hub id or official .pth."},
+    )
+    config_overrides: str = field(default="{}", metadata={"help": "JSON of fields of the head's configuration."})
+    backbone_overrides: str = field(default="{}", metadata={"help": "JSON of PvtConfig fields for --variant."})
+    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the backbone."})
+    shortest_edge: int = field(default=512, metadata={"help": "Limit of the shorter side, in training at scale 1."})
+    longest_edge: int = field(default=2048, metadata={"help": "Limit of the longer side, in training at scale 1."})
+    min_scale: float = field(default=0.5, metadata={"help": "Smallest random factor on these limits."})
+    max_scale: float = field(default=2.0, metadata={"help": "Largest."})
+    crop_size: int = field(default=512, metadata={"help": "Side in pixels of the training crops."})
+    max_class_share: float = field(
+        default=0.75, metadata={"help": "Draw a crop again in which one class has more of the pixels; 1 takes any."}
+    )
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability."})
+    photometric: bool = field(default=True, metadata={"help": "Distort brightness, contrast, saturation and hue."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("scene_size", "crop_size", "shortest_edge"):
+            if getattr(self, name) < 32:
+                raise ValueError(f"--{name} must be at least 32, got {getattr(self, name)}.")
+        if self.longest_edge < self.shortest_edge:
+            raise ValueError(f"--longest_edge {self.longest_edge} is below --shortest_edge {self.shortest_edge}.")
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(f"--min_scale {self.min_scale} must be above 0 and at most --max_scale {self.max_scale}.")
+        for name in ("max_class_share", "horizontal_flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} is from 0 to 1, got {getattr(self, name)}.")
+        if self.model and self.backbone:
+            raise ValueError("--backbone goes with a new model; --model has a trained backbone. Give one of them.")
+
+
+def read_class_names(text: str) -> tuple[str, ...] | None:
+    """
+    The names that `--class_names` stands for; None for an empty text.
+
+    Raises:
+        FileNotFoundError: a file that is not there.
+        ValueError: a single name, or one that comes twice.
+    """
+    if not text or text == "ade20k":
+        return ADE20K_CLASS_NAMES if text else None
+    if text.endswith(".txt"):
+        names = [line for line in Path(text).read_text().splitlines() if line.strip()]
+    else:
+        names = text.split(",")
+    names = tuple(name.strip() for name in names)
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if len(names) < 2 or repeated:
+        raise ValueError(
+            f"--class_names gives {len(names)} name(s){f', {repeated} more than once' if repeated else ''}: expected "
+            "two or more different ones, separated by commas or in a .txt file with one per line."
+        )
+    return names
+
+
+def build_model(settings: SegmentationSettings, class_names: tuple[str, ...]) -> PreTrainedModel:
+    """The model to train: a segmenter with a classifier of the right size, or a new one."""
+    id2label = dict(enumerate(class_names))
+    labels = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
+    if settings.model:
+        check_model_path(settings.model)
+        config = AutoConfig.from_pretrained(settings.model, **labels)
+        with_drop_path = getattr(config, "backbone_config", None) or config
+        if hasattr(with_drop_path, "drop_path_rate"):
+            with_drop_path.drop_path_rate = settings.drop_path_rate
+        return AutoModelForSemanticSegmentation.from_pretrained(
+            settings.model, config=config, ignore_mismatched_sizes=True
+        )
+    config_class, out_features = ARCHITECTURES[settings.architecture]
+    backbone_fields = {"drop_path_rate": settings.drop_path_rate, **json.loads(settings.backbone_overrides)}
+    backbone_config = get_config(settings.variant, out_features=out_features, **backbone_fields)
+    config = config_class(backbone_config=backbone_config, **json.loads(settings.config_overrides), **labels)
+    return AutoModelForSemanticSegmentation.from_config(config)
+
+
+def build_processor(settings: SegmentationSettings) -> Any:
+    """The evaluation's processor, which is saved with the model; with `--model` its own, at its own size."""
+    if settings.model:
+        return AutoImageProcessor.from_pretrained(settings.model, do_reduce_labels=settings.reduce_labels)
+    size = {"shortest_edge": settings.shortest_edge, "longest_edge": settings.longest_edge}
+    return PvtSemanticImageProcessor(size=size, do_reduce_labels=settings.reduce_labels)
+
+
+def open_streams(settings: SegmentationSettings) -> tuple[Stream, Stream]:
+    """Training and evaluation streams; the same one twice where a share is held out."""
+    options = {
+        "image_column": settings.image_column or None,
+        "mask_column": settings.mask_column or None,
+        "image_size": settings.scene_size,
+    }
+    train_stream = open_segmentation_stream(settings.dataset, settings.train_split, **options)
+    if settings.eval_share:
+        return train_stream, train_stream
+    return train_stream, open_segmentation_stream(settings.dataset, settings.eval_split, **options)
+
+
+def synchronize_batch_norm(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """
+    On several GPUs the statistics of a BatchNorm are taken over all processes, as in the official training. Where torch
+    has no such BatchNorm (it is for CUDA), the model stays as it is, with a message.
+    """
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if accelerator.num_processes == 1 or not has_batch_norm:
+        return model
+    if accelerator.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    accelerator.print(
+        f"BatchNorm is not synchronised: torch does it on CUDA only, and this is {accelerator.device.type}. Each "
+        "process normalises with the statistics of its own batch."
+    )
+    return model
+
+
+def segmentation_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The model's own loss: the mean cross-entropy over labelled pixels."""
+    return model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
+
+
+def run(settings: SegmentationSettings) -> dict[str, Any]:
+    """
+    The whole training: returns what is written to `run.json`. The final model and processor are saved into
+    `settings.output_dir` as safetensors and JSON, with `curves.png`.
+
+    Evaluation is at the images' own size and a single scale. In `history` and `metrics`, what there is per class is a
+    list with None for a class that neither the masks nor the predictions have.
+    """
+    accelerator = make_accelerator(settings)
+    output_dir = ensure_output_dir(settings.output_dir, settings.resume_from_checkpoint)
+    train_stream, eval_stream = open_streams(settings)
+    processor = build_processor(settings)
+    class_names = read_class_names(settings.class_names)
+    transform = SegmentationTransform(
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+        crop_size=settings.crop_size,
+        shortest_edge=settings.shortest_edge,
+        longest_edge=settings.longest_edge,
+        min_scale=settings.min_scale,
+        max_scale=settings.max_scale,
+        max_class_share=settings.max_class_share,
+        horizontal_flip=settings.horizontal_flip,
+        photometric=settings.photometric,
+    )
+    inference = SingleScale(processor)
+    train_sample = SegmentationSample(train_stream, transform, class_names, settings.reduce_labels)
+    eval_sample = SegmentationEvaluationSample(eval_stream, inference, class_names, settings.reduce_labels)
+    model = build_model(settings, train_sample.class_names)
+    if settings.backbone:
+        if settings.backbone.startswith((".", "/", "~")) and not Path(settings.backbone).exists():
+            raise FileNotFoundError(f"There is no {settings.backbone} to start from: give a file, folder or Hub id.")
+        loaded = load_pretrained_backbone(model, settings.backbone)
+        accelerator.print(f"Backbone from {settings.backbone}: {loaded}")
+
+    def evaluate(unwrapped, batches):
+        metrics = evaluate_segmenter(
+            accelerator,
+            unwrapped,
+            batches,
+            settings.num_workers,
+            inference,
+            len(train_sample.class_names),
+        )
+        return {name: _without_nan(value) if isinstance(value, list) else value for name, value in metrics.items()}
+
+    return run_task(
+        accelerator,
+        settings,
+        output_dir,
+        synchronize_batch_norm(accelerator, model),
+        processor,
+        train_sample,
+        eval_sample,
+        segmentation_loss,
+        evaluate,
+        best_metric="mean_iou",
+        eval_batch_size=1,  # images of different sizes are predicted one by one
+        collate_evaluation=collate_lists,
+    )
+
+
+def _without_nan(values: list[float]) -> list[float | None]:
+    """JSON has no NaN."""
+    return [None if math.isnan(value) else value for value in values]

@@ -1,0 +1,235 @@
+"""Evaluation of a saved segmenter, whichever its class: arguments, way of inference, labels, table and report."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from .. import __version__
+from ..data.batches import BatchStream
+from ..data.segmentation import SegmentationEvaluationSample, collate_lists
+from ..data.segmentation_streams import open_segmentation_stream
+from ..image_processing_pil_semantic import IGNORE_LABEL
+from .checkpoint_evaluation import _device_name, _Monitor, _shown, check_model_path, match_labels
+from .launch import check_world_size, gather_objects, limit_cpu_threads
+from .segmentation import read_class_names
+from .segmentation_evaluation import Inference, evaluate_segmenter
+from .segmentation_inference import RATIOS, MultiScale, SingleScale, SlidingWindow
+
+
+@dataclass
+class SegmentationEvaluationSettings:
+    """Arguments of `scripts/evaluate_semantic_segmentation.py`."""
+
+    model: str = field(metadata={"help": "Any semantic segmenter that AutoModel opens: a folder or Hub id."})
+    dataset: str = field(metadata={"help": "'digit-scenes', a folder, or a Hub data set id."})
+    split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    image_column: str = field(default="", metadata={"help": "If it cannot be found by its type and name."})
+    mask_column: str = field(default="", metadata={"help": "If it cannot be found by its type and name."})
+    class_names: str = field(
+        default="", metadata={"help": "'ade20k', names separated by commas, or a text file with a name per line."}
+    )
+    reduce_labels: bool | None = field(
+        default=None,
+        metadata={"help": "Label 0 of the masks is no class, and 1 is the first; default: as the model's processor."},
+    )
+    scene_size: int = field(default=128, metadata={"help": "Side in pixels of the built-in scenes."})
+    mode: str = field(
+        default="single",
+        metadata={"help": "single, multi_scale or sliding.", "choices": ["single", "multi_scale", "sliding"]},
+    )
+    ratios: list[float] = field(
+        default_factory=lambda: list(RATIOS), metadata={"help": "multi_scale: factors on the processor's size."}
+    )
+    flip: bool = field(default=True, metadata={"help": "multi_scale: each scale mirrored as well."})
+    window: int = field(default=512, metadata={"help": "sliding: side in pixels."})
+    stride: int = field(default=341, metadata={"help": "sliding: pixels from one window to the next."})
+    batch_size: int = field(
+        default=1, metadata={"help": "Images that a loader worker hands over at once; they are labelled one by one."}
+    )
+    num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})
+    mixed_precision: str = field(
+        default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
+    )
+    cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
+    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
+    output_file: str = field(default="", metadata={"help": "JSON file for the results."})
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
+        if self.num_workers < 0:
+            raise ValueError(f"--num_workers must not be negative, got {self.num_workers}.")
+        if not self.ratios or min(self.ratios) <= 0:
+            raise ValueError(f"--ratios must be positive, and at least one, got {self.ratios}.")
+        if not 1 <= self.stride <= self.window:
+            raise ValueError(f"--stride is at least 1 and at most the --window of {self.window}, got {self.stride}.")
+
+
+def make_inference(settings: SegmentationEvaluationSettings, processor: Any) -> Inference:
+    """The way of inference that `--mode` names."""
+    if settings.mode == "single":
+        return SingleScale(processor)
+    if settings.mode == "multi_scale":
+        return MultiScale(processor, settings.ratios, settings.flip)
+    return SlidingWindow(processor, settings.window, settings.stride)
+
+
+class _RenumberedSample:
+    """A sample with the model's labels; a class, because loader workers may have to pickle it."""
+
+    def __init__(self, sample: SegmentationEvaluationSample, labels: list[int]):
+        self.sample = sample
+        self.table = torch.full((IGNORE_LABEL + 1,), IGNORE_LABEL)
+        self.table[: len(labels)] = torch.tensor(labels)
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        tensors = self.sample(example)
+        return {**tensors, "labels": self.table[tensors["labels"]]}
+
+
+def class_table(metrics: dict[str, Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each class: `name`, `iou`, `accuracy` (fractions of 1, None where they are not defined), `pixels`."""
+    columns = (metrics[f"per_category_{name}"] for name in ("iou", "accuracy", "pixels"))
+    return [
+        {"name": name, "iou": _known(iou), "accuracy": _known(accuracy), "pixels": pixels}
+        for name, iou, accuracy, pixels in zip(class_names, *columns)
+    ]
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """The rows of [`class_table`] as text, with a minus sign for None."""
+    width = max(len("class"), *(len(row["name"]) for row in rows))
+    lines = [f"{'class':<{width}} {'IoU':>7} {'accuracy':>9} {'pixels':>14}"]
+    for row in rows:
+        iou, accuracy = ("-" if row[name] is None else f"{row[name]:.4f}" for name in ("iou", "accuracy"))
+        lines.append(f"{row['name']:<{width}} {iou:>7} {accuracy:>9} {row['pixels']:>14,}")
+    return "\n".join(lines)
+
+
+def _known(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
+    """
+    Evaluates a checkpoint; prints a table of the classes and a line of the means, writes `settings.output_file`, and
+    returns what is in it.
+
+    `results` has `mean_iou`, `mean_accuracy`, `overall_accuracy` (None where no pixel has a label), `eval_samples`,
+    `eval_skipped`, `images_per_second` (loading and inference of all processes together, over the whole evaluation
+    after the first batch; None if there is no second) and `classes`, the rows of [`class_table`].
+
+    Raises:
+        OSError: no such model or data set.
+        ValueError: the checkpoint is no segmenter, or its classes are not the data's.
+        StreamError: the source cannot be read, or more than `max_bad_share` of the samples are unusable.
+    """
+    if settings.mixed_precision == "fp16" and (settings.cpu or not torch.accelerator.is_available()):
+        raise ValueError("--mixed_precision fp16 needs a GPU: on a CPU use bf16 or no.")
+    check_model_path(settings.model)
+    accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
+    check_world_size(accelerator)
+    limit_cpu_threads(accelerator, settings.num_workers)
+    output = Path(settings.output_file) if settings.output_file else None
+    if output is not None:
+        if output.is_dir():
+            raise IsADirectoryError(f"--output_file {output} is a folder: name a JSON file.")
+        output.parent.mkdir(parents=True, exist_ok=True)
+    model, loaded = AutoModelForSemanticSegmentation.from_pretrained(
+        settings.model, trust_remote_code=settings.trust_remote_code, output_loading_info=True
+    )
+    if loaded["missing_keys"]:
+        missing = _shown(sorted(loaded["missing_keys"]), limit=4)
+        raise ValueError(f"{settings.model} is no trained {type(model).__name__}: it has no weights for {missing}.")
+    model = model.to(accelerator.device).eval()
+    processor = AutoImageProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
+    inference = make_inference(settings, processor)
+
+    reduce_labels = settings.reduce_labels
+    if reduce_labels is None:
+        reduce_labels = bool(getattr(processor, "do_reduce_labels", False))
+    stream = open_segmentation_stream(
+        settings.dataset,
+        settings.split,
+        image_column=settings.image_column or None,
+        mask_column=settings.mask_column or None,
+        image_size=settings.scene_size,
+    )
+    data_names = read_class_names(settings.class_names) or (
+        stream.class_names and stream.class_names[int(reduce_labels) :]
+    )
+    model_names = tuple(model.config.id2label[label] for label in range(model.config.num_labels))
+    labels, warning = match_labels(replace(stream, class_names=data_names), model_names)
+    if warning:
+        accelerator.print(f"warning: {warning}")
+    sample = SegmentationEvaluationSample(stream, inference, data_names or model_names, reduce_labels)
+
+    skipped = {}
+    with tqdm(
+        total=stream.num_samples and math.ceil(stream.num_samples / accelerator.num_processes),
+        disable=not accelerator.is_main_process,
+        unit="image",
+        desc=settings.mode,
+    ) as bar:
+        monitor = _Monitor(bar, skipped)
+        metrics = evaluate_segmenter(
+            accelerator,
+            model,
+            BatchStream(
+                stream,
+                _RenumberedSample(sample, labels),
+                settings.batch_size,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+                max_bad_share=settings.max_bad_share,
+                collate=collate_lists,
+            ),
+            settings.num_workers,
+            inference,
+            len(model_names),
+            after_batch=monitor,
+        )
+    speed = monitor.images_per_second(accelerator)
+    rows = class_table(metrics, model_names)
+    means = {name: _known(metrics[name]) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+    counts = {name: metrics[name] for name in ("eval_samples", "eval_skipped")}
+    shown = ", ".join(f"{name} {_text(value)}" for name, value in {**means, **counts}.items())
+    accelerator.print(f"{format_table(rows)}\n{settings.mode}: {shown}, images_per_second {_text(speed)}")
+    report = {
+        "settings": asdict(settings),
+        "results": {**means, **counts, "images_per_second": speed, "classes": rows},
+        "reduce_labels": reduce_labels,
+        "skipped": {name: reason for part in gather_objects(accelerator, skipped) for name, reason in part.items()},
+        "warning": warning,
+        "model_class": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "world_size": accelerator.num_processes,
+        "device": _device_name(accelerator),
+        "command": sys.argv,
+        "versions": {"pvt_hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    if output is not None and accelerator.is_main_process:
+        unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(report, indent=2))
+        unfinished.replace(output)
+    accelerator.end_training()
+    return report
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"

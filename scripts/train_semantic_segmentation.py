@@ -1,0 +1,23 @@
+"""
+Trains or fine-tunes a model for semantic segmentation on a stream of images and masks, on one process or many.
+
+    python scripts/train_semantic_segmentation.py RECIPE.yaml --output_dir out
+    python scripts/train_semantic_segmentation.py RECIPE.yaml --dataset path/to/folder --class_names names.txt \\
+        --reduce_labels false --output_dir out
+    accelerate launch scripts/train_semantic_segmentation.py RECIPE.yaml --output_dir out        # GPUs
+    torchrun --nproc_per_node 2 scripts/train_semantic_segmentation.py RECIPE.yaml --cpu --output_dir out
+
+`--help` lists every argument; `open_segmentation_stream` in `pvt_hf/data/segmentation_streams.py` says how a folder is
+laid out.
+"""
+
+from pvt_hf.data.batches import StreamError
+from pvt_hf.training.arguments import parse_arguments
+from pvt_hf.training.segmentation import SegmentationSettings, run
+
+
+if __name__ == "__main__":
+    try:
+        run(parse_arguments(SegmentationSettings))
+    except (OSError, StreamError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from None
