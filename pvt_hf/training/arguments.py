@@ -51,7 +51,7 @@ class TrainingSettings:
     seed: int = field(default=0, metadata={"help": "Of weights, order, augmentation."})
     eval_every_epochs: int = field(default=1, metadata={"help": "Evaluate every so many epochs, and at the end."})
     save_every_steps: int = field(default=0, metadata={"help": "Checkpoint every so many steps; 0: after each epoch."})
-    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept."})
+    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept; 0: all."})
     resume_from_checkpoint: str = field(default="", metadata={"help": "A checkpoint folder, or 'latest'."})
     skip_nonfinite: bool = field(default=False, metadata={"help": "Drop a step whose loss is not finite."})
     log_every_steps: int = field(default=20, metadata={"help": "Steps between entries of the training curve."})
