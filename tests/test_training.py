@@ -19,6 +19,7 @@ from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
 from pvt_hf.training import launch, loop
 from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.classification import ClassificationSettings, MixedLoss, build_model
+from pvt_hf.training.classification import run as run_classification
 from pvt_hf.training.optimizer import cosine_schedule, parameter_groups
 from pvt_hf.variants import get_config
 
@@ -208,3 +209,20 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
 def test_a_single_class_is_refused():
     with pytest.raises(ValueError, match="only the class 'apple'"):
         build_model(ClassificationSettings(output_dir="unused"), ("apple",))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("config_overrides", '{"hidden_size": [8]}', "sets hidden_size, which PvtConfig .*did you mean hidden"),
+        ("config_overrides", "[1]", "is a JSON object such as"),
+        ("config_overrides", "{foo", "is not valid JSON"),
+        ("compile_backend", "foo", "choose one of no, eager"),
+        ("auto_augment", "foo", "is no policy of timm"),
+        ("variant", "pvt-huge", "choose one of pvt-tiny"),
+        ("report_to", "foo", "not installed"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_before_anything_is_trained(tmp_path, flag, value, message):
+    with pytest.raises(ValueError, match=message):
+        run_classification(ClassificationSettings(output_dir=str(tmp_path), cpu=True, **{flag: value}))

@@ -94,7 +94,12 @@ def open_stream(
     elif folder.exists() or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{source} is not a folder: give a folder of images, parquet files or tars.")
     else:
-        dataset = datasets.load_dataset(source, split=split, streaming=True, **load_kwargs)
+        try:
+            dataset = datasets.load_dataset(source, split=split, streaming=True, **load_kwargs)
+        except (ConnectionError, FileNotFoundError) as error:
+            raise FileNotFoundError(
+                f"There is no folder {source} here, and no data set of that name could be read from the Hub: {error}"
+            ) from error
         split_info = (dataset.info.splits or {}).get(split)
         num_samples = split_info.num_examples if split_info is not None else None
 
@@ -102,6 +107,10 @@ def open_stream(
     if features is None:  # a builder that declares none: looked up in its first examples
         dataset = dataset._resolve_features()
         features = dataset.features
+    plain = [name for name, feature in features.items() if _is_plain_image(feature)]
+    for name in plain:
+        dataset = dataset.cast_column(name, datasets.Image())
+    features = dataset.features
     image_column = image_column or _find_image_column(features, source)
     label_column = label_column or next((name for name in LABEL_COLUMNS if name in features), None)
     for column in filter(None, (image_column, label_column)):
@@ -117,6 +126,14 @@ def open_stream(
         class_names=None if class_names is None else tuple(class_names),
         num_samples=num_samples,
     )
+
+
+def _is_plain_image(feature: Any) -> bool:
+    """Files and paths as `datasets` stores images, in a file that another program wrote without its metadata."""
+    return isinstance(feature, dict) and {name: getattr(feature[name], "dtype", None) for name in feature} == {
+        "bytes": "binary",
+        "path": "string",
+    }
 
 
 def _find_image_column(features: datasets.Features, source: str) -> str:
