@@ -25,6 +25,7 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = ""
     figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=ACCENT, linewidth=1)
+    left.margins(y=0.2)
     left.set(title="Training loss", xlabel="step", ylim=(0, None))
     rate = left.twinx()
     rate.plot([e["step"] for e in steps], [e["learning_rate"] for e in steps], color="#BBBBBB", linewidth=1)

@@ -3,7 +3,7 @@ Evaluates any semantic segmenter that AutoModel opens on any stream of images an
 of every class, images per second.
 
     python scripts/evaluate_semantic_segmentation.py --model DIR --dataset path/to/ade20k --split validation
-    python scripts/evaluate_semantic_segmentation.py --model DIR --dataset ... --mode multi_scale --output_file out.json
+    python scripts/evaluate_semantic_segmentation.py --model DIR --dataset ... --mode multi_scale --output out.json
     python scripts/evaluate_semantic_segmentation.py --model DIR --dataset ... --mode sliding --window 512 --stride 341
     accelerate launch scripts/evaluate_semantic_segmentation.py --model DIR --dataset ...                # several GPUs
     torchrun --nproc_per_node 2 scripts/evaluate_semantic_segmentation.py --model DIR --dataset ... --cpu

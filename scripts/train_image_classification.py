@@ -17,5 +17,5 @@ from pvt_hf.training.classification import ClassificationSettings, run
 if __name__ == "__main__":
     try:
         run(parse_arguments(ClassificationSettings))
-    except (OSError, StreamError, FloatingPointError) as error:
+    except (OSError, ValueError, StreamError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None

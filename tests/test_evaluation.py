@@ -7,10 +7,7 @@ name, each sample once over two and three processes, equally many forward passes
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +34,10 @@ from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.checkpoint_evaluation import EvaluationSettings, OfficialProtocol, match_labels, run
 
 from .common import randomize, tiny_pvt_config
+from .warm_processes import ROOT
+from .warm_processes import run as launch
 
 
-ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "evaluate_image_classification.py"
 NAMES = ("apple", "brick", "cloud", "dune", "ember", "fern", "grape")
 LABELS = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
@@ -251,19 +249,6 @@ def test_renumbered_labels_give_the_same_figures(pvt, photos, tmp_path, capsys):
             assert abs(result["eval_loss"] - expected["eval_loss"]) > 0.01  # by number: now another class
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def torchrun(processes: int, *arguments: object) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    result = subprocess.run(
-        [*launcher, *map(str, arguments)], env=environment(), capture_output=True, text=True, timeout=300, cwd=ROOT
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result
-
-
 def assert_same_figures(many: dict, one: dict) -> None:
     for name in ("accuracy@1", "accuracy@5", "eval_samples", "eval_skipped"):
         assert many[name] == one[name], name
@@ -282,10 +267,8 @@ def test_three_processes_with_workers_name_every_bad_sample_once(pvt, photos, tm
     with pytest.raises(StreamError, match=r"2 of \d+ samples .*allowed share of 1.00%"):
         evaluate(pvt, folder)
     one = evaluate(pvt, folder, max_bad_share=0.05)
-    torchrun(
-        3, SCRIPT, "--model", pvt, "--dataset", folder, "--batch_size", 4, "--num_workers", 1, "--cpu",
-        "--max_bad_share", 0.05, "--output", tmp_path / "new" / "three.json",
-    )  # fmt: skip
+    command = [SCRIPT, "--model", pvt, "--dataset", folder, "--batch_size", 4, "--num_workers", 1, "--cpu"]
+    launch([*command, "--max_bad_share", 0.05, "--output", tmp_path / "new" / "three.json"], processes=3)
     three = json.loads((tmp_path / "new" / "three.json").read_text())
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["three.json"]
     assert (one["world_size"], three["world_size"]) == (1, 3)
@@ -348,7 +331,7 @@ def test_two_processes_and_a_sharded_model(pvt, photos, tmp_path):
     """FSDP with unequal parts: every process runs equally often, or the run would hang in a collective."""
     one = evaluate(pvt, photos)["results"][0]
     (tmp_path / "two.py").write_text(IN_TWO_PROCESSES)
-    torchrun(2, tmp_path / "two.py", pvt, photos, tmp_path / "two.json")
+    launch([tmp_path / "two.py", pvt, photos, tmp_path / "two.json"], processes=2)
     two = json.loads((tmp_path / "two.json").read_text())
     assert two["report"]["world_size"] == 2
     assert_same_figures(two["report"]["results"][0], one)
@@ -378,7 +361,7 @@ def test_images_per_second_leave_the_first_batch_out(monkeypatch):
     clock = iter([100.0, 102.0, 104.0])
     monkeypatch.setattr(checkpoint_evaluation.time, "perf_counter", lambda: next(clock))
     bar = type("Bar", (), {"update": lambda self, count: None})()
-    monitor = checkpoint_evaluation._Monitor(bar, {})
+    monitor = checkpoint_evaluation.Monitor(bar, {})
     monitor({"skipped": []})  # does not start the clock
     for size in (8, 8, 4):
         monitor({"sample_ids": ["x"] * size, "skipped": []})

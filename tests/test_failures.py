@@ -16,7 +16,8 @@ from pvt_hf.data.batches import StreamError
 from pvt_hf.data.digits import digit_images
 from pvt_hf.training.checkpoint import list_checkpoints
 
-from .training_runs import TRAIN, flags, kill_at_step, run, run_patched, train_here
+from .training_runs import TRAIN, flags, kill_at_step, run_patched, train_here
+from .warm_processes import run
 
 
 def test_ctrl_c_with_workers_saves_and_exits_cleanly(tmp_path):

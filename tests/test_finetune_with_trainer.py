@@ -8,8 +8,6 @@ images, two processes that use each image once, and lengths that are not known.
 import importlib.util
 import io
 import json
-import os
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -30,9 +28,10 @@ from pvt_hf.training.checkpoint_evaluation import EvaluationSettings
 from pvt_hf.training.checkpoint_evaluation import run as evaluate_checkpoint
 
 from .common import tiny_pvt_config
+from .warm_processes import ROOT
+from .warm_processes import run as launch
 
 
-ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "finetune_with_trainer.py"
 
 
@@ -173,20 +172,11 @@ Path(sys.argv[2], f"rank{os.environ['RANK']}.json").write_text(
 
 def test_two_processes_use_each_image_once(base, photos, tmp_path):
     (tmp_path / "two.py").write_text(IN_TWO_PROCESSES)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     given = arguments(
         base, photos, tmp_path / "out", "--max_steps", 3, "--per_device_train_batch_size", 4, "--learning_rate", 2e-3,
         "--per_device_eval_batch_size", 4, "--eval_steps", 3, "--save_steps", 3, "--dataloader_num_workers", 2,
     )  # fmt: skip
-    result = subprocess.run(
-        [*launcher, str(tmp_path / "two.py"), str(SCRIPT.parent), str(tmp_path), *given],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    result = launch([tmp_path / "two.py", SCRIPT.parent, tmp_path, *given], processes=2)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first["world_size"] == second["world_size"] == 2
     assert [[len(batch) for batch in rank["seen"]] for rank in (first, second)] == [[4, 4, 4]] * 2

@@ -39,9 +39,9 @@ from pvt_hf.training.optimizer import parameter_groups
 
 from .clean_process import run_python
 from .common import FP32_TOLERANCE, random_images, tiny_pvt_config
+from .warm_processes import run
 
 
-ROOT = Path(__file__).parent.parent
 RUN = {
     "dataset": "digits",
     "eval_split": "test",
@@ -155,7 +155,7 @@ def expect_error(root: Path, error: type, name: str, **overrides) -> None:
 
 
 def straight(root: Path) -> None:
-    expect_error(root, RuntimeError, "cpu", fsdp=True, pretend=False)
+    expect_error(root, ValueError, "cpu", fsdp=True, pretend=False)
     child_run(root / "ddp")
     child_run(root / "straight", fsdp=True)
     before_optimizer_shards(8, fill_disk_of_second_process)
@@ -194,13 +194,8 @@ if __name__ == "__main__":
 # What the test process does
 
 
-def launch(action: str, root: Path, processes: int = 2) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.run(
-        [*command, "-m", "tests.test_fsdp", action, str(root)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+def launch(action: str, root: Path, processes: int = 2, warm: bool = True) -> subprocess.CompletedProcess:
+    return run(["-m", "tests.test_fsdp", action, str(root)], processes, check=False, warm=warm)
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +227,8 @@ def seen(folder: Path) -> list[dict]:
 
 
 def losses(folder: Path) -> torch.Tensor:
-    return torch.tensor([entry["loss"] for entry in report(folder)["history"] if "loss" in entry])
+    values = [entry["loss"] for entry in report(folder)["history"] if "loss" in entry]
+    return torch.tensor([float("nan") if value is None else value for value in values])
 
 
 def test_model_and_optimiser_are_cut_in_two(runs):
@@ -366,7 +362,7 @@ def test_fsdp_on_a_cpu_is_an_error(runs):
         message = (runs / f"cpu_error_{rank}.txt").read_text()
         assert "--fsdp needs accelerator devices" in message and "Drop --fsdp" in message
     alone = SimpleNamespace(is_fsdp2=False, device=torch.device("cuda", 0))
-    with pytest.raises(RuntimeError, match="accelerate launch"):
+    with pytest.raises(ValueError, match="accelerate launch"):
         check_fsdp(alone)
 
 
@@ -385,7 +381,7 @@ def test_what_does_not_go_with_fsdp(other, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_gpus(tmp_path):
     """Without pretending: bf16 on every GPU there is; the resumed run ends where the straight one does."""
-    result = launch("on_gpus", tmp_path, processes=torch.cuda.device_count())
+    result = launch("on_gpus", tmp_path, torch.cuda.device_count(), warm=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     assert "pvt.encoder.block.0.0" in json.loads((tmp_path / "straight" / "seen_0.json").read_text())["units"]
     for name, tensor in weights(tmp_path / "resumed").items():

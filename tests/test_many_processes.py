@@ -7,9 +7,6 @@ that they train as one process does.
 
 import collections
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -27,9 +24,9 @@ from pvt_hf.training.launch import make_accelerator
 
 from . import many_processes
 from .common import tiny_pvt_config
+from .warm_processes import run
 
 
-ROOT = Path(__file__).parent.parent
 SHARDS = {"six": (7, 3, 11, 1, 9, 5), "five": (6, 2, 9, 4, 8)}
 HELD_OUT = (5, 1, 7, 2)
 BROKEN = "train-0-2"  # one image in "six"
@@ -61,25 +58,12 @@ def inputs(tmp_path_factory):
     return root
 
 
-def run(inputs: Path, output: Path, processes: int) -> list[dict]:
-    """The records of all processes, by rank."""
-    output.mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    result = subprocess.run(
-        [*launcher, "-m", "tests.many_processes", str(inputs), str(inputs / "model"), str(output)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(processes)]
-
-
 @pytest.fixture(scope="module", params=[2, 3])
 def records(request, inputs, tmp_path_factory):
-    records = run(inputs, tmp_path_factory.mktemp("runs") / "out", request.param)
+    """What all processes wrote down, by rank."""
+    output = tmp_path_factory.mktemp("runs")
+    run(["-m", "tests.many_processes", inputs, inputs / "model", output], request.param)
+    records = [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(request.param)]
     assert [record["world_size"] for record in records] == [request.param] * request.param
     return records
 
@@ -129,8 +113,8 @@ def test_repeats_of_a_sample_go_to_different_processes_at_the_same_time(records)
     union = set()
     for epoch in range(3):
         places = collections.defaultdict(list)
-        for rank, run in enumerate(runs):
-            for step, batch in enumerate(run["groups"][epoch]):
+        for rank, record in enumerate(runs):
+            for step, batch in enumerate(record["groups"][epoch]):
                 for name in batch:
                     places[name].append((rank, step))
         for found in places.values():

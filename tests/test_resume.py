@@ -11,8 +11,8 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -20,17 +20,8 @@ import pytest
 
 from pvt_hf.training.checkpoint import list_checkpoints
 
-from .training_runs import (
-    ROOT,
-    TRAIN,
-    assert_equal_weights,
-    environment,
-    flags,
-    kill_at_step,
-    launcher,
-    run,
-    run_patched,
-)
+from .training_runs import TRAIN, assert_equal_weights, flags, kill_at_step, run_patched
+from .warm_processes import ROOT, Launched, run
 
 
 @pytest.fixture(scope="module")
@@ -78,49 +69,43 @@ checkpoint.os.fsync = fsync
     assert_equal_weights(out, straight_run)
 
 
-def wait_for(checkpoint: Path, child: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 1500
-    while not checkpoint.exists():
-        assert child.poll() is None, child.communicate()[1].decode()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def kill_all(folder: Path) -> None:
-    """SIGKILL to every process of the run in `folder`: torchrun's children have sessions of their own."""
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
+def kill_all(child: Launched, folder: Path) -> None:
+    """SIGKILL to every process of a run: those of its session, and torchrun's children, which name its `folder`."""
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # gone in the meantime
-            if str(folder).encode() in command.read_bytes():
-                os.kill(int(command.parent.name), signal.SIGKILL)
+            session = int((process / "stat").read_text().rpartition(")")[2].split()[3])
+            if session == child.pid or str(folder).encode() in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+    child.wait(60)
 
 
-def kill_at_random(folder: Path, moments: random.Random, after: int, processes: int, **overrides) -> None:
+def kill_at_random(folder: Path, moments: random.Random, after: int, processes: int, warm: bool, **overrides) -> None:
     """Kills every process of a run at a random moment after the checkpoint of a random step beyond `after`."""
     resume = {"resume_from_checkpoint": "latest"} if after else {}
     arguments = [TRAIN, *flags(output_dir=folder, save_every_steps=1, save_total_limit=0, **overrides, **resume)]
-    child = subprocess.Popen(
-        [*launcher(processes), *arguments], env=environment(), stdout=-1, stderr=-1, start_new_session=True
-    )
-    wait_for(folder / f"checkpoint-{moments.randint(after + 1, after + 5):08d}", child)
+    child = Launched(arguments, processes, warm)
+    child.wait_for(folder / f"checkpoint-{moments.randint(after + 1, after + 5):08d}")
     time.sleep(moments.uniform(0, 0.6))
-    kill_all(folder)
-    child.communicate(timeout=60)
+    kill_all(child, folder)
 
 
-def resumed_equals_straight(tmp_path: Path, processes: int, num_workers: int, kills: int, **overrides) -> None:
+def resumed_equals_straight(
+    tmp_path: Path, processes: int, num_workers: int, kills: int, warm: bool, **overrides
+) -> None:
     options = {"num_workers": num_workers, "batch_size": 32 // processes, **overrides}
-    straight = run([TRAIN, *flags(output_dir=tmp_path / "straight", **options)], processes=processes)
+    straight = run([TRAIN, *flags(output_dir=tmp_path / "straight", **options)], processes, warm=warm)
     # One progress bar, with all that it should say
     assert len(re.findall(r"0/\d+ \[00:00<\?, \?step/s\]", straight.stderr)) == 1
     assert re.search(r"\[[\d:]+<[\d:]+, .*img_s=\d+, loss=\d\.\d+, lr=\d", straight.stderr)
     folder, moments = tmp_path / "killed", random.Random(10 * processes + num_workers)
     after = 0
     for _ in range(kills):
-        kill_at_random(folder, moments, after, processes, **options)
+        kill_at_random(folder, moments, after, processes, warm, **options)
         after = int(list_checkpoints(folder)[-1].name.removeprefix("checkpoint-"))
     result = run(
         [TRAIN, *flags(output_dir=folder, save_every_steps=1, resume_from_checkpoint="latest", **options)],
-        processes=processes,
+        processes,
+        warm=warm,
     )
     assert re.search(rf"Resumed from .*step {after}\)", result.stdout)
     reports = [json.loads((path / "run.json").read_text()) for path in (tmp_path / "straight", folder)]
@@ -133,45 +118,49 @@ def resumed_equals_straight(tmp_path: Path, processes: int, num_workers: int, ki
 def test_two_processes_with_workers_killed_and_resumed(tmp_path):
     """The full machinery: EMA, repeats, accumulation, mixing, RandAugment, erasing, drop path, shuffling."""
     full = {"ema_decay": 0.9, "repeated_augmentation": 2, "gradient_accumulation_steps": 2, "samples_per_epoch": 384}
-    resumed_equals_straight(tmp_path, processes=2, num_workers=1, kills=1, **full, batch_size=8)
+    resumed_equals_straight(tmp_path, processes=2, num_workers=1, kills=1, warm=True, **full, batch_size=8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_twice_at_random_steps(tmp_path, processes, num_workers):
-    resumed_equals_straight(tmp_path, processes, num_workers, kills=2)
+    resumed_equals_straight(tmp_path, processes, num_workers, kills=2, warm=False)
 
 
 @pytest.mark.slow
 def test_a_scheduler_stops_two_processes_cleanly(tmp_path):
     """SIGTERM to torchrun, which hands it on to both: one decision, one checkpoint, and an exact resume."""
     options = {"batch_size": 16, "num_workers": 1}
-    run([TRAIN, *flags(output_dir=tmp_path / "straight", **options)], processes=2)
-    kill_at_step(tmp_path / "stopped", 3, signal.SIGTERM, processes=2, **options)
-    assert list_checkpoints(tmp_path / "stopped") and not (tmp_path / "stopped" / "run.json").exists()
-    run([TRAIN, *flags(output_dir=tmp_path / "stopped", resume_from_checkpoint="latest", **options)], processes=2)
-    assert_equal_weights(tmp_path / "stopped", tmp_path / "straight")
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    run([TRAIN, *flags(output_dir=straight, **options)], processes=2)
+    kill_at_step(stopped, 3, signal.SIGTERM, processes=2, warm=False, **options)
+    assert list_checkpoints(stopped) and not (stopped / "run.json").exists()
+    run([TRAIN, *flags(output_dir=stopped, resume_from_checkpoint="latest", **options)], processes=2, warm=False)
+    assert_equal_weights(stopped, straight)
 
 
 @pytest.mark.slow
-def test_the_full_recipe_learns_and_survives_a_kill(tmp_path):
+def test_the_full_recipe_learns_and_survives_kills(tmp_path):
     """
     `digits_pvt_full.yaml` in two processes: mixup, CutMix, RandAugment, erasing, drop path, repeats, EMA. Above 98 % on
-    digits it has not seen, and the same bits after a SIGKILL half-way.
+    digits it has not seen, and the same bits after two SIGKILLs past its middle. Up to there, the killed run is the
+    straight one (its checkpoint is copied): which saves minutes, and loses nothing that a resume could get wrong.
     """
-    recipe = [TRAIN, str(ROOT / "scripts" / "recipes" / "digits_pvt_full.yaml"), "--output_dir"]
-    run([*recipe, str(tmp_path / "straight")], processes=2, timeout=1500)
-    report = json.loads((tmp_path / "straight" / "run.json").read_text())
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    recipe = [TRAIN, str(ROOT / "scripts" / "recipes" / "digits_pvt_full.yaml"), "--save_every_steps", "50"]
+    run([*recipe, "--output_dir", straight, "--save_total_limit", 0], processes=2, timeout=1500, warm=False)
+    report = json.loads((straight / "run.json").read_text())
     assert report["world_size"] == 2 and report["metrics"]["eval_samples"] == 355
     assert report["metrics"]["accuracy@1"] > 0.98
-    child = subprocess.Popen(
-        [*launcher(2), *recipe, str(tmp_path / "killed"), "--save_every_steps", "50"],
-        env=environment(), stdout=-1, stderr=-1, start_new_session=True,
-    )  # fmt: skip
-    wait_for(tmp_path / "killed" / "checkpoint-00000750", child)
-    kill_all(tmp_path / "killed")
-    child.communicate(timeout=60)
-    again = [*recipe, str(tmp_path / "killed"), "--resume_from_checkpoint", "latest"]
-    assert "step 750)" in run(again, processes=2, timeout=1500).stdout
-    assert_equal_weights(tmp_path / "killed", tmp_path / "straight")
+    middle = f"checkpoint-{report['steps'] // 100 * 50 + 50:08d}"
+    shutil.copytree(straight / middle, killed / middle)
+    resume = [*recipe, "--output_dir", killed, "--resume_from_checkpoint", "latest", "--save_total_limit", 0]
+    for _ in range(2):
+        newest = list_checkpoints(killed)[-1].name
+        child = Launched(resume, processes=2, warm=False)
+        child.wait_for(killed / f"checkpoint-{int(newest[-8:]) + 50:08d}")
+        kill_all(child, killed)
+        assert newest in child.output()[0]
+    run(resume, processes=2, timeout=1500, warm=False)
+    assert_equal_weights(killed, straight)

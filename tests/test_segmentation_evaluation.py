@@ -135,7 +135,7 @@ def assert_figures(results: dict, expected: dict, tolerance: float = 2e-4) -> No
 
 
 def test_semantic_fpn(fpn, pictures, tmp_path, capsys):
-    report = run(settings(fpn, pictures, output_file=str(tmp_path / "new" / "out.json")))
+    report = run(settings(fpn, pictures, output=str(tmp_path / "new" / "out.json")))
     model = SemanticFpnForSemanticSegmentation.from_pretrained(fpn)
     assert_figures(report["results"], by_hand(pictures, model, prepare_by_hand), tolerance=0.03)
     assert report["reduce_labels"] is True  # the processor's
@@ -311,7 +311,7 @@ def test_unusable_samples_are_named(fpn, pictures, tmp_path, capsys):
 
 def test_the_script(fpn, pictures, tmp_path, monkeypatch):
     output = tmp_path / "out.json"
-    given = ["--model", fpn, "--dataset", pictures, "--cpu", "--num_workers", 0, "--output_file", output]
+    given = ["--model", fpn, "--dataset", pictures, "--cpu", "--num_workers", 0, "--output", output]
     given += ["--mode", "multi_scale", "--no_flip", "--ratios", 0.5, 1]
     monkeypatch.setattr(sys, "argv", list(map(str, [SCRIPT, *given])))
     runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -332,7 +332,7 @@ def test_arguments_and_what_is_no_segmenter(pictures, fpn, tmp_path, capsys):
         assert bad[0] in capsys.readouterr().err
     assert parse_arguments(SegmentationEvaluationSettings, [*given, "--reduce_labels", "no"]).reduce_labels is False
     with pytest.raises(IsADirectoryError, match="name a JSON file"):
-        run(settings(fpn, pictures, output_file=str(tmp_path)))
+        run(settings(fpn, pictures, output=str(tmp_path)))
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         run(settings(fpn, pictures, mixed_precision="fp16"))
     PvtForImageClassification(tiny_pvt_config()).save_pretrained(tmp_path)

@@ -239,7 +239,7 @@ from pathlib import Path
 from PIL import Image
 from pvt_hf.training.segmentation_checkpoint_evaluation import SegmentationEvaluationSettings, run
 report = run(SegmentationEvaluationSettings(
-    model=sys.argv[1], dataset=sys.argv[2], output_file=sys.argv[3], mode="sliding", stride=480, cpu=True, num_workers=0
+    model=sys.argv[1], dataset=sys.argv[2], output=sys.argv[3], mode="sliding", stride=480, cpu=True, num_workers=0
 ))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
 Path(sys.argv[4]).write_text(json.dumps({"peak": peak, "samples": report["results"]["eval_samples"],

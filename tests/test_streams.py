@@ -9,6 +9,8 @@ import tarfile
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -288,3 +290,14 @@ def test_holding_out_is_decided_by_name_alone(folder):
     assert [is_held_out(name, 0.3) for name in moved] == [name in held for name in names]
     kept = ids_of([batches_of(stream, keep=lambda name: not is_held_out(name, 0.3))])
     assert sorted(kept + held) == sorted(names)
+
+
+def test_parquet_of_another_program_has_images_without_the_metadata(tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 36), (9, 8, 7)).save(picture, "PNG")
+    rows = {"image": [{"bytes": picture.getvalue(), "path": "x.png"}] * 3, "label": [0, 1, 1]}
+    pq.write_table(pa.table(rows), tmp_path / "train-0.parquet")
+    stream = open_stream(str(tmp_path), "train", class_names=["a", "b"])
+    assert (stream.image_column, stream.num_samples) == ("image", 3)
+    images = [decode_rgb(example["image"]) for example in stream.dataset]
+    assert [image.size for image in images] == [(40, 36)] * 3 and images[0].getpixel((5, 5)) == (9, 8, 7)

@@ -16,15 +16,17 @@ from PIL import Image
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
-from pvt_hf.training import launch
+from pvt_hf.training import launch, loop
 from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.classification import ClassificationSettings, MixedLoss, build_model
+from pvt_hf.training.classification import run as run_classification
 from pvt_hf.training.optimizer import make_schedule, parameter_groups
 from pvt_hf.training.segmentation import SegmentationSettings
 from pvt_hf.variants import get_config
 
 from .common import tiny_pvt_config
-from .training_runs import ROOT, TRAIN, flags, make_photos, run, train_here
+from .training_runs import TRAIN, flags, make_photos, train_here
+from .warm_processes import ROOT, run
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,7 @@ def test_processes_that_would_not_know_of_each_other(monkeypatch):
     """What `accelerate launch --cpu` can do: several processes, each of which believes to be alone."""
     monkeypatch.setattr(launch, "Accelerator", lambda **kwargs: type("Alone", (), {"num_processes": 1}))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="WORLD_SIZE is 2, but Accelerate runs 1"):
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2, but Accelerate runs 1"):
         launch.make_accelerator(ClassificationSettings(output_dir="unused"))
 
 
@@ -188,7 +190,7 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(tmp_path):
     assert any((large[name] - start[name]).abs().max() > 2e-3 for name in large)
 
 
-def test_a_loss_that_is_not_finite(tmp_path):
+def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
     photos = make_photos(tmp_path / "photos", 16)
     calls = []
 
@@ -202,8 +204,32 @@ def test_a_loss_that_is_not_finite(tmp_path):
     model, report = train_here(photos, tmp_path / "skips", compute_loss=compute_loss, skip_nonfinite=True)
     assert report["nonfinite_steps"] == 1 and report["steps"] == 8
     assert all(torch.isfinite(tensor).all() for tensor in model.parameters())
+    assert "1 steps dropped because of a loss that is not finite" in capsys.readouterr().out
+    monkeypatch.setattr(loop, "MAX_NONFINITE_IN_A_ROW", 3)
+    with pytest.raises(FloatingPointError, match="step 2 is not finite, like the 2 before it"):
+        train_here(
+            photos, tmp_path / "diverges", compute_loss=lambda model, batch: model(**batch).loss * torch.nan,
+            skip_nonfinite=True,
+        )  # fmt: skip
 
 
 def test_a_single_class_is_refused():
     with pytest.raises(ValueError, match="only the class 'apple'"):
         build_model(ClassificationSettings(output_dir="unused"), ("apple",))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("config_overrides", '{"hidden_size": [8]}', "sets hidden_size, which PvtConfig .*did you mean hidden"),
+        ("config_overrides", "[1]", "is a JSON object such as"),
+        ("config_overrides", "{foo", "is not valid JSON"),
+        ("compile_backend", "foo", "choose one of no, eager"),
+        ("auto_augment", "foo", "is no policy of timm"),
+        ("variant", "pvt-huge", "choose one of pvt-tiny"),
+        ("report_to", "foo", "not installed"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_before_anything_is_trained(tmp_path, flag, value, message):
+    with pytest.raises(ValueError, match=message):
+        run_classification(ClassificationSettings(output_dir=str(tmp_path), cpu=True, **{flag: value}))

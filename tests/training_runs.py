@@ -3,8 +3,6 @@
 import json
 import os
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +21,9 @@ from pvt_hf.training.classification import ClassificationSettings
 from pvt_hf.training.launch import make_accelerator
 
 from .common import tiny_pvt_config
+from .warm_processes import ROOT, Launched, run
 
 
-ROOT = Path(__file__).parent.parent
 TRAIN = str(ROOT / "scripts" / "train_image_classification.py")
 TINY_RUN = {
     "dataset": "digits",
@@ -52,25 +50,6 @@ def flags(**overrides) -> list[str]:
     return [part for name, value in {**TINY_RUN, **overrides}.items() for part in (f"--{name}", str(value))]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def launcher(processes: int) -> list[str]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [sys.executable, *(torchrun if processes > 1 else [])]
-
-
-def run(
-    arguments: list[str], processes: int = 1, check: bool = True, timeout: int = 500
-) -> subprocess.CompletedProcess:
-    result = subprocess.run(
-        [*launcher(processes), *arguments], env=environment(), capture_output=True, text=True, timeout=500
-    )
-    assert not check or result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -81,20 +60,14 @@ def assert_equal_weights(one: Path, other: Path) -> None:
         assert torch.equal(tensor, expected[name]), name
 
 
-def kill_at_step(folder: Path, wanted: int, signal_number: int, processes: int, **overrides) -> int:
+def kill_at_step(folder: Path, wanted: int, signal_number: int, processes: int, warm: bool = True, **overrides) -> int:
     """Starts a run that saves after every step, and kills it when the checkpoint of step `wanted` is there."""
-    arguments = [TRAIN, *flags(output_dir=folder, save_every_steps=1, save_total_limit=3, **overrides)]
-    child = subprocess.Popen(
-        [*launcher(processes), *arguments], env=environment(), stdout=-1, stderr=-1, start_new_session=True
+    child = Launched(
+        [TRAIN, *flags(output_dir=folder, save_every_steps=1, save_total_limit=3, **overrides)], processes, warm
     )
-    deadline = time.monotonic() + 300
-    while not (folder / f"checkpoint-{wanted:08d}").exists():
-        assert child.poll() is None, child.communicate()[1].decode()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    child.wait_for(folder / f"checkpoint-{wanted:08d}")
     os.killpg(child.pid, signal_number)
-    child.communicate(timeout=120)
-    return child.returncode
+    return child.wait(120).returncode
 
 
 def run_patched(patch: str, folder: Path, processes: int = 1, **overrides) -> subprocess.CompletedProcess:

@@ -134,12 +134,28 @@ def open_source(
     elif folder.exists() or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{source} is not a folder: give a folder of images, parquet files or tars.")
     else:
-        dataset = datasets.load_dataset(source, split=split, streaming=True, **load_kwargs)
+        try:
+            dataset = datasets.load_dataset(source, split=split, streaming=True, **load_kwargs)
+        except (ConnectionError, FileNotFoundError) as error:
+            raise FileNotFoundError(
+                f"There is no folder {source} here, and no data set of that name could be read from the Hub: {error}"
+            ) from error
         split_info = (dataset.info.splits or {}).get(split)
         num_samples = split_info.num_examples if split_info is not None else None
     if dataset.features is None:  # a builder that declares none: looked up in its first examples
         dataset = dataset._resolve_features()
+    for name, feature in dataset.features.items():
+        if _is_plain_image(feature):
+            dataset = dataset.cast_column(name, datasets.Image())
     return dataset, num_samples
+
+
+def _is_plain_image(feature: Any) -> bool:
+    """Files and paths as `datasets` stores images, in a file that another program wrote without its metadata."""
+    return isinstance(feature, dict) and {name: getattr(feature[name], "dtype", None) for name in feature} == {
+        "bytes": "binary",
+        "path": "string",
+    }
 
 
 def _find_image_column(features: datasets.Features, source: str) -> str:

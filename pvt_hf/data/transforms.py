@@ -35,21 +35,30 @@ def training_transform(
 
     Returns:
         A function from a PIL RGB image to a float tensor (3, height, width).
+
+    Raises:
+        ValueError: a policy that timm does not know.
     """
-    transform = create_transform(
-        input_size=(3, height, width),
-        is_training=True,
-        scale=(min_scale, 1.0),
-        ratio=(3 / 4, 4 / 3) if min_scale < 1 else (1.0, 1.0),
-        hflip=horizontal_flip,
-        color_jitter=None,
-        auto_augment=auto_augment or None,
-        interpolation="bicubic",
-        re_prob=random_erasing,
-        re_mode="pixel",
-        mean=mean,
-        std=std,
-    )
+    try:
+        transform = create_transform(
+            input_size=(3, height, width),
+            is_training=True,
+            scale=(min_scale, 1.0),
+            ratio=(3 / 4, 4 / 3) if min_scale < 1 else (1.0, 1.0),
+            hflip=horizontal_flip,
+            color_jitter=None,
+            auto_augment=auto_augment or None,
+            interpolation="bicubic",
+            re_prob=random_erasing,
+            re_mode="pixel",
+            mean=mean,
+            std=std,
+        )
+    except AssertionError as error:  # so timm says it
+        raise ValueError(
+            f"auto_augment {auto_augment!r} is no policy of timm ({error}): give one such as 'rand-m9-mstd0.5-inc1', "
+            "'augmix-m5-w4-d2' or 'original', or '' for none."
+        ) from None
     for operation in (op for step in transform.transforms for op in getattr(step, "ops", ())):
         if operation.aug_fn is timm_posterize:
             operation.aug_fn = posterize

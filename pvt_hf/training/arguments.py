@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
+from accelerate.utils import DynamoBackend
+from transformers import HfArgumentParser, PreTrainedConfig
 
 
 @dataclass
@@ -62,7 +64,7 @@ class TrainingSettings:
     seed: int = field(default=0, metadata={"help": "Of weights, order, augmentation."})
     eval_every_epochs: int = field(default=1, metadata={"help": "Evaluate every so many epochs, and at the end."})
     save_every_steps: int = field(default=0, metadata={"help": "Checkpoint every so many steps; 0: after each epoch."})
-    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept."})
+    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept; 0: all."})
     resume_from_checkpoint: str = field(default="", metadata={"help": "A checkpoint folder, or 'latest'."})
     skip_nonfinite: bool = field(default=False, metadata={"help": "Drop a step whose loss is not finite."})
     log_every_steps: int = field(default=20, metadata={"help": "Steps between entries of the training curve."})
@@ -94,8 +96,34 @@ class TrainingSettings:
                 "--repeated_augmentation must be at least 1, and above 1 it needs a --shuffle_window, because an epoch "
                 f"takes only the first samples. Got {self.repeated_augmentation} and {self.shuffle_window}."
             )
+        backends = [backend.value.lower() for backend in DynamoBackend]
+        if self.compile_backend and self.compile_backend.lower() not in backends:
+            raise ValueError(f"--compile_backend {self.compile_backend}: choose one of {', '.join(backends)}.")
         if self.learning_rate <= 0:
             raise ValueError(f"--learning_rate must be positive, got {self.learning_rate}.")
+
+
+def parse_overrides(flag: str, text: str, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """
+    The fields of a configuration that `--flag` sets: a JSON object.
+
+    Raises:
+        ValueError: not a JSON object, or a name that the configuration does not have, which it would keep silently.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{flag} is not valid JSON ({error}): {text}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f'--{flag} is a JSON object such as {{"depths": [2, 2, 2, 2]}}, got {text}.')
+    known = {field.name for field in fields(config_class)} - {"model_type"}
+    for name in sorted(set(values) - known):
+        similar = difflib.get_close_matches(name, known)
+        raise ValueError(
+            f"--{flag} sets {name}, which {config_class.__name__} does not have"
+            f"{f'; did you mean {similar[0]}?' if similar else '.'}"
+        )
+    return values
 
 
 def parse_arguments(argument_class: type, arguments: Sequence[str] | None = None) -> Any:

@@ -119,7 +119,11 @@ def save_checkpoint(
                 shutil.rmtree(partial, ignore_errors=True)
             kept = (list_checkpoints(output_dir) or ["none"])[-1]
             reason = f"{type(error).__name__}: {error}" if error else "another process failed"
-            raise OSError(f"Could not save {final}: {reason}. The last good checkpoint: {kept}.")
+            room = shutil.disk_usage(output_dir).free / 1e6
+            raise OSError(
+                f"Could not save {final}: {reason}. {room:.1f} MB are free there. The last good checkpoint: {kept}. "
+                "Make room (--save_total_limit keeps fewer) and go on with --resume_from_checkpoint latest."
+            )
     if accelerator.is_main_process:
         replaced = None
         if final.exists():  # the same step again, of a run that was resumed at an earlier one

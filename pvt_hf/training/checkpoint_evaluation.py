@@ -165,7 +165,7 @@ def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int
     moved = [name for i, name in enumerate(names) if name in model_names and name not in model_names[i : i + 1]]
     differences = (
         f"{stream.name} has {len(names)} classes and the model {len(model_names)}; only in the data: "
-        f"{_shown(only_data)}; only in the model: {_shown(only_model)}; in both with another number: {_shown(moved)}."
+        f"{shorten(only_data)}; only in the model: {shorten(only_model)}; in both with another number: {shorten(moved)}."
     )
     if len(names) != len(model_names) or moved:
         raise ValueError(
@@ -175,7 +175,7 @@ def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int
     return numbers, f"{differences} Label i of the data is taken as label i of the model."
 
 
-def _shown(names: list[str], limit: int = 10) -> str:
+def shorten(names: list[str], limit: int = 10) -> str:
     text = ", ".join(map(repr, names[:limit])) or "none"
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
@@ -191,7 +191,7 @@ class _RenumberedSample:
         return {**tensors, "labels": torch.tensor(self.labels[tensors["labels"]])}
 
 
-class _Monitor:
+class Monitor:
     """Progress bar, names of skipped samples, and the time from the end of the first batch to that of the last."""
 
     def __init__(self, bar: tqdm, skipped: dict[str, str]):
@@ -244,7 +244,7 @@ def run(settings: EvaluationSettings) -> dict[str, Any]:
         settings.model, trust_remote_code=settings.trust_remote_code, output_loading_info=True
     )
     if loaded["missing_keys"]:
-        missing = _shown(sorted(loaded["missing_keys"]), limit=4)
+        missing = shorten(sorted(loaded["missing_keys"]), limit=4)
         raise ValueError(f"{settings.model} is no trained {type(model).__name__}: it has no weights for {missing}.")
     model = model.to(accelerator.device).eval()
     processor = AutoImageProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
@@ -280,7 +280,7 @@ def run(settings: EvaluationSettings) -> dict[str, Any]:
             unit="image",
             desc="{}x{}".format(*size),
         ) as bar:
-            monitor = _Monitor(bar, skipped)
+            monitor = Monitor(bar, skipped)
             metrics = evaluate_classifier(
                 accelerator, model_at_size(model, size), batches, settings.num_workers, monitor
             )
@@ -296,7 +296,7 @@ def run(settings: EvaluationSettings) -> dict[str, Any]:
         "model_class": type(model).__name__,
         "parameters": model.num_parameters(),
         "world_size": accelerator.num_processes,
-        "device": _device_name(accelerator),
+        "device": device_name(accelerator),
         "command": sys.argv,
         "versions": {"pvt_hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
@@ -308,7 +308,7 @@ def run(settings: EvaluationSettings) -> dict[str, Any]:
     return report
 
 
-def _device_name(accelerator: Accelerator) -> str:
+def device_name(accelerator: Accelerator) -> str:
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_name(accelerator.device)
     return str(accelerator.device)

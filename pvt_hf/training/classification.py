@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..data.transforms import ProcessorTransform, training_transform
 from ..image_processing_pvt import PvtImageProcessor
 from ..modeling_pvt import PvtForImageClassification
 from ..variants import get_variant
-from .arguments import TrainingSettings
+from .arguments import TrainingSettings, parse_overrides
 from .checkpoint import ensure_output_dir
 from .checkpoint_evaluation import check_model_path
 from .evaluation import evaluate_classifier
@@ -54,6 +53,7 @@ class ClassificationSettings(TrainingSettings):
             raise ValueError(f"Mixing pairs the samples of a batch: --batch_size must be even, got {self.batch_size}.")
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"--crop_ratio is above 0 and at most 1, got {self.crop_ratio}.")
+        parse_overrides("config_overrides", self.config_overrides, PvtConfig)
 
 
 def build_model(settings: ClassificationSettings, class_names: tuple[str, ...]) -> PreTrainedModel:
@@ -72,7 +72,7 @@ def build_model(settings: ClassificationSettings, class_names: tuple[str, ...]) 
         return AutoModelForImageClassification.from_pretrained(
             settings.model, config=config, ignore_mismatched_sizes=True
         )
-    overrides = json.loads(settings.config_overrides)
+    overrides = parse_overrides("config_overrides", settings.config_overrides, PvtConfig)
     fields = {**get_variant(settings.variant).config, "image_size": settings.image_size, **overrides, **labels}
     return PvtForImageClassification(PvtConfig(drop_path_rate=settings.drop_path_rate, **fields))
 

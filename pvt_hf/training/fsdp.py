@@ -43,17 +43,17 @@ def make_fsdp_plugin(mixed_precision: str) -> FullyShardedDataParallelPlugin:
 def check_fsdp(accelerator: Accelerator) -> None:
     """
     Raises:
-        RuntimeError: Accelerate took no notice of the plugin, as it does on CPUs and without a launcher.
+        ValueError: Accelerate took no notice of the plugin, as it does on CPUs and without a launcher.
     """
     if accelerator.is_fsdp2:
         return
     if accelerator.device.type == "cpu":
-        raise RuntimeError(
+        raise ValueError(
             "--fsdp needs accelerator devices such as GPUs, and this run is on the CPU, where Accelerate ignores FSDP "
             "and would keep the whole model in every process. Drop --fsdp: processes on CPUs train with "
             "DistributedDataParallel."
         )
-    raise RuntimeError(
+    raise ValueError(
         f"--fsdp needs a process per device, and this is a single process on {accelerator.device} without a launcher. "
         "Start it with `accelerate launch SCRIPT ...` or `torchrun --nproc_per_node N SCRIPT ...`, or drop --fsdp."
     )

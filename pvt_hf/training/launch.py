@@ -17,9 +17,9 @@ from .fsdp import check_fsdp, make_fsdp_plugin
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """
     Raises:
-        RuntimeError: the launcher started another number of processes than Accelerate sees (each would train alone),
-            or `--fsdp` where Accelerate has none of it.
-        ValueError: what was asked for does not exist on this device, or a tracker is not installed.
+        ValueError: what was asked for does not exist on this device, a tracker is not installed, the launcher started
+            another number of processes than Accelerate sees (each would train alone), or `--fsdp` where Accelerate has
+            none of it.
     """
     trackers = [name.strip() for name in settings.report_to.split(",") if name.strip() not in ("", "none")]
     missing = sorted(set(trackers) - set(map(str, get_available_trackers())))
@@ -48,10 +48,10 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 
 
 def check_world_size(accelerator: Accelerator) -> None:
-    """Raises a RuntimeError if the launcher started another number of processes than Accelerate sees."""
+    """Raises a ValueError if the launcher started another number of processes than Accelerate sees."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
-        raise RuntimeError(
+        raise ValueError(
             f"WORLD_SIZE is {launched}, but Accelerate runs {accelerator.num_processes} process(es), each of which "
             "would work alone. On CPUs use `torchrun --nproc_per_node N SCRIPT --cpu`; on GPUs `accelerate launch`."
         )

@@ -153,6 +153,7 @@ def train(
         "history": [],
         "seconds": 0.0,
         "nonfinite_steps": 0,
+        "nonfinite_in_a_row": 0,
     }
     stream_state = None
     if settings.resume_from_checkpoint:
@@ -268,6 +269,8 @@ def train(
                 numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
                 accelerator.log(numbers, step=state["step"])
                 shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
+            if state["nonfinite_steps"]:
+                shown += f", {state['nonfinite_steps']} steps dropped because of a loss that is not finite"
             seen = totals()
             if accelerator.is_main_process:
                 tqdm.write(
@@ -295,6 +298,9 @@ def train(
     return (unwrapped if ema is None else ema.module).eval(), report
 
 
+MAX_NONFINITE_IN_A_ROW = 20
+
+
 def _step(
     accelerator: Accelerator,
     settings: TrainingSettings,
@@ -304,7 +310,10 @@ def _step(
     group: list[Batch],
     state: dict[str, Any],
 ) -> torch.Tensor:
-    """One optimiser step over a group of batches; returns this process' mean loss."""
+    """
+    One optimiser step over a group of batches; returns this process' mean loss, which is not finite where the step was
+    dropped. FloatingPointError without `--skip_nonfinite`, or after too many such steps in a row.
+    """
     total = 0.0
     for index, batch in enumerate(group):
         tensors = {key: value for key, value in batch.items() if key not in ("sample_ids", "skipped")}
@@ -319,18 +328,24 @@ def _step(
                 loss = compute_loss(model, tensors) / len(group)
             finite = math.isfinite(loss.item())
             if not agree(accelerator, finite, "all"):
-                if not settings.skip_nonfinite:
+                state["nonfinite_steps"] += 1
+                state["nonfinite_in_a_row"] += 1
+                too_many = state["nonfinite_in_a_row"] >= MAX_NONFINITE_IN_A_ROW
+                if too_many or not settings.skip_nonfinite:
                     kept = (list_checkpoints(settings.output_dir) or ["none"])[-1]
                     names = "another process' batch" if finite else ", ".join(batch["sample_ids"])
-                    raise FloatingPointError(
-                        f"The loss of step {state['step']} is not finite. Samples: {names}. "
-                        f"Last good checkpoint: {kept}."
+                    row = (
+                        f", like the {MAX_NONFINITE_IN_A_ROW - 1} before it: the training diverges" if too_many else ""
                     )
-                state["nonfinite_steps"] += 1
+                    raise FloatingPointError(
+                        f"The loss of step {state['step']} is not finite{row}. Samples: {names}. "
+                        f"Last good checkpoint: {kept}. Try a lower --learning_rate, or --max_grad_norm."
+                    )
                 optimizer.zero_grad()
                 return loss.detach()
             accelerator.backward(loss)
         total += loss.detach()
+    state["nonfinite_in_a_row"] = 0
     if settings.max_grad_norm:
         accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     optimizer.step()

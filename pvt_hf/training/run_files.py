@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -71,7 +72,7 @@ def save_run(
         model.save_pretrained(partial, state_dict=weights)
         processor.save_pretrained(partial)
         plot_curves(report["history"], partial / "curves.png")
-        (partial / "run.json").write_text(json.dumps(report, indent=2))
+        (partial / "run.json").write_text(json.dumps(_finite(report), indent=2, allow_nan=False))
     except Exception as error:  # a full disk is an OSError, a RuntimeError (torch) or a SafetensorError
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
@@ -81,3 +82,12 @@ def save_run(
     for file in partial.iterdir():
         os.replace(file, output_dir / file.name)
     partial.rmdir()
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity: null, as in JavaScript."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

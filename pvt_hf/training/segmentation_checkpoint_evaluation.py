@@ -22,7 +22,7 @@ from ..data.batches import BatchStream
 from ..data.segmentation import SegmentationEvaluationSample, collate_lists
 from ..data.segmentation_streams import open_segmentation_stream
 from ..image_processing_pil_semantic import IGNORE_LABEL
-from .checkpoint_evaluation import _device_name, _Monitor, _shown, check_model_path, match_labels
+from .checkpoint_evaluation import device_name, Monitor, shorten, check_model_path, match_labels
 from .launch import check_world_size, gather_objects, limit_cpu_threads
 from .segmentation import read_class_names
 from .segmentation_evaluation import Inference, evaluate_segmenter
@@ -66,7 +66,7 @@ class SegmentationEvaluationSettings:
     cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
     max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
-    output_file: str = field(default="", metadata={"help": "JSON file for the results."})
+    output: str = field(default="", metadata={"help": "JSON file for the results."})
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -127,7 +127,7 @@ def _known(value: float) -> float | None:
 
 def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
     """
-    Evaluates a checkpoint; prints a table of the classes and a line of the means, writes `settings.output_file`, and
+    Evaluates a checkpoint; prints a table of the classes and a line of the means, writes `settings.output`, and
     returns what is in it.
 
     `results` has `mean_iou`, `mean_accuracy`, `overall_accuracy` (None where no pixel has a label), `eval_samples`,
@@ -145,16 +145,16 @@ def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
     accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
     check_world_size(accelerator)
     limit_cpu_threads(accelerator, settings.num_workers)
-    output = Path(settings.output_file) if settings.output_file else None
+    output = Path(settings.output) if settings.output else None
     if output is not None:
         if output.is_dir():
-            raise IsADirectoryError(f"--output_file {output} is a folder: name a JSON file.")
+            raise IsADirectoryError(f"--output {output} is a folder: name a JSON file.")
         output.parent.mkdir(parents=True, exist_ok=True)
     model, loaded = AutoModelForSemanticSegmentation.from_pretrained(
         settings.model, trust_remote_code=settings.trust_remote_code, output_loading_info=True
     )
     if loaded["missing_keys"]:
-        missing = _shown(sorted(loaded["missing_keys"]), limit=4)
+        missing = shorten(sorted(loaded["missing_keys"]), limit=4)
         raise ValueError(f"{settings.model} is no trained {type(model).__name__}: it has no weights for {missing}.")
     model = model.to(accelerator.device).eval()
     processor = AutoImageProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
@@ -186,7 +186,7 @@ def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
         unit="image",
         desc=settings.mode,
     ) as bar:
-        monitor = _Monitor(bar, skipped)
+        monitor = Monitor(bar, skipped)
         metrics = evaluate_segmenter(
             accelerator,
             model,
@@ -219,7 +219,7 @@ def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
         "model_class": type(model).__name__,
         "parameters": model.num_parameters(),
         "world_size": accelerator.num_processes,
-        "device": _device_name(accelerator),
+        "device": device_name(accelerator),
         "command": sys.argv,
         "versions": {"pvt_hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
