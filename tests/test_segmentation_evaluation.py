@@ -7,9 +7,7 @@ way of inference and under sharding, with the figures of one process; labels mat
 
 import json
 import math
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,10 +26,11 @@ from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.segmentation_checkpoint_evaluation import SegmentationEvaluationSettings, run
 
 from .common import randomize, tiny_pvt_config
-from .training_runs import environment, forget_accelerate
+from .training_runs import forget_accelerate
+from .warm_processes import ROOT
+from .warm_processes import run as launch
 
 
-ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "evaluate_semantic_segmentation.py"
 NAMES = ("sand", "water", "grass", "road", "unicorn")  # of the labels 1 to 5; there is no unicorn
 LABELS = {"id2label": dict(enumerate(NAMES)), "label2id": {name: label for label, name in enumerate(NAMES)}}
@@ -227,15 +226,7 @@ main(*sys.argv[1:])
 
 def test_two_processes_give_the_figures_of_one(fpn, pictures, tmp_path):
     (tmp_path / "two.py").write_text(IN_TWO_PROCESSES)
-    result = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-            tmp_path / "two.py", fpn, pictures, json.dumps(MODES), tmp_path / "two.json",
-        ],
-        env={**environment(), "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True, text=True, timeout=300, cwd=ROOT,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    launch([tmp_path / "two.py", fpn, pictures, json.dumps(MODES), tmp_path / "two.json"], processes=2)
     two = json.loads((tmp_path / "two.json").read_text())
     figures = []
     for mode, report in zip(MODES, two["reports"], strict=True):

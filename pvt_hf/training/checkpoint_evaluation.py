@@ -165,7 +165,8 @@ def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int
     moved = [name for i, name in enumerate(names) if name in model_names and name not in model_names[i : i + 1]]
     differences = (
         f"{stream.name} has {len(names)} classes and the model {len(model_names)}; only in the data: "
-        f"{shorten(only_data)}; only in the model: {shorten(only_model)}; in both with another number: {shorten(moved)}."
+        f"{shorten(only_data)}; only in the model: {shorten(only_model)}; in both with another number: "
+        f"{shorten(moved)}."
     )
     if len(names) != len(model_names) or moved:
         raise ValueError(

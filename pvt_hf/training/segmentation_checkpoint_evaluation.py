@@ -22,7 +22,7 @@ from ..data.batches import BatchStream
 from ..data.segmentation import SegmentationEvaluationSample, collate_lists
 from ..data.segmentation_streams import open_segmentation_stream
 from ..image_processing_pil_semantic import IGNORE_LABEL
-from .checkpoint_evaluation import device_name, Monitor, shorten, check_model_path, match_labels
+from .checkpoint_evaluation import Monitor, check_model_path, device_name, match_labels, shorten
 from .launch import check_world_size, gather_objects, limit_cpu_threads
 from .segmentation import read_class_names
 from .segmentation_evaluation import Inference, evaluate_segmenter
