@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,84 @@ def plot_predictions(
         axes.set_title(title, fontsize=9, color=GOOD if right else BAD, fontweight="normal" if right else "bold")
         axes.axis("off")
     figure.savefig(path, dpi=130)
+
+
+@functools.cache
+def class_colors(count: int) -> np.ndarray:
+    """
+    Colours for classes, (count, 3) uint8 RGB; a class has the same one whatever the count.
+
+    Each is, of some 3,000 that are neither very dark nor very light, the farthest in CIE L*a*b* from black, white and
+    those before it. (Beyond these 3,000 they come again.)
+    """
+    levels = np.arange(0, 256, 17)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)  # (4096, 3)
+    # sRGB to XYZ relative to white (IEC 61966-2-1) to L*a*b* (CIE 15)
+    linear = np.where(grid / 255 <= 0.04045, grid / 255 / 12.92, ((grid / 255 + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ np.array([[0.4339, 0.2126, 0.0178], [0.3762, 0.7152, 0.1095], [0.1899, 0.0722, 0.8727]])
+    root = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    lab = np.stack([116 * root[:, 1] - 16, 500 * (root[:, 0] - root[:, 1]), 200 * (root[:, 1] - root[:, 2])], axis=-1)
+    usable = (lab[:, 0] > 30) & (lab[:, 0] < 90)
+    grid, lab = grid[usable], lab[usable]
+
+    nearest = np.linalg.norm(lab[:, None] - [(0, 0, 0), (100, 0, 0)], axis=-1).min(axis=1)
+    chosen = []
+    for _ in range(min(count, len(grid))):
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[chosen[-1]], axis=-1))
+    return np.resize(grid[chosen], (count, 3)).astype(np.uint8)
+
+
+def class_shares(labels: np.ndarray) -> list[tuple[int, float]]:
+    """The classes that a (height, width) label map has and their shares of its pixels, the largest first."""
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = zip(classes.tolist(), (counts / labels.size).tolist())
+    return sorted(shares, key=lambda share: -share[1])
+
+
+def label_image(labels: np.ndarray, num_labels: int) -> Image.Image:
+    """A (height, width) label map as an image of its numbers: mode L, or I;16 if there are more than 255 classes."""
+    return Image.fromarray(labels.astype(np.uint8 if num_labels <= 255 else np.uint16))
+
+
+def overlay_classes(
+    image: Image.Image, labels: np.ndarray, id2label: Mapping[int, str], opacity: float = 0.6
+) -> Image.Image:
+    """
+    The image under the colours of its classes, at its own size, and beneath it a legend.
+
+    Args:
+        image: PIL image of any mode.
+        labels: (height, width) integers, of the image's size.
+        id2label: names; colours are those of [`class_colors`] for as many classes.
+        opacity: of the colours, from 0 to 1.
+
+    Returns:
+        An RGB image: the upper left `image.height` x `image.width` pixels are the blend. The legend has the classes
+        that are there, with their shares, the largest first, and makes a small image wider.
+    """
+    image, colors = image.convert("RGB"), class_colors(max(id2label) + 1)
+    blend = Image.blend(image, Image.fromarray(colors[labels]), opacity)
+
+    size = max(14, image.width // 50)
+    font, row, margin = ImageFont.load_default(size), int(size * 1.6), size // 2
+    entries = []
+    for label, share in class_shares(labels):
+        name = " ".join(id2label[label].split())
+        entries.append((label, f"{name if len(name) <= 40 else name[:39] + '…'}  {share:.1%}"))
+    column = row + margin + math.ceil(max(font.getlength(text) for _, text in entries))
+    columns = max(1, (image.width - margin) // (column + margin))
+    rows = math.ceil(len(entries) / columns)
+    width = max(image.width, margin + columns * (column + margin))
+    canvas = Image.new("RGB", (width, image.height + margin * 2 + row * rows), "white")
+    canvas.paste(blend)
+    draw = ImageDraw.Draw(canvas)
+    for index, (label, text) in enumerate(entries):
+        left = margin + index // rows * (column + margin)
+        top = image.height + margin + index % rows * row
+        draw.rectangle((left, top, left + row - 4, top + row - 4), fill=tuple(colors[label].tolist()), outline=INK)
+        draw.text((left + row + margin // 2, top + (row - 4) / 2), text, INK, font, anchor="lm")
+    return canvas
 
 
 def cls_attention(attention: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:

@@ -1,11 +1,12 @@
 """
-`make demo`: a PVT learns real handwritten digits from a stream, saves itself, and answers in a new process.
+`make demo`: PVTs learn to read handwritten digits, and to find them in scenes; saved, they answer in a new process.
 
     python scripts/demo.py [--output_dir outputs/demo]
 
 Trains `recipes/digits_pvt.yaml` on two CPU cores, then starts a clean process that knows only the saved folder:
 it reloads the model through the Auto classes, classifies the held-out digits through `pipeline`, and draws
-`predictions.png` and `attention.png`. `report.json` has the figures.
+`predictions.png` and `attention.png`. Then the same with PVT and Semantic FPN on scenes of digits
+(`demo_segmentation.py`): `segmentation.png`. `report.json` has the figures.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import accelerate
 import datasets
+import demo_segmentation
 import torch
 import transformers
 from PIL import Image
@@ -98,6 +100,7 @@ def answer(output_dir: Path) -> None:
         "pipeline_accuracy": 1 - len(wrong) / len(images),
         "pipeline_samples": len(images),
         "mistakes": len(wrong),
+        "segmentation": demo_segmentation.answer(output_dir),
     }
     (output_dir / "answer.json").write_text(json.dumps(result))
 
@@ -114,9 +117,11 @@ def main() -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     trained = train(output_dir)
+    segmenter = demo_segmentation.train(output_dir)
     print("Reloading in a new process ...", flush=True)
     subprocess.run([sys.executable, __file__, "--output_dir", str(output_dir), "--answer"], check=True)
     answers = output_dir / "answer.json"
+    answered = json.loads(answers.read_text())
     modules = (pvt_hf, torch, transformers, datasets, accelerate)
     report = {
         "command": "make demo",
@@ -125,8 +130,14 @@ def main() -> None:
         "trained_steps": trained["steps"],
         "skipped_samples": trained["skipped"],
         "accuracy_after_training": trained["metrics"]["accuracy@1"],
-        **json.loads(answers.read_text()),
+        **answered,
         "training_seconds": round(trained["seconds"], 1),
+        "segmentation": {
+            "trained_steps": segmenter["steps"],
+            "mean_iou_after_training": segmenter["metrics"]["mean_iou"],
+            **answered["segmentation"],
+            "training_seconds": round(segmenter["seconds"], 1),
+        },
         "total_seconds": round(time.perf_counter() - started, 1),
         "versions": {"python": platform.python_version()} | {module.__name__: module.__version__ for module in modules},
     }
@@ -136,7 +147,9 @@ def main() -> None:
         f"\nHeld-out digits, through the pipeline of the reloaded model: {report['pipeline_accuracy']:.2%} of "
         f"{report['pipeline_samples']} right ({report['total_seconds']:.0f} s in all)."
     )
-    for name in ("model", "report.json", "curves.png", "predictions.png", "attention.png"):
+    print(f"Digits in held-out scenes: mean IoU {report['segmentation']['pipeline_mean_iou']:.3f}.")
+    for name in ("model", "curves.png", "predictions.png", "attention.png", "segmenter", "segmentation_curves.png",
+                 "segmentation.png", "report.json"):  # fmt: skip
         print(f"  {output_dir / name}")
     if report["pipeline_accuracy"] <= 0.98:
         raise SystemExit("The accuracy is not above 98 %: something is wrong.")

@@ -1,68 +1,108 @@
 """
-Answers a trained model gives on image files: labels on the terminal, an annotated PNG beside them.
+Answers a trained model gives on image files: on the terminal, and as PNG files in a folder.
 
-    python scripts/predict.py --model DIR --task image-classification photo.jpg other.png --output_dir predictions
+    python scripts/predict.py --model DIR photo.jpg other.png --output_dir predictions
+    python scripts/predict.py --model DIR --task semantic-segmentation photo.jpg other.png
 
-Works with any Auto model of the task, from a folder or the Hub; PVT models load as this package's classes.
+image-classification prints the best labels and writes NAME.classes.png, the image with them. semantic-segmentation
+prints the share of each class and writes NAME.overlay.png, the image under the colours of the classes with a legend,
+and NAME.labels.png, the number of each pixel's class (8 bits, or 16 for more than 255 classes).
+
+Works with any Auto model of the task, from a folder or the Hub; PVT models load as this package's classes. Images of
+any mode and size, turned upright by their EXIF orientation. A file that cannot be used is named, the others are done,
+and the exit status is 1.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from transformers import pipeline
+from PIL import Image
+from transformers import Pipeline, pipeline
 from transformers.utils import logging
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
-from pvt_hf.data.samples import BadSample, decode_rgb
-from pvt_hf.visualization import annotate_classes
+from pvt_hf.data.samples import decode_rgb
+from pvt_hf.visualization import annotate_classes, class_shares, label_image, overlay_classes
 
 
-def classify(arguments: argparse.Namespace) -> int:
-    """Prints the best labels of every image and writes `NAME.classes.png`; returns the number of failures."""
+# From an RGB image to a line of text, and pictures by the ending of their files' names
+Answer = Callable[[Image.Image], tuple[str, dict[str, Image.Image]]]
+
+
+def open_pipeline(task: str, arguments: argparse.Namespace) -> Pipeline:
     try:
-        classifier = pipeline("image-classification", model=arguments.model, device=arguments.device)
+        return pipeline(task, model=arguments.model, device=arguments.device)
     except (OSError, ValueError) as error:
-        raise SystemExit(
-            f"Cannot load {arguments.model}: no such folder with a model here, and as a Hub id it gave: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
-    failures = 0
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    written = set()
-    for file in arguments.images:
-        try:
-            # RGB here: the pipeline's own loader would saturate 16-bit images and drop transparency.
-            image = decode_rgb({"path": file, "bytes": None})
-        except BadSample as error:
-            print(f"{file}: {error}", file=sys.stderr)
-            failures += 1
-            continue
+        source = "the folder" if Path(arguments.model).is_dir() else "no such folder here, and as a Hub id it"
+        reason = str(error).splitlines()[0]
+        raise SystemExit(f"Cannot load {arguments.model} for {task}: {source} gave: {reason}") from None
+
+
+def classify(arguments: argparse.Namespace) -> Answer:
+    classifier = open_pipeline("image-classification", arguments)
+
+    def answer(image: Image.Image) -> tuple[str, dict[str, Image.Image]]:
         predictions = classifier(image, top_k=arguments.top_k)
-        stem, number = Path(file).stem, 1
-        while (target := arguments.output_dir / f"{stem}{'' if number == 1 else f'-{number}'}.classes.png") in written:
-            number += 1
-        written.add(target)
-        annotate_classes(image, predictions).save(target)
-        labels = ", ".join(f"{prediction['label']} {prediction['score']:.1%}" for prediction in predictions)
-        print(f"{file}: {labels}  -> {target}")
-    return failures
+        text = ", ".join(f"{prediction['label']} {prediction['score']:.1%}" for prediction in predictions)
+        return text, {"classes": annotate_classes(image, predictions)}
+
+    return answer
 
 
-TASKS = {"image-classification": classify}
+def segment(arguments: argparse.Namespace) -> Answer:
+    segmenter = open_pipeline("image-segmentation", arguments)
+    config, processor = segmenter.model.config, segmenter.image_processor
+    if not hasattr(processor, "post_process_semantic_segmentation"):
+        raise SystemExit(f"{arguments.model} has a {type(processor).__name__}, which makes no semantic segmentation.")
+
+    def answer(image: Image.Image) -> tuple[str, dict[str, Image.Image]]:
+        # Not the pipeline's own answer: its masks are told apart by names, which several classes may share.
+        outputs = segmenter.forward(segmenter.preprocess(image, subtask="semantic"))
+        labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[(image.height, image.width)])[0]
+        labels = labels.numpy()
+        text = ", ".join(f"{config.id2label[label]} {share:.1%}" for label, share in class_shares(labels))
+        overlay = overlay_classes(image, labels, config.id2label)
+        return text, {"overlay": overlay, "labels": label_image(labels, config.num_labels)}
+
+    return answer
+
+
+TASKS = {"image-classification": classify, "semantic-segmentation": segment}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--task", required=True, choices=sorted(TASKS))
+    parser.add_argument("--task", default="image-classification", choices=sorted(TASKS))
     parser.add_argument("--output_dir", type=Path, default=Path("predictions"))
-    parser.add_argument("--top_k", type=int, default=5, help="labels per image")
+    parser.add_argument("--top_k", type=int, default=5, help="labels per image, in classification")
     parser.add_argument("--device", default="cpu", help='"cpu", "cuda", "cuda:1" ...')
     arguments = parser.parse_args()
     logging.disable_progress_bar()
-    failures = TASKS[arguments.task](arguments)
+    answer = TASKS[arguments.task](arguments)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    failures = 0
+    taken = {Path(file).resolve() for file in arguments.images}  # not to be written over
+    for file in arguments.images:
+        try:
+            # RGB here: the pipeline's own loader would saturate 16-bit images and drop transparency.
+            text, pictures = answer(decode_rgb({"path": file, "bytes": None}))
+        except ValueError as error:  # also what processor and model say about an image that they cannot take
+            print(f"{file}: {error}", file=sys.stderr)
+            failures += 1
+            continue
+        name, number = Path(file).stem, 1
+        while taken & {(arguments.output_dir / f"{name}.{ending}.png").resolve() for ending in pictures}:
+            number += 1
+            name = f"{Path(file).stem}-{number}"
+        targets = [arguments.output_dir / f"{name}.{ending}.png" for ending in pictures]
+        for target, picture in zip(targets, pictures.values()):
+            picture.save(target)
+            taken.add(target.resolve())
+        print(f"{file}: {text}  -> {', '.join(map(str, targets))}")
     if failures:
         raise SystemExit(f"{failures} of {len(arguments.images)} images could not be read.")
 

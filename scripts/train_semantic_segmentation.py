@@ -19,5 +19,5 @@ from pvt_hf.training.segmentation import SegmentationSettings, run
 if __name__ == "__main__":
     try:
         run(parse_arguments(SegmentationSettings))
-    except (OSError, StreamError, FloatingPointError) as error:
+    except (OSError, ValueError, StreamError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None

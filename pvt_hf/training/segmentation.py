@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from ..backbone_loading import load_pretrained_backbone
+from ..configuration_pvt import PvtConfig
 from ..configuration_semantic_fpn import SemanticFpnConfig
 from ..configuration_trans2seg import Trans2SegConfig
 from ..data.ade20k import ADE20K_CLASS_NAMES
@@ -23,7 +23,7 @@ from ..data.segmentation_transforms import SegmentationTransform
 from ..data.streams import Stream
 from ..image_processing_semantic import PvtSemanticImageProcessor
 from ..variants import get_config
-from .arguments import TrainingSettings
+from .arguments import TrainingSettings, parse_overrides
 from .checkpoint import ensure_output_dir
 from .checkpoint_evaluation import check_model_path
 from .feed import Batch
@@ -66,6 +66,9 @@ class SegmentationSettings(TrainingSettings):
     )
     config_overrides: str = field(default="{}", metadata={"help": "JSON of fields of the head's configuration."})
     backbone_overrides: str = field(default="{}", metadata={"help": "JSON of PvtConfig fields for --variant."})
+    out_features: list[str] = field(
+        default_factory=list, metadata={"help": "Stages of the backbone that the head reads; default: the paper's."}
+    )
     drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the backbone."})
     shortest_edge: int = field(default=512, metadata={"help": "Limit of the shorter side, in training at scale 1."})
     longest_edge: int = field(default=2048, metadata={"help": "Limit of the longer side, in training at scale 1."})
@@ -92,6 +95,12 @@ class SegmentationSettings(TrainingSettings):
                 raise ValueError(f"--{name} is from 0 to 1, got {getattr(self, name)}.")
         if self.model and self.backbone:
             raise ValueError("--backbone goes with a new model; --model has a trained backbone. Give one of them.")
+        self.parsed_overrides()
+
+    def parsed_overrides(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fields of the head's configuration and of the backbone's. ValueError for what they do not have."""
+        head = parse_overrides("config_overrides", self.config_overrides, ARCHITECTURES[self.architecture][0])
+        return head, parse_overrides("backbone_overrides", self.backbone_overrides, PvtConfig)
 
 
 def read_class_names(text: str) -> tuple[str, ...] | None:
@@ -132,9 +141,10 @@ def build_model(settings: SegmentationSettings, class_names: tuple[str, ...]) ->
             settings.model, config=config, ignore_mismatched_sizes=True
         )
     config_class, out_features = ARCHITECTURES[settings.architecture]
-    backbone_fields = {"drop_path_rate": settings.drop_path_rate, **json.loads(settings.backbone_overrides)}
-    backbone_config = get_config(settings.variant, out_features=out_features, **backbone_fields)
-    config = config_class(backbone_config=backbone_config, **json.loads(settings.config_overrides), **labels)
+    head_fields, backbone_fields = settings.parsed_overrides()
+    backbone_fields = {"drop_path_rate": settings.drop_path_rate, **backbone_fields}
+    backbone_fields["out_features"] = settings.out_features or out_features
+    config = config_class(backbone_config=get_config(settings.variant, **backbone_fields), **head_fields, **labels)
     return AutoModelForSemanticSegmentation.from_config(config)
 
 

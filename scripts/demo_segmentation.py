@@ -1,0 +1,75 @@
+"""
+The segmentation part of `make demo`: PVT with Semantic FPN learns to find digits in scenes, saves itself, and a new
+process that knows only the saved folder answers through `pipeline("image-segmentation")`.
+"""
+
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from transformers import pipeline
+
+import pvt_hf  # noqa: F401  (registers the model)
+from pvt_hf.data.samples import decode_rgb
+from pvt_hf.data.segmentation import decode_labels
+from pvt_hf.data.segmentation_streams import open_segmentation_stream
+from pvt_hf.metrics.mean_iou import MeanIoU
+from pvt_hf.training.arguments import parse_arguments
+from pvt_hf.training.segmentation import SegmentationSettings, run
+from pvt_hf.visualization import class_colors, plot_curves
+
+
+RECIPE = Path(__file__).parent / "recipes" / "digits_semantic_fpn.yaml"
+SHORTER = ["--epochs", "8"]  # of the recipe's, so that it takes minutes
+SHOWN = 6
+
+
+def train(output_dir: Path) -> dict:
+    """Trains into `output_dir/segmenter` and returns the run's report."""
+    model_dir = output_dir / "segmenter"
+    shutil.rmtree(model_dir, ignore_errors=True)
+    report = run(parse_arguments(SegmentationSettings, [str(RECIPE), *SHORTER, "--output_dir", str(model_dir)]))
+    if report["interrupted"]:
+        raise SystemExit(f"Interrupted by {report['interrupted']}.")
+    plot_curves(report["history"], output_dir / "segmentation_curves.png", "Semantic FPN on digit scenes")
+    return report
+
+
+def answer(output_dir: Path) -> dict:
+    """Runs in a process of its own; draws `segmentation.png` and returns the figures of the pipeline's masks."""
+    segmenter = pipeline("image-segmentation", model=str(output_dir / "segmenter"), device="cpu")
+    labels = segmenter.model.config.label2id
+    stream = open_segmentation_stream("digit-scenes", "test", image_size=64)
+    metric = MeanIoU(num_labels=len(labels))
+    images, truth, predicted = [], [], []
+    for example in islice(stream.dataset, 200):
+        image = decode_rgb(example[stream.image_column])
+        mask = decode_labels(example[stream.mask_column], len(labels), reduce_labels=False)
+        prediction = np.zeros(mask.shape, dtype=np.int64)
+        for segment in segmenter(image):
+            prediction[np.asarray(segment["mask"]) > 0] = labels[segment["label"]]
+        metric.add_batch(predictions=[prediction], references=[mask])
+        if len(images) < SHOWN:
+            images.append(image), truth.append(mask), predicted.append(prediction)
+    plot(images, truth, predicted, segmenter.model.config.id2label, output_dir / "segmentation.png")
+    return {"pipeline_mean_iou": metric.compute()["mean_iou"]}
+
+
+def plot(images: list, truth: list, predicted: list, id2label: dict[int, str], path: Path) -> None:
+    """Scenes above the classes of their pixels and those that the model gives them, with a legend."""
+    import matplotlib.figure
+    import matplotlib.patches
+
+    colors = class_colors(len(id2label))
+    figure = matplotlib.figure.Figure(figsize=(1.6 * len(images), 5.6), layout="constrained")
+    axes = figure.subplots(3, len(images))
+    for column, scene in enumerate(zip(images, truth, predicted)):
+        for row, (title, pixels) in enumerate(zip(("scene", "truth", "prediction"), scene)):
+            axes[row, column].imshow(pixels if row == 0 else colors[pixels])
+            axes[row, column].set(xticks=[], yticks=[])
+            if column == 0:
+                axes[row, column].set_ylabel(title)
+    patches = [matplotlib.patches.Patch(color=colors[label] / 255, label=name) for label, name in id2label.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8)
+    figure.savefig(path, dpi=130)
