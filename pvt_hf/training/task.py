@@ -94,7 +94,7 @@ def run_task(
         f"classes) on {num_samples or 'an unknown number of'} samples, {accelerator.num_processes} x "
         f"{accelerator.device.type}."
     )
-    for batches in (train_batches, eval_batches):
+    for batches in (train_batches,) if share else (train_batches, eval_batches):  # otherwise the same stream twice
         split = describe_split(batches.stream, accelerator.num_processes, settings.num_workers, batches.strategy)
         accelerator.print("\n".join(split))
     start_trackers(accelerator, settings)
