@@ -125,7 +125,7 @@ def test_two_processes_with_workers_killed_and_resumed(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_twice_at_random_steps(tmp_path, processes, num_workers):
-    resumed_equals_straight(tmp_path, processes, num_workers, kills=2, warm=False)
+    resumed_equals_straight(tmp_path, processes, num_workers, kills=2, warm=True)
 
 
 @pytest.mark.slow

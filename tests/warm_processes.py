@@ -2,8 +2,8 @@
 Runs scripts as real processes that need not import everything again: forks of a server that has (multiprocessing's
 "forkserver"), which saves ten seconds a process. `torchrun`'s own agent starts several, by forking too.
 
-What a fork shares with its siblings and a cold start does not, hashing of strings and the tables of the imports, is
-left to the slow tests, which start cold (`warm=False`): as users do.
+What a fork shares with its siblings and a cold start does not (the hashing of strings, say) is left to those slow tests
+that start cold (`warm=False`), as users do.
 """
 
 import multiprocessing
