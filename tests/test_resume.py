@@ -17,10 +17,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from pvt_hf.training import loop
 from pvt_hf.training.checkpoint import list_checkpoints
 
-from .training_runs import TRAIN, assert_equal_weights, flags, kill_at_step, run_patched
+from .training_runs import TRAIN, assert_equal_weights, flags, kill_at_step, make_photos, run_patched, train_here
 from .warm_processes import ROOT, Launched, run
 
 
@@ -119,6 +121,72 @@ def test_two_processes_with_workers_killed_and_resumed(tmp_path):
     """The full machinery: EMA, repeats, accumulation, mixing, RandAugment, erasing, drop path, shuffling."""
     full = {"ema_decay": 0.9, "repeated_augmentation": 2, "gradient_accumulation_steps": 2, "samples_per_epoch": 384}
     resumed_equals_straight(tmp_path, processes=2, num_workers=1, kills=1, warm=True, **full, batch_size=8)
+
+
+def test_a_resume_says_what_differs_and_what_is_damaged(tmp_path):
+    """In this process: other settings, an epoch that is over, files that are missing or cut off, a finished run."""
+    photos = make_photos(tmp_path / "photos", 16)
+    options = {"save_every_steps": 2, "save_total_limit": 0, "eval_every_epochs": 2}
+    straight, report = train_here(photos, tmp_path / "run", **options)
+    assert report["steps"] == 8
+
+    def resume(name, **overrides):
+        return train_here(photos, tmp_path / "run", resume_from_checkpoint=name, **options | overrides)
+
+    middle = str(tmp_path / "run" / "checkpoint-00000006")
+    again, _ = resume(middle)
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    with pytest.raises(ValueError, match="trained for 2 epochs, beyond --epochs 1"):
+        resume("latest", epochs=1)
+    with pytest.raises(ValueError, match="--seed was 0, is 1"):
+        resume(middle, seed=1)
+    for file in ("loop_state.json", "model.safetensors", "optimizer.bin", "stream_0.pt", "random_states_0.pkl"):
+        damaged = tmp_path / "run" / "checkpoint-00000099"
+        for damage in ("cut", "gone") if file != "loop_state.json" else ("cut",):
+            shutil.copytree(middle, damaged)
+            (damaged / file).write_bytes((damaged / file).read_bytes()[:20])
+            if damage == "gone":
+                (damaged / file).unlink()
+            with pytest.raises(OSError, match="00000099 is damaged and cannot be resumed .*checkpoint-00000008"):
+                resume("latest")
+            shutil.rmtree(damaged)
+
+
+def test_what_has_changed_is_printed(tmp_path, capsys):
+    photos = make_photos(tmp_path / "photos", 16)
+    train_here(photos, tmp_path / "run", save_every_steps=6, save_total_limit=0)
+    middle = str(tmp_path / "run" / "checkpoint-00000006")
+    train_here(photos, tmp_path / "run", learning_rate=1e-2, resume_from_checkpoint=middle)
+    assert (
+        "Other settings than before checkpoint-00000006: --learning_rate was 0.001, is 0.01." in capsys.readouterr().out
+    )
+    train_here(photos, tmp_path / "run", learning_rate=1e-2, resume_from_checkpoint="latest")
+    assert "The training was finished" in capsys.readouterr().out
+
+
+def test_killed_in_an_evaluation_only_the_evaluation_is_done_again(tmp_path, monkeypatch):
+    photos = make_photos(tmp_path / "photos", 16)
+    straight, expected = train_here(photos, tmp_path / "straight", eval_every_epochs=2)
+    real = loop.save_checkpoint
+
+    def save_and_stop(*arguments):
+        real(*arguments)
+        raise KeyboardInterrupt  # as a kill would: nothing is saved any more
+
+    monkeypatch.setattr(loop, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_here(photos, tmp_path / "killed", eval_every_epochs=1)
+    monkeypatch.setattr(loop, "save_checkpoint", real)
+    steps = []
+    again, report = train_here(
+        photos, tmp_path / "killed", lambda model, batch: steps.append(1), eval_every_epochs=1,
+        resume_from_checkpoint="latest",
+    )  # fmt: skip
+    assert len(steps) == 4 and report["steps"] == 8  # the second epoch alone
+    assert [entry["step"] for entry in report["history"] if "accuracy@1" in entry] == [4, 8]
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ FIXED_SETTINGS = (
     "batch_size", "gradient_accumulation_steps", "num_workers", "seed", "shuffle_window", "repeated_augmentation",
     "samples_per_epoch", "mixed_precision", "ema_decay", "compile_backend",
 )  # fmt: skip
+# What changes nothing in the weights
+FREE_SETTINGS = {"output_dir", "resume_from_checkpoint", "save_every_steps", "save_total_limit", "report_to"}
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -154,35 +157,63 @@ def load_checkpoint(
     Raises:
         ValueError: the checkpoint is of other data or other settings, was written by another number of processes, or
             with `--fsdp` and is read without, or the other way round.
+        OSError: a file of it is missing or damaged.
     """
-    loop_state = json.loads((checkpoint / STATE_FILE).read_text())
+    try:
+        loop_state = json.loads((checkpoint / STATE_FILE).read_text())
+    except ValueError as error:
+        raise _unreadable(checkpoint, error) from error
     if loop_state["world_size"] != accelerator.num_processes:
         raise ValueError(
             f"{checkpoint} was written by {loop_state['world_size']} processes and cannot be resumed exactly by "
             f"{accelerator.num_processes}."
         )
-    _check_same_run(checkpoint, loop_state, begun)
+    changed = _check_same_run(checkpoint, loop_state, begun)
+    if changed:
+        accelerator.print(f"Other settings than before {checkpoint.name}: {'; '.join(changed)}.")
     sharded = (checkpoint / f"{FSDP_MODEL_NAME}_0").is_dir()
     if sharded != accelerator.is_fsdp2:
         raise ValueError(
             f"{checkpoint} was written {'with' if sharded else 'without'} --fsdp: resume it in the same way."
         )
-    accelerator.load_state(str(checkpoint))
-    stream_state = torch.load(checkpoint / f"stream_{accelerator.process_index}.pt", weights_only=True)
+    try:
+        random_states = f"random_states_{accelerator.process_index}.pkl"
+        if not zipfile.is_zipfile(checkpoint / random_states):  # Accelerate would go on without
+            raise OSError(f"{random_states} is missing or cut off")
+        accelerator.load_state(str(checkpoint))
+        stream_state = torch.load(checkpoint / f"stream_{accelerator.process_index}.pt", weights_only=True)
+    except Exception as error:  # each library has its own for a damaged file
+        raise _unreadable(checkpoint, error) from error
     return loop_state, stream_state
 
 
-def _check_same_run(checkpoint: Path, saved: dict[str, Any], begun: dict[str, Any]) -> None:
-    """Raises a ValueError if a checkpoint is of other data, or of settings that make another run of it."""
+def _unreadable(checkpoint: Path, error: Exception) -> OSError:
+    others = [str(path) for path in list_checkpoints(checkpoint.parent) if path != checkpoint]
+    return OSError(
+        f"{checkpoint} is damaged and cannot be resumed ({type(error).__name__}: {error}). Give another to "
+        f"--resume_from_checkpoint: {', '.join(others) or 'there is none'}."
+    )
+
+
+def _check_same_run(checkpoint: Path, saved: dict[str, Any], begun: dict[str, Any]) -> list[str]:
+    """
+    The settings that have changed since a checkpoint and may. Raises a ValueError if it is of other data, of settings
+    that make another run of it, or beyond the last epoch.
+    """
     if saved["data_fingerprint"] != begun["data_fingerprint"]:
         raise ValueError(
             f"{checkpoint} was trained on other data: its fingerprint is {saved['data_fingerprint']}, not "
             f"{begun['data_fingerprint']}."
         )
-    changed = [
-        f"--{name} was {value}, is {begun['settings'][name]}"
+    changed = {
+        name: f"--{name} was {value!r}, is {begun['settings'][name]!r}"
         for name, value in saved["settings"].items()
-        if value != begun["settings"][name]
-    ]
-    if changed:
-        raise ValueError(f"{checkpoint} cannot be resumed exactly with other settings: {'; '.join(changed)}.")
+        if value != begun["settings"][name] and name not in FREE_SETTINGS
+    }
+    fixed = [text for name, text in changed.items() if name in FIXED_SETTINGS]
+    if fixed:
+        raise ValueError(f"{checkpoint} cannot be resumed exactly with other settings: {'; '.join(fixed)}.")
+    epochs = begun["settings"]["epochs"]
+    if not begun["settings"]["max_steps"] and saved["epoch"] > epochs:
+        raise ValueError(f"{checkpoint} has been trained for {saved['epoch']} epochs, beyond --epochs {epochs}.")
+    return list(changed.values())

@@ -12,6 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ from ..data.batches import BatchStream, StreamError
 from ..data.fingerprint import stream_fingerprint
 from .arguments import TrainingSettings
 from .checkpoint import (
-    FIXED_SETTINGS,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -149,11 +149,12 @@ def train(
         "epoch_start": 0,
         "world_size": accelerator.num_processes,
         "data_fingerprint": stream_fingerprint(batches.stream),
-        "settings": {name: getattr(settings, name) for name in FIXED_SETTINGS},
+        "settings": asdict(settings),
         "history": [],
         "seconds": 0.0,
         "nonfinite_steps": 0,
         "nonfinite_in_a_row": 0,
+        "evaluation_due": False,
     }
     stream_state = None
     if settings.resume_from_checkpoint:
@@ -161,6 +162,7 @@ def train(
         if checkpoint is not None:
             state, stream_state = load_checkpoint(accelerator, checkpoint, state)
             counts = state.pop("counts")[accelerator.process_index]
+            state["settings"] = asdict(settings)
             accelerator.print(f"Resumed from {checkpoint} (epoch {state['epoch']}, step {state['step']}).")
         else:
             accelerator.print(f"No checkpoint in {settings.output_dir} yet: starting from the beginning.")
@@ -174,6 +176,8 @@ def train(
     )
 
     def save(stream: dict[str, Any] | None) -> None:
+        if state["nonfinite_in_a_row"] and interrupted is None:
+            return  # a training that diverges must not push out the checkpoints from before
         state["seconds"] = start_seconds + time.perf_counter() - start_time
         save_checkpoint(
             accelerator,
@@ -203,8 +207,33 @@ def train(
         return state["epoch"] >= settings.epochs
 
     of_epochs, of_steps = ("", f"/{total_steps}") if settings.max_steps else (f"/{settings.epochs}", "")
+
+    def close_epoch() -> None:
+        """Evaluates if it is time, says where the training stands, and saves."""
+        shown = ""
+        if state["evaluation_due"]:
+            metrics = evaluate((unwrapped if ema is None else ema.module).eval())
+            state["history"].append({"step": state["step"], "epoch": state["epoch"] - 1, **metrics})
+            numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+            accelerator.log(numbers, step=state["step"])
+            shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
+            state["evaluation_due"] = False
+        if state["nonfinite_steps"]:
+            shown += f", {state['nonfinite_steps']} steps dropped because of a loss that is not finite"
+        seen = totals()
+        if accelerator.is_main_process:
+            tqdm.write(
+                f"epoch {state['epoch']}{of_epochs}: step {state['step']}{of_steps}, "
+                f"{seen['trained']} samples trained, {seen['skipped']} skipped, {seen['dropped']} left over so far{shown}"
+            )
+        save(None)
+
     interrupted = None
     with StopSignal() as stop, progress:
+        if state["evaluation_due"]:
+            close_epoch()
+        elif is_finished():
+            accelerator.print("The training was finished: there is nothing left to do but to save the model.")
         while not is_finished():
             epoch = state["epoch"]
             batches.set_epoch(epoch)
@@ -262,22 +291,10 @@ def train(
                     "fewer --num_workers."
                 )
             state["epoch"], state["epoch_start"] = epoch + 1, state["step"]
-            shown = ""
-            if is_finished() or (epoch + 1) % settings.eval_every_epochs == 0:
-                metrics = evaluate((unwrapped if ema is None else ema.module).eval())
-                state["history"].append({"step": state["step"], "epoch": epoch, **metrics})
-                numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-                accelerator.log(numbers, step=state["step"])
-                shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
-            if state["nonfinite_steps"]:
-                shown += f", {state['nonfinite_steps']} steps dropped because of a loss that is not finite"
-            seen = totals()
-            if accelerator.is_main_process:
-                tqdm.write(
-                    f"epoch {epoch + 1}{of_epochs}: step {state['step']}{of_steps}, {seen['trained']} samples trained, "
-                    f"{seen['skipped']} skipped, {seen['dropped']} left over so far{shown}"
-                )
-            save(None)
+            state["evaluation_due"] = is_finished() or (epoch + 1) % settings.eval_every_epochs == 0
+            if state["evaluation_due"]:
+                save(None)  # an evaluation may take long, and be killed
+            close_epoch()
     evaluations = [
         {name: value for name, value in entry.items() if name not in ("step", "epoch")} | {"epoch": entry["epoch"]}
         for entry in state["history"]

@@ -91,8 +91,8 @@ def run_task(
         num_samples = int(num_samples * (1 - share))
     accelerator.print(
         f"Training {type(model).__name__} ({model.num_parameters():,} parameters, {len(train_sample.class_names)} "
-        f"classes) on {num_samples or 'an unknown number of'} samples, {accelerator.num_processes} x "
-        f"{accelerator.device.type}."
+        f"classes) on {settings.samples_per_epoch or num_samples or 'an unknown number of'} samples, "
+        f"{accelerator.num_processes} x {accelerator.device.type}."
     )
     for batches in (train_batches,) if share else (train_batches, eval_batches):  # otherwise the same stream twice
         split = describe_split(batches.stream, accelerator.num_processes, settings.num_workers, batches.strategy)
