@@ -103,8 +103,8 @@ def class_colors(count: int) -> np.ndarray:
     """
     Colours for classes, (count, 3) uint8 RGB; a class has the same one whatever the count.
 
-    Each is, of some 3,000 that are neither very dark nor very light, the farthest in CIE L*a*b* from black, white and
-    those before it. (Beyond these 3,000 they come again.)
+    Each is, of some 3,400 that are neither very dark nor very light, the farthest in CIE L*a*b* from black, white and
+    those before it. (Beyond these they come again.)
     """
     levels = np.arange(0, 256, 17)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)  # (4096, 3)

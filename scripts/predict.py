@@ -54,8 +54,11 @@ def classify(arguments: argparse.Namespace) -> Answer:
 def segment(arguments: argparse.Namespace) -> Answer:
     segmenter = open_pipeline("image-segmentation", arguments)
     config, processor = segmenter.model.config, segmenter.image_processor
-    if not hasattr(processor, "post_process_semantic_segmentation"):
-        raise SystemExit(f"{arguments.model} has a {type(processor).__name__}, which makes no semantic segmentation.")
+    name = type(segmenter.model).__name__  # the pipeline opens others, with a message
+    if "Segmentation" not in name or not hasattr(processor, "post_process_semantic_segmentation"):
+        raise SystemExit(
+            f"{arguments.model} holds a {name} with a {type(processor).__name__}: no semantic segmentation comes of it."
+        )
 
     def answer(image: Image.Image) -> tuple[str, dict[str, Image.Image]]:
         # Not the pipeline's own answer: its masks are told apart by names, which several classes may share.

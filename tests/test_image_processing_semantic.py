@@ -323,70 +323,71 @@ RELOAD = """
 import sys
 import numpy, PIL.Image
 from transformers import AutoImageProcessor
-folder, image, trust = sys.argv[1:]
+trust, image, *folders = sys.argv[1:]
 if trust == "no":
-    from transformers import IMAGE_PROCESSOR_MAPPING, PreTrainedConfig
-    from pvt_hf.image_processing_pil_semantic import PvtSemanticImageProcessorPil as Pil
-    from pvt_hf.image_processing_semantic import PvtSemanticImageProcessor as Torchvision
-
-    class Config(PreTrainedConfig):
-        model_type = "of-this-test"
-
-    IMAGE_PROCESSOR_MAPPING.register(Config, {"pil": Pil, "torchvision": Torchvision})
-for backend in ("pil", "torchvision"):
-    processor = AutoImageProcessor.from_pretrained(folder, backend=backend, trust_remote_code=trust == "yes")
-    opened = PIL.Image.open(image)
-    batch = processor(opened, opened.convert("L"), return_tensors="np")
-    numpy.savez(f"{folder}/{backend}.npz", **batch)
-    processor.save_pretrained(f"{folder}/again-{backend}")
-    print(type(processor).__module__.split(".")[0], type(processor).__name__)
+    import pvt_hf
+opened = PIL.Image.open(image)
+for folder in folders:
+    for backend in ("pil", "torchvision"):
+        processor = AutoImageProcessor.from_pretrained(folder, backend=backend, trust_remote_code=trust == "yes")
+        numpy.savez(f"{folder}/{backend}.npz", **processor(opened, opened.convert("L"), return_tensors="np"))
+        processor.save_pretrained(f"{folder}/again-{backend}")
+        print(type(processor).__module__.split(".")[0], type(processor).__name__)
 assert trust == "no" or "pvt_hf" not in sys.modules
 """
 
 
-def reload(folder, trust: str) -> list[str]:
-    """Opens `folder` in a clean process by both backends, compares with this process, and returns what it printed."""
+def reload(root, trust: str) -> list[str]:
+    """
+    Opens the folders "pil" and "torchvision" in a clean process by both backends, compares with this process, and
+    returns the lines that it printed.
+    """
     image = Image.fromarray(noise(60, 91))
-    (folder / "image.png").write_bytes(encode(image))
-    printed = run_python(RELOAD, folder, folder / "image.png", trust, cwd=folder).stdout.split("\n")
+    (root / "image.png").write_bytes(encode(image))
+    folders = [root / backend for backend in BACKENDS]
+    printed = run_python(RELOAD, trust, root / "image.png", *folders).stdout.splitlines()
     for backend, processor_class in BACKENDS.items():
-        with np.load(folder / f"{backend}.npz") as found:
-            expected = processor_class(**SETTINGS)(image, image.convert("L"), return_tensors="np")
-            assert found.keys() == expected.keys() == {"pixel_values", "labels"}
-            for name, values in expected.items():
-                np.testing.assert_array_equal(found[name], values)
-    return printed[:2]
+        expected = processor_class(**SETTINGS)(image, image.convert("L"), return_tensors="np")
+        for folder in folders:
+            with np.load(folder / f"{backend}.npz") as found:
+                assert found.keys() == expected.keys() == {"pixel_values", "labels"}
+                for name, values in expected.items():
+                    np.testing.assert_array_equal(found[name], values)
+    return printed
 
 
-def test_saved_files_reload(tmp_path, backend):
-    BACKENDS[backend](**SETTINGS).save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert saved["image_processor_type"] == "PvtSemanticImageProcessor" and "auto_map" not in saved
-    assert saved["size"] == SETTINGS["size"] and saved["do_reduce_labels"] is True and saved["resample"] == 2
-    assert reload(tmp_path, "no") == ["pvt_hf PvtSemanticImageProcessorPil", "pvt_hf PvtSemanticImageProcessor"]
-    again = BACKENDS[backend].from_pretrained(tmp_path, do_reduce_labels=False, size=96)
-    assert again.do_reduce_labels is False and dict(again.size) == {"shortest_edge": 96}
-    assert BACKENDS[backend].from_dict({}).to_dict() == BACKENDS[backend]().to_dict()
+def test_saved_files_reload(tmp_path):
+    for backend, processor_class in BACKENDS.items():
+        folder = tmp_path / backend
+        processor_class(**SETTINGS).save_pretrained(folder)
+        saved = json.loads((folder / "preprocessor_config.json").read_text())
+        assert saved["image_processor_type"] == "PvtSemanticImageProcessor" and "auto_map" not in saved
+        assert saved["size"] == SETTINGS["size"] and saved["do_reduce_labels"] is True and saved["resample"] == 2
+        again = processor_class.from_pretrained(folder, do_reduce_labels=False, size=96)
+        assert again.do_reduce_labels is False and dict(again.size) == {"shortest_edge": 96}
+        assert processor_class.from_dict({}).to_dict() == processor_class().to_dict()
+    assert reload(tmp_path, "no") == ["pvt_hf PvtSemanticImageProcessorPil", "pvt_hf PvtSemanticImageProcessor"] * 2
 
 
-def test_code_travels_with_the_files(tmp_path, backend, monkeypatch):
+def test_code_travels_with_the_files(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(BACKENDS[backend], "_auto_class", None)  # put back afterwards
-    BACKENDS[backend].register_for_auto_class()
-    BACKENDS[backend](**SETTINGS).save_pretrained(tmp_path / "model")
-    printed = reload(tmp_path / "model", "yes")
+    for backend, processor_class in BACKENDS.items():
+        monkeypatch.setattr(processor_class, "_auto_class", None)  # put back afterwards
+        processor_class.register_for_auto_class()
+        processor_class(**SETTINGS).save_pretrained(tmp_path / backend)
     names = ["PvtSemanticImageProcessorPil", "PvtSemanticImageProcessor"]
-    assert printed == [f"transformers_modules {name}" for name in names]
-    for folder in ("model", "model/again-pil", "model/again-torchvision"):  # also when saved by the travelled code
-        saved = json.loads((tmp_path / folder / "preprocessor_config.json").read_text())
-        assert saved["auto_map"]["AutoImageProcessor"] == {
-            "pil": "image_processing_pil_semantic.PvtSemanticImageProcessorPil",
-            "torchvision": "image_processing_semantic.PvtSemanticImageProcessor",
-        }
-        assert {path.name for path in (tmp_path / folder).glob("*.py")} == CODE_FILES
-    loaded = BACKENDS[backend].from_pretrained(tmp_path / "model")
-    monkeypatch.setattr(BACKENDS[backend], "_auto_class", None)
-    assert "auto_map" not in loaded.to_dict()  # no reference to code that is not saved along
+    assert reload(tmp_path, "yes") == [f"transformers_modules {name}" for name in names] * 2
+    for backend, processor_class in BACKENDS.items():
+        for folder in (".", "again-pil", "again-torchvision"):  # also when saved by the travelled code
+            saved = json.loads((tmp_path / backend / folder / "preprocessor_config.json").read_text())
+            assert saved["auto_map"]["AutoImageProcessor"] == {
+                "pil": "image_processing_pil_semantic.PvtSemanticImageProcessorPil",
+                "torchvision": "image_processing_semantic.PvtSemanticImageProcessor",
+            }
+            assert {path.name for path in (tmp_path / backend / folder).glob("*.py")} == CODE_FILES
+        loaded = processor_class.from_pretrained(tmp_path / backend)
+        monkeypatch.setattr(processor_class, "_auto_class", None)
+        assert "auto_map" not in loaded.to_dict()  # no reference to code that is not saved along
 
 
 WITHOUT_TORCHVISION = """

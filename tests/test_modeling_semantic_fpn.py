@@ -3,16 +3,14 @@ Semantic FPN keeps the contract of tests/common.py on PVT, works on four kinds o
 describes.
 
 The head is compared with one written here from its description, by functional operations and by indices; the loss with
-a loop over pixels; parameters and GFLOPs with Table 5 of the paper. Saved models are opened in clean processes, with
-the package and with nothing but the files that travel.
+a loop over pixels; parameters and GFLOPs with Table 5 of the paper. tests/test_segmentation_pipelines.py opens saved
+models in clean processes.
 
     python -m pytest tests/test_modeling_semantic_fpn.py
 """
 
 import copy
-import json
 import math
-import shutil
 import unittest
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -28,7 +26,6 @@ from transformers import (
     PvtV2Config,
     ResNetConfig,
     ResNetForImageClassification,
-    SegformerImageProcessor,
     SwinConfig,
     TimmBackboneConfig,
 )
@@ -46,7 +43,6 @@ from pvt_hf.modeling_fpn import FeaturePyramidNetwork
 from pvt_hf.modeling_semantic_fpn import semantic_segmentation_loss
 from pvt_hf.variants import get_config
 
-from .clean_process import run_python, without_progress_bars
 from .common import ModelContract, random_images, randomize, tiny_pvt_config
 
 
@@ -605,136 +601,6 @@ def test_an_attention_implementation_reaches_the_backbone():
 def test_trainer_averages_the_loss_itself():
     """Its count of items would include ignored pixels."""
     assert SemanticFpnForSemanticSegmentation.accepts_loss_kwargs is False
-
-
-# Clean processes
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    """A saved model with a processor of Transformers, a 90x120 image, and how many of its pixels get which label."""
-    folder = tmp_path_factory.mktemp("segmenter")
-    names = {index: name for index, name in enumerate("sky road car tree dog cat".split())}
-    torch.manual_seed(0)
-    model = SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config(id2label=names))
-    randomize_statistics(randomize(model)).eval()
-    with torch.no_grad():
-        model.head.classifier.weight.mul_(20)  # so that several classes win somewhere
-    (folder / "model").mkdir()
-    model.save_pretrained(folder / "model")
-    processor = SegformerImageProcessor(size={"height": 64, "width": 96})
-    processor.save_pretrained(folder / "model")
-    image = transformers.image_transforms.to_pil_image(
-        (F.interpolate(torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(0)), (90, 120))[0] * 255)
-        .byte()
-        .numpy(),
-        input_data_format="channels_first",
-    )
-    image.save(folder / "image.png")
-    with torch.no_grad():
-        logits = model(processor(image, return_tensors="pt").pixel_values).logits
-    labels = F.interpolate(logits, size=(90, 120), mode="bilinear").argmax(1)[0]
-    present = {names[int(label)]: int((labels == label).sum()) for label in labels.unique()}
-    assert len(present) >= 2
-    return folder, present
-
-
-PIPELINE = """
-import json, sys
-if sys.argv[3] == "package":
-    import pvt_hf
-else:
-    sys.modules["pvt_hf"] = None  # it cannot be imported
-from transformers import AutoModelForSemanticSegmentation, pipeline
-from PIL import Image
-
-remote = {"trust_remote_code": True} if sys.argv[3] == "remote" else {}
-heads_before = [name for name in sys.modules if "semantic_fpn" in name and "configuration" not in name]
-segment = pipeline("image-segmentation", model=sys.argv[1], **remote)
-found = segment(Image.open(sys.argv[2]))
-model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1], **remote)
-print(json.dumps({
-    "heads before": heads_before,
-    "module": type(model).__module__,
-    "backbone": type(model.backbone).__module__,
-    "same": type(model) is type(segment.model),
-    "areas": {one["label"]: sum(one["mask"].histogram()[1:]) for one in found},
-    "sizes": sorted({one["mask"].size for one in found}),
-}))
-"""
-
-
-def test_pipeline_in_a_clean_process(expected):
-    folder, present = expected
-    process = run_python(PIPELINE, folder / "model", folder / "image.png", "package")
-    assert without_progress_bars(process.stderr) == ""
-    answers = json.loads(process.stdout)
-    assert answers["heads before"] == []  # heads are imported when they are needed
-    assert answers["module"] == "pvt_hf.modeling_semantic_fpn" and answers["backbone"] == "pvt_hf.modeling_pvt"
-    assert answers["same"] and answers["areas"] == present and answers["sizes"] == [[120, 90]]
-
-
-SAVE_WITH_CODE = """
-import sys
-import pvt_hf
-from pvt_hf import SemanticFpnConfig, SemanticFpnForSemanticSegmentation
-model = SemanticFpnForSemanticSegmentation.from_pretrained(sys.argv[1])
-SemanticFpnConfig.register_for_auto_class()
-SemanticFpnForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
-model.save_pretrained(sys.argv[2])
-"""
-
-
-@pytest.mark.parametrize("elsewhere", ["folder", "moved"])
-def test_the_code_travels_with_the_model(expected, tmp_path, monkeypatch, elsewhere):
-    folder, present = expected
-    target = tmp_path / "with.code-1"  # a name that is no Python identifier
-    run_python(SAVE_WITH_CODE, folder / "model", target)
-    shutil.copy(folder / "model" / "preprocessor_config.json", target)
-    files = {path.name for path in target.glob("*.py")}
-    assert files == {
-        "configuration_pvt.py",
-        "configuration_semantic_fpn.py",
-        "modeling_fpn.py",
-        "modeling_pvt.py",
-        "modeling_semantic_fpn.py",
-    }
-    if elsewhere == "moved":
-        target = target.rename(tmp_path / "moved")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    process = run_python(PIPELINE, target, folder / "image.png", "remote", cwd=tmp_path)
-    assert "not supported" not in process.stderr and "rror" not in process.stderr, process.stderr
-    answers = json.loads(process.stdout)
-    assert answers["module"].startswith("transformers_modules.") and answers["module"] != "pvt_hf.modeling_semantic_fpn"
-    assert answers["backbone"].startswith("transformers_modules.")
-    assert answers["areas"] == present and answers["sizes"] == [[120, 90]]
-
-
-LAZY = """
-import sys
-import pvt_hf
-from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, AutoModelForSemanticSegmentation
-
-assert "pvt_hf.modeling_semantic_fpn" not in sys.modules
-assert "SemanticFpnForSemanticSegmentation" in pvt_hf.__all__
-config = pvt_hf.SemanticFpnConfig()
-stand_in = MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)]
-assert stand_in.__name__ == "SemanticFpnForSemanticSegmentation"
-assert "pvt_hf.modeling_semantic_fpn" not in sys.modules
-model = AutoModelForSemanticSegmentation.from_config(config)
-assert type(model) is pvt_hf.SemanticFpnForSemanticSegmentation
-assert stand_in.config_class is pvt_hf.SemanticFpnConfig
-assert MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[type(config)] is pvt_hf.SemanticFpnForSemanticSegmentation
-try:
-    pvt_hf.SemanticFpn
-except AttributeError as error:
-    print(error)
-"""
-
-
-def test_the_head_loads_when_it_is_first_asked_for():
-    process = run_python(LAZY)
-    assert process.stdout.strip() == "module 'pvt_hf' has no attribute 'SemanticFpn'" and process.stderr == ""
 
 
 def test_files_that_travel_keep_to_the_rules():

@@ -75,21 +75,21 @@ import json, sys
 from pathlib import Path
 
 def answer(folder, root, kind, **remote):
-    \"\"\"Saves the label map of every picture, and returns where the classes came from.\"\"\"
+    \"\"\"Saves the label maps of pictures, and returns where the classes came from.\"\"\"
     import numpy as np
     from PIL import Image
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
     segment = pipeline("image-segmentation", model=str(folder), **remote)
     label2id = {name: label for label, name in segment.model.config.id2label.items()}
-    files = sorted((root / "images").iterdir())
+    files = [file for file in sorted((root / "images").iterdir()) if kind == "package" or file.stem != "RGB"]
     maps = {}
     for file, found in zip(files, segment([str(file) for file in files]), strict=True):
         labels = [label2id[one["label"]] for one in found]
         masks = np.stack([np.asarray(one["mask"]) for one in found])
-        assert len(set(labels)) == len(labels) and set(np.unique(masks)) <= {0, 255}
-        assert np.all(masks.astype(bool).sum(0) == 1)  # every pixel is in one mask
-        maps[file.stem] = np.array(labels)[masks.argmax(0)]
+        assert len(set(labels)) == len(labels) and masks.dtype == np.uint8
+        assert np.all(masks.sum(0, dtype=np.uint16) == 255)  # every pixel is in one mask
+        maps[file.stem] = np.array(labels, dtype=np.uint8)[masks.argmax(0)]
     assert [one["label"] for one in segment(Image.open(files[0]))] == [one["label"] for one in segment(str(files[0]))]
     np.savez(root / f"{folder.name}-{kind}.npz", **maps)
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, **remote)
@@ -228,21 +228,22 @@ def test_masks(name, root, package, code):
     model_class = Trans2SegForSemanticSegmentation if name == "trans2seg" else SemanticFpnForSemanticSegmentation
     processor_class = SegformerImageProcessor if name == "foreign" else PvtSemanticImageProcessor
     model, processor = (kind.from_pretrained(root / name) for kind in (model_class, processor_class))
-    files = [np.load(root / f"{file}.npz") for file in CASES[name]]
     several = 0
+    files = [np.load(root / f"{file}.npz") for file in CASES[name]]
     for picture, (width, height, ending) in PICTURES.items():
         image = ImageOps.exif_transpose(Image.open(root / "images" / f"{picture}.{ending}")).convert("RGB")
         size = (width, height) if picture == "upright" else (height, width)
         with torch.no_grad():
             outputs = model.eval()(**processor(image, return_tensors="pt"))
-            resized = F.interpolate(outputs.logits.double(), size=size, mode="bilinear", align_corners=False)
-        expected = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0].numpy()
-        brute_force = resized[0].argmax(0).numpy()
-        # fp64: where two classes are as likely, rounding decides
-        assert expected.shape == size and (expected != brute_force).mean() < 1e-4
-        for maps in files:
-            assert maps.keys() == PICTURES.keys()
-            assert maps[picture].shape == size
-            assert (maps[picture] != expected).mean() < 1e-4, picture  # other threads add up in another order
-        several += len(np.unique(expected)) > 1
+            scores = F.interpolate(outputs.logits, size=size, mode="bilinear", align_corners=False)[0]
+        best = scores.amax(0)
+        expected = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]
+        found = [torch.from_numpy(maps[picture]).long() for maps in files if picture in maps]
+        assert len(found) == (1 if picture == "RGB" else len(files))
+        for labels in (expected, *found):
+            assert labels.shape == size, picture
+            # Sums in another order: of two classes as good as equal either may win
+            assert (best - scores.gather(0, labels[None])[0]).max() < 1e-4 * best.abs().max(), picture
+            assert (labels != expected).float().mean() < 1e-3, picture
+        several += len(expected.unique()) > 1
     assert several > len(PICTURES) / 2  # a wrong place or size would show

@@ -224,7 +224,8 @@ def train(
         if accelerator.is_main_process:
             tqdm.write(
                 f"epoch {state['epoch']}{of_epochs}: step {state['step']}{of_steps}, "
-                f"{seen['trained']} samples trained, {seen['skipped']} skipped, {seen['dropped']} left over so far{shown}"
+                f"{seen['trained']} samples trained, {seen['skipped']} skipped, "
+                f"{seen['dropped']} left over so far{shown}"
             )
         save(None)
 
