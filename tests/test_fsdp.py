@@ -30,7 +30,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from pvt_hf import PvtBackbone, PvtForImageClassification
-from pvt_hf.training import classification
+from pvt_hf.training import classification, task
 from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.checkpoint import list_checkpoints
 from pvt_hf.training.classification import ClassificationSettings, MixedLoss
@@ -181,8 +181,8 @@ def on_gpus(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    train, evaluate_classifier = classification.train, classification.evaluate_classifier
-    classification.train, classification.evaluate_classifier = observed_train, uneven_evaluation
+    train, task.train = task.train, observed_train
+    evaluate_classifier, classification.evaluate_classifier = classification.evaluate_classifier, uneven_evaluation
     classification.MixedLoss = PoisonedLoss
     write_data = FileSystemWriter.write_data
     # A run ends with it; here several follow each other.
