@@ -22,7 +22,7 @@ from pvt_hf.visualization import class_colors, plot_curves
 
 RECIPE = Path(__file__).parent / "recipes" / "digits_semantic_fpn.yaml"
 # Fewer epochs than the recipe has, of smaller images, so that it takes minutes
-SHORTER = ["--epochs", "6", "--eval_every_epochs", "6", "--shortest_edge", "96", "--crop_size", "96"]
+SHORTER = ["--epochs", "3", "--eval_every_epochs", "3", "--shortest_edge", "96", "--crop_size", "96"]
 SHOWN = 6
 
 
