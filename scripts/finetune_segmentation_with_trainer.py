@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from finetune_with_trainer import DEFAULTS as TRAINER_DEFAULTS
-from finetune_with_trainer import Encode, StreamTrainer, training_steps
+from finetune_with_trainer import Encode, StreamTrainer, train_and_evaluate, training_steps
 from PIL import Image
 from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
@@ -50,14 +50,13 @@ from pvt_hf import SemanticFpnConfig, SemanticFpnForSemanticSegmentation, load_p
 from pvt_hf.data.batches import StreamError
 from pvt_hf.data.segmentation import SegmentationSample
 from pvt_hf.data.segmentation_streams import open_segmentation_stream
-from pvt_hf.data.segmentation_transforms import SegmentationTransform
 from pvt_hf.data.transforms import ProcessorTransform
 from pvt_hf.image_processing_pil_semantic import best_classes
 from pvt_hf.image_processing_semantic import PvtSemanticImageProcessor
 from pvt_hf.metrics.mean_iou import MeanIoU
-from pvt_hf.training.checkpoint_evaluation import check_model_path
+from pvt_hf.training.evaluation_frame import check_model_path
 from pvt_hf.training.launch import check_world_size
-from pvt_hf.training.segmentation import read_class_names, synchronize_batch_norm
+from pvt_hf.training.segmentation import read_class_names, synchronize_batch_norm, training_transform
 from pvt_hf.training.segmentation_checkpoint_evaluation import class_table, format_table
 
 
@@ -172,18 +171,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> dict[str, Any]
     train_sample = SegmentationSample(train_stream, None, class_names, script.reduce_labels)
     class_names = train_sample.class_names
     model, processor = load_model(script, class_names)
-    train_sample.transform = SegmentationTransform(
-        tuple(processor.image_mean),
-        tuple(processor.image_std),
-        crop_size=script.crop_size,
-        shortest_edge=script.shortest_edge,
-        longest_edge=script.longest_edge,
-        min_scale=script.min_scale,
-        max_scale=script.max_scale,
-        max_class_share=script.max_class_share,
-        horizontal_flip=script.horizontal_flip,
-        photometric=script.photometric,
-    )
+    train_sample.transform = training_transform(script, processor)
     eval_sample = SegmentationSample(
         eval_stream, EvaluationTransform(processor, script.eval_size), class_names, script.reduce_labels
     )
@@ -219,19 +207,9 @@ def main(script: ScriptArguments, training: TrainingArguments) -> dict[str, Any]
         preprocess_logits_for_metrics=label_maps,
         processing_class=processor,
     )
-    if is_main:
-        print(f"{training.max_steps} steps of {training.train_batch_size} images on {training.world_size} process(es).")
-    result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    if trainer.state.global_step == 0:
-        raise StreamError(f"{train_stream.name} gave no sample to train on.")
-    eval_set.bad.zero_()  # of one pass, not of all the evaluations so far
-    metrics = trainer.evaluate()
-    metrics["eval_skipped"] = int(eval_set.bad.sum())
+    metrics = train_and_evaluate(trainer, train_set, eval_set)
     metrics["eval_classes"] = class_table(by_class, class_names)
-    trainer.save_metrics("train", {**result.metrics, "train_skipped": int(train_set.bad.sum())})
     trainer.save_metrics("eval", metrics)
-    trainer.save_state()
-    trainer.save_model()  # the processor too
     if is_main:
         print(
             f"{format_table(metrics['eval_classes'])}\nBest checkpoint: {trainer.state.best_model_checkpoint}. "

@@ -28,6 +28,7 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -47,7 +48,8 @@ from pvt_hf.data.samples import BadSample, ClassificationSample, sample_id
 from pvt_hf.data.streams import Stream, open_stream
 from pvt_hf.data.transforms import ProcessorTransform, training_transform
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
-from pvt_hf.training.checkpoint_evaluation import check_model_path, output_size
+from pvt_hf.training.checkpoint_evaluation import output_size
+from pvt_hf.training.evaluation_frame import check_model_path
 from pvt_hf.training.launch import check_world_size
 
 
@@ -182,6 +184,26 @@ def add_lora(model: torch.nn.Module, rank: int, targets: str) -> torch.nn.Module
     return get_peft_model(model, config)
 
 
+def train_and_evaluate(trainer: StreamTrainer, train_set: Encode, eval_set: Encode) -> dict[str, Any]:
+    """
+    Trains, evaluates the best checkpoint and saves it, with its processor; returns the metrics of that evaluation.
+    Raises a StreamError if there was nothing to train on.
+    """
+    training = trainer.args
+    if train_set.is_main:
+        print(f"{training.max_steps} steps of {training.train_batch_size} images on {training.world_size} process(es).")
+    result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    if trainer.state.global_step == 0:
+        raise StreamError(f"{train_set.stream.name} gave no sample to train on.")
+    eval_set.bad.zero_()  # of one pass, not of all the evaluations so far
+    metrics = trainer.evaluate()
+    metrics["eval_skipped"] = int(eval_set.bad.sum())
+    trainer.save_metrics("train", {**result.metrics, "train_skipped": int(train_set.bad.sum())})
+    trainer.save_state()
+    trainer.save_model()  # an adapter where there is one
+    return metrics
+
+
 def main(script: ScriptArguments, training: TrainingArguments) -> dict[str, float]:
     """Trains, evaluates the best checkpoint, saves it; returns the metrics of that evaluation."""
     check_world_size(training.distributed_state)
@@ -238,18 +260,8 @@ def main(script: ScriptArguments, training: TrainingArguments) -> dict[str, floa
         preprocess_logits_for_metrics=best_classes,
         processing_class=processor,
     )
-    if is_main:
-        print(f"{training.max_steps} steps of {training.train_batch_size} images on {training.world_size} process(es).")
-    result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    if trainer.state.global_step == 0:
-        raise StreamError(f"{train_stream.name} gave no sample to train on.")
-    eval_set.bad.zero_()  # of one pass, not of all the evaluations so far
-    metrics = trainer.evaluate()
-    metrics["eval_skipped"] = int(eval_set.bad.sum())
-    trainer.save_metrics("train", {**result.metrics, "train_skipped": int(train_set.bad.sum())})
+    metrics = train_and_evaluate(trainer, train_set, eval_set)
     trainer.save_metrics("eval", metrics)
-    trainer.save_state()
-    trainer.save_model()  # an adapter where there is one; the processor too
     if is_main:
         if script.lora_rank:
             merged = Path(training.output_dir) / "merged"

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from transformers.models.pvt.modeling_pvt import PvtForImageClassification as Na
 from pvt_hf import PvtForImageClassification, PvtImageProcessor, PvtModel
 from pvt_hf.data.batches import StreamError
 from pvt_hf.data.streams import Stream
-from pvt_hf.training import checkpoint_evaluation
+from pvt_hf.training import evaluation_frame
 from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.checkpoint_evaluation import EvaluationSettings, OfficialProtocol, match_labels, run
 
@@ -359,14 +360,13 @@ def test_fewer_than_five_classes(tmp_path):
 
 def test_images_per_second_leave_the_first_batch_out(monkeypatch):
     clock = iter([100.0, 102.0, 104.0])
-    monkeypatch.setattr(checkpoint_evaluation.time, "perf_counter", lambda: next(clock))
-    bar = type("Bar", (), {"update": lambda self, count: None})()
-    monitor = checkpoint_evaluation.Monitor(bar, {})
-    monitor({"skipped": []})  # does not start the clock
-    for size in (8, 8, 4):
-        monitor({"sample_ids": ["x"] * size, "skipped": []})
-    alone = type("Alone", (), {"num_processes": 1})()
-    assert monitor.images_per_second(alone) == 12 / 4.0
+    monkeypatch.setattr(evaluation_frame.time, "perf_counter", lambda: next(clock))
+    alone = SimpleNamespace(num_processes=1, is_main_process=False)
+    with evaluation_frame.Monitor(alone, SimpleNamespace(num_samples=None), "title", {}) as monitor:
+        monitor({"skipped": []})  # does not start the clock
+        for size in (8, 8, 4):
+            monitor({"sample_ids": ["x"] * size, "skipped": []})
+    assert monitor.images_per_second() == 12 / 4.0
 
 
 def test_arguments(tmp_path, capsys):

@@ -18,6 +18,7 @@ from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
 from pvt_hf.training import launch, loop
 from pvt_hf.training.arguments import parse_arguments
+from pvt_hf.training.checkpoint import list_checkpoints
 from pvt_hf.training.classification import ClassificationSettings, MixedLoss, build_model
 from pvt_hf.training.classification import run as run_classification
 from pvt_hf.training.optimizer import make_schedule, parameter_groups
@@ -205,6 +206,15 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
     assert report["nonfinite_steps"] == 1 and report["steps"] == 8
     assert all(torch.isfinite(tensor).all() for tensor in model.parameters())
     assert "1 steps dropped because of a loss that is not finite" in capsys.readouterr().out
+    # A training that diverges does not push out the checkpoints from before.
+    calls.clear()
+    monkeypatch.setattr(loop, "MAX_NONFINITE_IN_A_ROW", 4)
+    with pytest.raises(FloatingPointError, match=r"step 6 is not finite, like the 3 before it.*checkpoint-00000003\."):
+        train_here(
+            photos, tmp_path / "late", skip_nonfinite=True, save_every_steps=1, save_total_limit=1,
+            compute_loss=lambda model, batch: calls.append(1) or model(**batch).loss * (1 if len(calls) < 4 else torch.nan),
+        )  # fmt: skip
+    assert [path.name for path in list_checkpoints(tmp_path / "late")] == ["checkpoint-00000003"]
     monkeypatch.setattr(loop, "MAX_NONFINITE_IN_A_ROW", 3)
     with pytest.raises(FloatingPointError, match="step 2 is not finite, like the 2 before it"):
         train_here(

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
-import math
-import os
-import platform
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torchvision.transforms import v2 as transforms
-from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from .. import __version__
 from ..data.batches import BatchStream
 from ..data.samples import ClassificationSample
 from ..data.streams import Stream, open_stream
 from ..data.transforms import ProcessorTransform
 from .evaluation import Forward, evaluate_classifier
-from .feed import Batch
-from .launch import check_world_size, gather_objects, limit_cpu_threads
+from .evaluation_frame import Monitor, open_checkpoint, shorten, write_report
 
 
 @dataclass
@@ -88,12 +77,6 @@ class OfficialProtocol:
     def __call__(self, image: Image.Image) -> torch.Tensor:
         inputs = self.processor(self.steps(image), do_resize=False, do_center_crop=False, return_tensors="pt")
         return inputs["pixel_values"][0]
-
-
-def check_model_path(model: str) -> None:
-    """Raises a FileNotFoundError for what is written like a path and is none: as a Hub id its message would puzzle."""
-    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise FileNotFoundError(f"There is no model folder {model}: give a folder with config.json, or a Hub id.")
 
 
 def evaluation_transform(processor: Any, image_size: int | None, crop_ratio: float) -> Callable[[Image.Image], Any]:
@@ -176,11 +159,6 @@ def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int
     return numbers, f"{differences} Label i of the data is taken as label i of the model."
 
 
-def shorten(names: list[str], limit: int = 10) -> str:
-    text = ", ".join(map(repr, names[:limit])) or "none"
-    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
-
-
 class _RenumberedSample:
     """A [`ClassificationSample`] with the model's labels; a class, because loader workers may have to pickle it."""
 
@@ -190,32 +168,6 @@ class _RenumberedSample:
     def __call__(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
         tensors = self.sample(example)
         return {**tensors, "labels": torch.tensor(self.labels[tensors["labels"]])}
-
-
-class Monitor:
-    """Progress bar, names of skipped samples, and the time from the end of the first batch to that of the last."""
-
-    def __init__(self, bar: tqdm, skipped: dict[str, str]):
-        self.bar, self.skipped = bar, skipped
-        self.start, self.images, self.seconds = None, 0, 0.0
-
-    def __call__(self, batch: Batch) -> None:
-        for name, reason in batch["skipped"]:
-            if name not in self.skipped:  # once for all sizes
-                tqdm.write(f"skipped {name}: {reason}")
-            self.skipped[name] = reason
-        images = len(batch.get("sample_ids", ()))
-        if self.start is not None:
-            self.images, self.seconds = self.images + images, time.perf_counter() - self.start
-        elif images:  # the first batch: its time is that of starting workers, allocating and choosing kernels
-            self.start = time.perf_counter()
-        self.bar.update(images)
-
-    def images_per_second(self, accelerator: Accelerator) -> float | None:
-        """Of all processes: images after each one's first batch, by the longest time. None: no second batch."""
-        parts = gather_objects(accelerator, (self.images, self.seconds))
-        images = sum(part[0] for part in parts)
-        return images / max(part[1] for part in parts) if images else None
 
 
 def run(settings: EvaluationSettings) -> dict[str, Any]:
@@ -230,25 +182,7 @@ def run(settings: EvaluationSettings) -> dict[str, Any]:
         ValueError: the checkpoint is no classifier, its classes are not the data's, or its processor makes no batches.
         StreamError: the source cannot be read, or more than `max_bad_share` of the samples are unusable.
     """
-    if settings.mixed_precision == "fp16" and (settings.cpu or not torch.accelerator.is_available()):
-        raise ValueError("--mixed_precision fp16 needs a GPU: on a CPU use bf16 or no.")
-    check_model_path(settings.model)
-    accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
-    check_world_size(accelerator)
-    limit_cpu_threads(accelerator, settings.num_workers)
-    output = Path(settings.output) if settings.output else None
-    if output is not None:
-        if output.is_dir():
-            raise IsADirectoryError(f"--output {output} is a folder: name a JSON file.")
-        output.parent.mkdir(parents=True, exist_ok=True)
-    model, loaded = AutoModelForImageClassification.from_pretrained(
-        settings.model, trust_remote_code=settings.trust_remote_code, output_loading_info=True
-    )
-    if loaded["missing_keys"]:
-        missing = shorten(sorted(loaded["missing_keys"]), limit=4)
-        raise ValueError(f"{settings.model} is no trained {type(model).__name__}: it has no weights for {missing}.")
-    model = model.to(accelerator.device).eval()
-    processor = AutoImageProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
+    accelerator, model, processor = open_checkpoint(settings, AutoModelForImageClassification)
     stream = open_stream(
         settings.dataset,
         settings.split,
@@ -275,41 +209,12 @@ def run(settings: EvaluationSettings) -> dict[str, Any]:
             world_size=accelerator.num_processes,
             max_bad_share=settings.max_bad_share,
         )
-        with tqdm(
-            total=stream.num_samples and math.ceil(stream.num_samples / accelerator.num_processes),
-            disable=not accelerator.is_main_process,
-            unit="image",
-            desc="{}x{}".format(*size),
-        ) as bar:
-            monitor = Monitor(bar, skipped)
+        with Monitor(accelerator, stream, "{}x{}".format(*size), skipped) as monitor:
             metrics = evaluate_classifier(
                 accelerator, model_at_size(model, size), batches, settings.num_workers, monitor
             )
-        speed = monitor.images_per_second(accelerator)
+        speed = monitor.images_per_second()
         results.append({"height": size[0], "width": size[1], **metrics, "images_per_second": speed})
         shown = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
         accelerator.print(f"{size[0]}x{size[1]}: {shown}, images_per_second {speed and format(speed, '.1f')}")
-    report = {
-        "settings": asdict(settings),
-        "results": results,
-        "skipped": {name: reason for part in gather_objects(accelerator, skipped) for name, reason in part.items()},
-        "warning": warning,
-        "model_class": type(model).__name__,
-        "parameters": model.num_parameters(),
-        "world_size": accelerator.num_processes,
-        "device": device_name(accelerator),
-        "command": sys.argv,
-        "versions": {"pvt_hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
-    if output is not None and accelerator.is_main_process:
-        unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(report, indent=2))
-        unfinished.replace(output)
-    accelerator.end_training()
-    return report
-
-
-def device_name(accelerator: Accelerator) -> str:
-    if accelerator.device.type == "cuda":
-        return torch.cuda.get_device_name(accelerator.device)
-    return str(accelerator.device)
+    return write_report(accelerator, settings, model, skipped, results=results, warning=warning)

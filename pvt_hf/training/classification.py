@@ -20,8 +20,8 @@ from ..modeling_pvt import PvtForImageClassification
 from ..variants import get_variant
 from .arguments import TrainingSettings, parse_overrides
 from .checkpoint import ensure_output_dir
-from .checkpoint_evaluation import check_model_path
 from .evaluation import evaluate_classifier
+from .evaluation_frame import check_model_path
 from .launch import make_accelerator
 from .task import run_task
 

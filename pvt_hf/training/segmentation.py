@@ -25,7 +25,7 @@ from ..image_processing_semantic import PvtSemanticImageProcessor
 from ..variants import get_config
 from .arguments import TrainingSettings, parse_overrides
 from .checkpoint import ensure_output_dir
-from .checkpoint_evaluation import check_model_path
+from .evaluation_frame import check_model_path
 from .feed import Batch
 from .launch import make_accelerator
 from .segmentation_evaluation import evaluate_segmenter
@@ -169,6 +169,22 @@ def open_streams(settings: SegmentationSettings) -> tuple[Stream, Stream]:
     return train_stream, open_segmentation_stream(settings.dataset, settings.eval_split, **options)
 
 
+def training_transform(settings: Any, processor: Any) -> SegmentationTransform:
+    """The random crops that `settings` describe, in the colours of `processor`."""
+    return SegmentationTransform(
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+        crop_size=settings.crop_size,
+        shortest_edge=settings.shortest_edge,
+        longest_edge=settings.longest_edge,
+        min_scale=settings.min_scale,
+        max_scale=settings.max_scale,
+        max_class_share=settings.max_class_share,
+        horizontal_flip=settings.horizontal_flip,
+        photometric=settings.photometric,
+    )
+
+
 def synchronize_batch_norm(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     """
     On several GPUs the statistics of a BatchNorm are taken over all processes, as in the official training. Where torch
@@ -204,20 +220,10 @@ def run(settings: SegmentationSettings) -> dict[str, Any]:
     train_stream, eval_stream = open_streams(settings)
     processor = build_processor(settings)
     class_names = read_class_names(settings.class_names)
-    transform = SegmentationTransform(
-        tuple(processor.image_mean),
-        tuple(processor.image_std),
-        crop_size=settings.crop_size,
-        shortest_edge=settings.shortest_edge,
-        longest_edge=settings.longest_edge,
-        min_scale=settings.min_scale,
-        max_scale=settings.max_scale,
-        max_class_share=settings.max_class_share,
-        horizontal_flip=settings.horizontal_flip,
-        photometric=settings.photometric,
-    )
     inference = SingleScale(processor)
-    train_sample = SegmentationSample(train_stream, transform, class_names, settings.reduce_labels)
+    train_sample = SegmentationSample(
+        train_stream, training_transform(settings, processor), class_names, settings.reduce_labels
+    )
     eval_sample = SegmentationEvaluationSample(eval_stream, inference, class_names, settings.reduce_labels)
     model = build_model(settings, train_sample.class_names)
     if settings.backbone:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation
 
-from .. import __version__
 from ..data.batches import BatchStream
 from ..data.segmentation import SegmentationEvaluationSample, collate_lists
 from ..data.segmentation_streams import open_segmentation_stream
 from ..image_processing_pil_semantic import IGNORE_LABEL
-from .checkpoint_evaluation import Monitor, check_model_path, device_name, match_labels, shorten
-from .launch import check_world_size, gather_objects, limit_cpu_threads
+from .checkpoint_evaluation import match_labels
+from .evaluation_frame import Monitor, open_checkpoint, write_report
 from .segmentation import read_class_names
 from .segmentation_evaluation import Inference, evaluate_segmenter
 from .segmentation_inference import RATIOS, MultiScale, SingleScale, SlidingWindow
@@ -139,25 +131,7 @@ def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
         ValueError: the checkpoint is no segmenter, or its classes are not the data's.
         StreamError: the source cannot be read, or more than `max_bad_share` of the samples are unusable.
     """
-    if settings.mixed_precision == "fp16" and (settings.cpu or not torch.accelerator.is_available()):
-        raise ValueError("--mixed_precision fp16 needs a GPU: on a CPU use bf16 or no.")
-    check_model_path(settings.model)
-    accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
-    check_world_size(accelerator)
-    limit_cpu_threads(accelerator, settings.num_workers)
-    output = Path(settings.output) if settings.output else None
-    if output is not None:
-        if output.is_dir():
-            raise IsADirectoryError(f"--output {output} is a folder: name a JSON file.")
-        output.parent.mkdir(parents=True, exist_ok=True)
-    model, loaded = AutoModelForSemanticSegmentation.from_pretrained(
-        settings.model, trust_remote_code=settings.trust_remote_code, output_loading_info=True
-    )
-    if loaded["missing_keys"]:
-        missing = shorten(sorted(loaded["missing_keys"]), limit=4)
-        raise ValueError(f"{settings.model} is no trained {type(model).__name__}: it has no weights for {missing}.")
-    model = model.to(accelerator.device).eval()
-    processor = AutoImageProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
+    accelerator, model, processor = open_checkpoint(settings, AutoModelForSemanticSegmentation)
     inference = make_inference(settings, processor)
 
     reduce_labels = settings.reduce_labels
@@ -180,13 +154,7 @@ def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
     sample = SegmentationEvaluationSample(stream, inference, data_names or model_names, reduce_labels)
 
     skipped = {}
-    with tqdm(
-        total=stream.num_samples and math.ceil(stream.num_samples / accelerator.num_processes),
-        disable=not accelerator.is_main_process,
-        unit="image",
-        desc=settings.mode,
-    ) as bar:
-        monitor = Monitor(bar, skipped)
+    with Monitor(accelerator, stream, settings.mode, skipped) as monitor:
         metrics = evaluate_segmenter(
             accelerator,
             model,
@@ -204,31 +172,21 @@ def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
             len(model_names),
             after_batch=monitor,
         )
-    speed = monitor.images_per_second(accelerator)
+    speed = monitor.images_per_second()
     rows = class_table(metrics, model_names)
     means = {name: _known(metrics[name]) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}
     counts = {name: metrics[name] for name in ("eval_samples", "eval_skipped")}
     shown = ", ".join(f"{name} {_text(value)}" for name, value in {**means, **counts}.items())
     accelerator.print(f"{format_table(rows)}\n{settings.mode}: {shown}, images_per_second {_text(speed)}")
-    report = {
-        "settings": asdict(settings),
-        "results": {**means, **counts, "images_per_second": speed, "classes": rows},
-        "reduce_labels": reduce_labels,
-        "skipped": {name: reason for part in gather_objects(accelerator, skipped) for name, reason in part.items()},
-        "warning": warning,
-        "model_class": type(model).__name__,
-        "parameters": model.num_parameters(),
-        "world_size": accelerator.num_processes,
-        "device": device_name(accelerator),
-        "command": sys.argv,
-        "versions": {"pvt_hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
-    if output is not None and accelerator.is_main_process:
-        unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(report, indent=2))
-        unfinished.replace(output)
-    accelerator.end_training()
-    return report
+    return write_report(
+        accelerator,
+        settings,
+        model,
+        skipped,
+        results={**means, **counts, "images_per_second": speed, "classes": rows},
+        reduce_labels=reduce_labels,
+        warning=warning,
+    )
 
 
 def _text(value: float | None) -> str:

@@ -1,0 +1,137 @@
+"""What the evaluation of any saved checkpoint begins and ends with: devices, model, progress, and the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, PreTrainedModel
+
+from .. import __version__
+from ..data.streams import Stream
+from .feed import Batch
+from .launch import check_world_size, gather_objects, limit_cpu_threads
+
+
+def check_model_path(model: str) -> None:
+    """Raises a FileNotFoundError for what is written like a path and is none: as a Hub id its message would puzzle."""
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise FileNotFoundError(f"There is no model folder {model}: give a folder with config.json, or a Hub id.")
+
+
+def shorten(names: list[str], limit: int = 10) -> str:
+    text = ", ".join(map(repr, names[:limit])) or "none"
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
+
+
+def open_checkpoint(settings: Any, auto_class: type) -> tuple[Accelerator, PreTrainedModel, Any]:
+    """
+    The devices, the model in eval mode on this process' one, and its processor.
+
+    Args:
+        settings: an evaluation's; `model`, `output`, `cpu`, `mixed_precision`, `num_workers`, `trust_remote_code`.
+        auto_class: Transformers' class that opens the model.
+
+    Raises:
+        OSError: no such model, or `output` is a folder.
+        ValueError: the checkpoint lacks weights that the class has, fp16 on a CPU, or processes that do not work
+            together.
+    """
+    if settings.mixed_precision == "fp16" and (settings.cpu or not torch.accelerator.is_available()):
+        raise ValueError("--mixed_precision fp16 needs a GPU: on a CPU use bf16 or no.")
+    check_model_path(settings.model)
+    accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
+    check_world_size(accelerator)
+    limit_cpu_threads(accelerator, settings.num_workers)
+    if settings.output:
+        output = Path(settings.output)
+        if output.is_dir():
+            raise IsADirectoryError(f"--output {output} is a folder: name a JSON file.")
+        output.parent.mkdir(parents=True, exist_ok=True)
+    model, loaded = auto_class.from_pretrained(
+        settings.model, trust_remote_code=settings.trust_remote_code, output_loading_info=True
+    )
+    if loaded["missing_keys"]:
+        missing = shorten(sorted(loaded["missing_keys"]), limit=4)
+        raise ValueError(f"{settings.model} is no trained {type(model).__name__}: it has no weights for {missing}.")
+    processor = AutoImageProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
+    return accelerator, model.to(accelerator.device).eval(), processor
+
+
+class Monitor:
+    """
+    Progress bar (use as a context), names of skipped samples, and the time from the end of the first batch to that of
+    the last. Called with every batch of this process.
+
+    Args:
+        skipped: where names and reasons are added.
+    """
+
+    def __init__(self, accelerator: Accelerator, stream: Stream, title: str, skipped: dict[str, str]):
+        self.accelerator, self.skipped = accelerator, skipped
+        self.start, self.images, self.seconds = None, 0, 0.0
+        self.bar = tqdm(
+            total=stream.num_samples and math.ceil(stream.num_samples / accelerator.num_processes),
+            disable=not accelerator.is_main_process,
+            unit="image",
+            desc=title,
+        )
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+
+    def __call__(self, batch: Batch) -> None:
+        for name, reason in batch["skipped"]:
+            if name not in self.skipped:  # once for all sizes
+                tqdm.write(f"skipped {name}: {reason}")
+            self.skipped[name] = reason
+        images = len(batch.get("sample_ids", ()))
+        if self.start is not None:
+            self.images, self.seconds = self.images + images, time.perf_counter() - self.start
+        elif images:  # the first batch: its time is that of starting workers, allocating and choosing kernels
+            self.start = time.perf_counter()
+        self.bar.update(images)
+
+    def images_per_second(self) -> float | None:
+        """Of all processes: images after each one's first batch, by the longest time. None: no second batch."""
+        parts = gather_objects(self.accelerator, (self.images, self.seconds))
+        images = sum(part[0] for part in parts)
+        return images / max(part[1] for part in parts) if images else None
+
+
+def write_report(
+    accelerator: Accelerator, settings: Any, model: PreTrainedModel, skipped: dict[str, str], **content: Any
+) -> dict[str, Any]:
+    """The report of an evaluation, which all processes get and the first writes to `settings.output`, whole or not."""
+    cuda = accelerator.device.type == "cuda"
+    report = {
+        "settings": asdict(settings),
+        **content,
+        "skipped": {name: reason for part in gather_objects(accelerator, skipped) for name, reason in part.items()},
+        "model_class": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "world_size": accelerator.num_processes,
+        "device": torch.cuda.get_device_name(accelerator.device) if cuda else str(accelerator.device),
+        "command": sys.argv,
+        "versions": {"pvt_hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    if settings.output and accelerator.is_main_process:
+        output = Path(settings.output)
+        unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(report, indent=2))
+        unfinished.replace(output)
+    accelerator.end_training()
+    return report
