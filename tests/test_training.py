@@ -209,10 +209,15 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
     # A training that diverges does not push out the checkpoints from before.
     calls.clear()
     monkeypatch.setattr(loop, "MAX_NONFINITE_IN_A_ROW", 4)
+
+    def diverging_loss(model, batch):
+        calls.append(1)
+        return model(**batch).loss * (1.0 if len(calls) < 4 else float("nan"))
+
     with pytest.raises(FloatingPointError, match=r"step 6 is not finite, like the 3 before it.*checkpoint-00000003\."):
         train_here(
             photos, tmp_path / "late", skip_nonfinite=True, save_every_steps=1, save_total_limit=1,
-            compute_loss=lambda model, batch: calls.append(1) or model(**batch).loss * (1 if len(calls) < 4 else torch.nan),
+            compute_loss=diverging_loss,
         )  # fmt: skip
     assert [path.name for path in list_checkpoints(tmp_path / "late")] == ["checkpoint-00000003"]
     monkeypatch.setattr(loop, "MAX_NONFINITE_IN_A_ROW", 3)
