@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
@@ -244,4 +246,39 @@ def _name_all_labels(config_dict: dict[str, Any]) -> None:
     config_dict["label2id"] = {name: index for index, name in names.items()}
 
 
-__all__ = ["PvtConfig"]
+def build_backbone_config(
+    backbone_config: dict[str, Any] | PreTrainedConfig | None,
+    default_out_features: Sequence[str] = ("stage1", "stage2", "stage3", "stage4"),
+) -> PreTrainedConfig:
+    """
+    The configuration object that a head keeps as its `backbone_config`.
+
+    A "pvt" becomes the `PvtConfig` of the package, or of the repository, that this file belongs to, whatever class it
+    came as: the native one has no backbone, and code that travels with a model may be loaded as several modules.
+
+    Args:
+        backbone_config: a configuration or its `to_dict()`; None for PVT-Tiny.
+        default_out_features: stages of that PVT-Tiny.
+
+    Raises:
+        ValueError: an unknown `model_type`, or what [`PvtConfig`] raises.
+    """
+    if backbone_config is None:
+        return PvtConfig(out_features=list(default_out_features))
+    is_config = isinstance(backbone_config, PreTrainedConfig)
+    model_type = backbone_config.model_type if is_config else backbone_config.get("model_type", "pvt")
+    if model_type == "pvt":
+        if isinstance(backbone_config, PvtConfig):
+            return backbone_config
+        return PvtConfig.from_dict(backbone_config.to_dict() if is_config else backbone_config)
+    if is_config:
+        return backbone_config
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone_config has the model_type {model_type!r}, which Transformers does not know: give one that "
+            'AutoBackbone has a class for ("pvt", "resnet", "swin", "pvt_v2", "timm_backbone" ...).'
+        )
+    return CONFIG_MAPPING[model_type].from_dict(dict(backbone_config))
+
+
+__all__ = ["PvtConfig", "build_backbone_config"]

@@ -5,41 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_pvt import PvtConfig
-
-
-def build_backbone_config(backbone_config: dict[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
-    """
-    The configuration object that a head keeps as its `backbone_config`.
-
-    A "pvt" becomes the `PvtConfig` of the package, or of the repository, that this file belongs to, whatever class it
-    came as: the native one has no backbone, and code that travels with a model may be loaded as several modules.
-
-    Args:
-        backbone_config: a configuration or its `to_dict()`; None for PVT-Tiny with its four stages.
-
-    Raises:
-        ValueError: an unknown `model_type`, or what [`PvtConfig`] raises.
-    """
-    if backbone_config is None:
-        return PvtConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
-    is_config = isinstance(backbone_config, PreTrainedConfig)
-    model_type = backbone_config.model_type if is_config else backbone_config.get("model_type", "pvt")
-    if model_type == "pvt":
-        if isinstance(backbone_config, PvtConfig):
-            return backbone_config
-        return PvtConfig.from_dict(backbone_config.to_dict() if is_config else backbone_config)
-    if is_config:
-        return backbone_config
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"backbone_config has the model_type {model_type!r}, which Transformers does not know: give one that "
-            'AutoBackbone has a class for ("pvt", "resnet", "swin", "pvt_v2", "timm_backbone" ...).'
-        )
-    return CONFIG_MAPPING[model_type].from_dict(dict(backbone_config))
+from .configuration_pvt import build_backbone_config
 
 
 @strict

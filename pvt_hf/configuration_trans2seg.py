@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_semantic_fpn import build_backbone_config
+from .configuration_pvt import build_backbone_config
 
 
 @strict

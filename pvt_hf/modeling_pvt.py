@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import AutoBackbone, PreTrainedConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
@@ -493,4 +494,21 @@ class PvtBackbone(BackboneMixin, PvtPreTrainedModel):
         return BackboneOutput(feature_maps=feature_maps)
 
 
-__all__ = ["PvtBackbone", "PvtForImageClassification", "PvtModel", "PvtPreTrainedModel", "resize_position_table"]
+def build_backbone(backbone_config: PreTrainedConfig) -> PreTrainedModel:
+    """
+    The backbone of a head, with random weights: a "pvt" is this file's. Not by class, because code loaded from a folder
+    may bring the configuration and this file as different modules.
+    """
+    if backbone_config.model_type == "pvt":
+        return PvtBackbone._from_config(backbone_config)
+    return AutoBackbone.from_config(backbone_config)
+
+
+__all__ = [
+    "PvtBackbone",
+    "PvtForImageClassification",
+    "PvtModel",
+    "PvtPreTrainedModel",
+    "build_backbone",
+    "resize_position_table",
+]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import AutoBackbone, AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -22,7 +22,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_semantic_fpn import SemanticFpnConfig
 from .modeling_fpn import FeaturePyramidNetwork, FpnConv2d
-from .modeling_pvt import PvtBackbone
+from .modeling_pvt import build_backbone
 
 
 def resize_bilinear(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -136,11 +136,7 @@ class SemanticFpnForSemanticSegmentation(PreTrainedModel):
     def __init__(self, config: SemanticFpnConfig):
         super().__init__(config)
         backbone_config = config.backbone_config
-        # Not by class: code loaded from a folder may bring the configuration and this file as different modules.
-        if backbone_config.model_type == "pvt":
-            self.backbone = PvtBackbone._from_config(backbone_config)
-        else:
-            self.backbone = AutoBackbone.from_config(backbone_config)
+        self.backbone = build_backbone(backbone_config)
         channels = self.backbone.channels
         if len(channels) != 4:
             raise ValueError(

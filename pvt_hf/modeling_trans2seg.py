@@ -34,7 +34,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoBackbone, AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -46,7 +46,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_trans2seg import Trans2SegConfig
-from .modeling_pvt import PvtBackbone, eager_attention_forward, resize_position_table, to_feature_map, to_tokens
+from .modeling_pvt import build_backbone, eager_attention_forward, resize_position_table, to_feature_map, to_tokens
 from .modeling_semantic_fpn import resize_bilinear, semantic_segmentation_loss
 
 
@@ -352,11 +352,7 @@ class Trans2SegForSemanticSegmentation(PreTrainedModel):
     def __init__(self, config: Trans2SegConfig):
         super().__init__(config)
         backbone_config = config.backbone_config
-        # Not by class: code loaded from a folder may bring the configuration and this file as different modules.
-        if backbone_config.model_type == "pvt":
-            self.backbone = PvtBackbone._from_config(backbone_config)
-        else:
-            self.backbone = AutoBackbone.from_config(backbone_config)
+        self.backbone = build_backbone(backbone_config)
         channels = self.backbone.channels
         if len(channels) < 2:
             raise ValueError(

@@ -5,6 +5,9 @@ from typing import Any
 
 from transformers import (
     IMAGE_PROCESSOR_MAPPING,
+    MODEL_FOR_IMAGE_SEGMENTATION_MAPPING,
+    MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoBackbone,
     AutoConfig,
@@ -12,7 +15,10 @@ from transformers import (
     AutoModelForImageClassification,
 )
 
+from .configuration_mask_rcnn import MaskRcnnConfig
 from .configuration_pvt import PvtConfig
+from .configuration_pvt_detr import PvtDetrConfig
+from .configuration_retinanet import RetinaNetConfig
 from .configuration_semantic_fpn import SemanticFpnConfig
 from .configuration_trans2seg import Trans2SegConfig
 from .image_processing_pil_pvt import PvtImageProcessorPil
@@ -46,20 +52,29 @@ def register() -> None:
         PvtConfig, {"pil": PvtImageProcessorPil, "torchvision": PvtImageProcessor}, exist_ok=True
     )
 
-    for model_type, config_class, model_name in (
-        ("semantic_fpn", SemanticFpnConfig, "SemanticFpnForSemanticSegmentation"),
-        ("trans2seg", Trans2SegConfig, "Trans2SegForSemanticSegmentation"),
+    semantic = (MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,)
+    detection = (MODEL_FOR_OBJECT_DETECTION_MAPPING,)
+    instance = (
+        MODEL_FOR_OBJECT_DETECTION_MAPPING,
+        MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING,
+        MODEL_FOR_IMAGE_SEGMENTATION_MAPPING,
+    )
+    for model_type, config_class, model_name, mappings, processor in (
+        ("semantic_fpn", SemanticFpnConfig, "SemanticFpnForSemanticSegmentation", semantic, "semantic"),
+        ("trans2seg", Trans2SegConfig, "Trans2SegForSemanticSegmentation", semantic, "semantic"),
+        ("retinanet", RetinaNetConfig, "RetinaNetForObjectDetection", detection, "detection"),
+        ("mask_rcnn", MaskRcnnConfig, "MaskRcnnForInstanceSegmentation", instance, "instance"),
+        ("pvt_detr", PvtDetrConfig, "PvtDetrForObjectDetection", detection, "detr"),
     ):
         AutoConfig.register(model_type, config_class, exist_ok=True)
-        # Not AutoModelForSemanticSegmentation.register, which asks the class for its `config_class`
-        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING.register(
-            config_class, _on_demand(f"modeling_{model_type}", model_name), exist_ok=True
-        )
+        for mapping in mappings:  # not AutoModelForX.register, which asks the class for its `config_class`
+            mapping.register(config_class, _on_demand(f"modeling_{model_type}", model_name), exist_ok=True)
+        name = f"Pvt{processor.capitalize()}ImageProcessor"
         IMAGE_PROCESSOR_MAPPING.register(
             config_class,
             {
-                "pil": _on_demand("image_processing_pil_semantic", "PvtSemanticImageProcessorPil"),
-                "torchvision": _on_demand("image_processing_semantic", "PvtSemanticImageProcessor"),
+                "pil": _on_demand(f"image_processing_pil_{processor}", f"{name}Pil"),
+                "torchvision": _on_demand(f"image_processing_{processor}", name),
             },
             exist_ok=True,
         )

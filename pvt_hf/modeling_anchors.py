@@ -1,0 +1,255 @@
+"""
+What detectors with anchors share (RetinaNet, the region proposals of Mask R-CNN): anchors, their assignment to objects,
+and the checks and conversions of labels.
+
+The rules are those of mmdetection 2.x, with which the official PVT detectors were trained (`AnchorGenerator`,
+`MaxIoUAssigner`, `DeltaXYWHBBoxCoder`). torchvision's box coder computes the same and is used. Its `AnchorGenerator`
+and `Matcher` do not: the first rounds anchors and takes strides from the sizes of image and grid, so that they are not
+the same in both directions; the second gives an anchor that is the best of an object to the object that the anchor
+overlaps most, which may be another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers.utils import is_torchvision_available
+
+
+if is_torchvision_available():
+    from torchvision.models.detection._utils import BoxCoder
+    from torchvision.ops import box_convert, box_iou
+
+# Overlaps of so many objects with all anchors are held at once: at 800x1344, 32 x 201,600 of them are 26 MB.
+OBJECTS_AT_ONCE = 32
+SIZE_DIVISOR = 32  # images are padded to multiples of it before they are padded to the size of the batch
+
+NEGATIVE, IGNORED = -1, -2
+
+
+def require_torchvision(name: str) -> None:
+    """Raises an ImportError that says how to get torchvision, if it is missing."""
+    if not is_torchvision_available():
+        raise ImportError(f"{name} computes with torchvision's operators: `pip install pvt-hf[detection]`.")
+
+
+def base_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> torch.Tensor:
+    """
+    The anchors of one cell, ratio by ratio, each in all sizes.
+
+    Args:
+        sizes: square roots of the areas, in pixels.
+        ratios: heights divided by widths.
+
+    Returns:
+        (len(ratios) * len(sizes), 4) fp32, xyxy around (0, 0).
+    """
+    size, ratio = torch.tensor(sizes, dtype=torch.float32), torch.tensor(ratios, dtype=torch.float32)
+    half_widths = (size[None] / ratio.sqrt()[:, None]).flatten() / 2
+    half_heights = (size[None] * ratio.sqrt()[:, None]).flatten() / 2
+    return torch.stack([-half_widths, -half_heights, half_widths, half_heights], dim=1)
+
+
+class AnchorGrid(nn.Module):
+    """
+    The anchors of all levels of a pyramid. An anchor's centre is its cell's index times the level's stride.
+
+    Args:
+        strides: pixels per cell, by level. They hold for any size of the image, also where the grid was rounded.
+        sizes: square roots of anchors' areas in pixels, by level, as many for each level.
+        ratios: heights divided by widths.
+    """
+
+    def __init__(self, strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float]):
+        super().__init__()
+        self.strides = list(strides)
+        self.sizes = [list(level) for level in sizes]
+        self.ratios = list(ratios)
+        self.anchors_per_cell = len(self.sizes[0]) * len(self.ratios)
+
+    def forward(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Per level (rows * columns * anchors_per_cell, 4) fp32, xyxy in pixels; cells by row, then their anchors."""
+        anchors = []
+        for feature_map, stride, sizes in zip(feature_maps, self.strides, self.sizes):
+            rows, columns = feature_map.shape[-2:]
+            y = torch.arange(rows, device=feature_map.device) * stride
+            x = torch.arange(columns, device=feature_map.device) * stride
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            centres = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)  # (cells, 1, 4)
+            around_zero = base_anchors(sizes, self.ratios).to(feature_map.device)
+            anchors.append((centres + around_zero).flatten(0, 1))
+        return anchors
+
+    def inside(self, feature_maps: Sequence[torch.Tensor], image_sizes: torch.Tensor) -> torch.Tensor:
+        """
+        Which anchors belong to cells of the image and not of the padding that a batch adds to it. As in mmdetection,
+        padding up to a multiple of 32 counts as image.
+
+        Args:
+            image_sizes: (batch, 2), (height, width) without padding.
+
+        Returns:
+            (batch, anchors of all levels) bool.
+        """
+        padded = (image_sizes + SIZE_DIVISOR - 1).div(SIZE_DIVISOR, rounding_mode="floor") * SIZE_DIVISOR
+        levels = []
+        for feature_map, stride in zip(feature_maps, self.strides):
+            rows, columns = feature_map.shape[-2:]
+            y = torch.arange(rows, device=feature_map.device) * stride
+            x = torch.arange(columns, device=feature_map.device) * stride
+            inside = (y < padded[:, :1])[:, :, None] & (x < padded[:, 1:])[:, None]  # (batch, rows, columns)
+            levels.append(inside.flatten(1).repeat_interleave(self.anchors_per_cell, dim=1))
+        return torch.cat(levels, dim=1)
+
+
+def box_coder(standard_deviations: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> BoxCoder:
+    """torchvision's coder of boxes relative to others: (dx, dy, dw, dh), divided by their standard deviations."""
+    return BoxCoder(weights=tuple(1 / deviation for deviation in standard_deviations))
+
+
+def assign_to_objects(
+    boxes_xyxy: torch.Tensor,
+    object_boxes_xyxy: torch.Tensor,
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    low_quality_iou: float | None,
+) -> torch.Tensor:
+    """
+    Which object each box stands for, by overlap.
+
+    A box below `negative_iou` with all objects is background; from `positive_iou` on it stands for the object that it
+    overlaps most; in between it is ignored. Then every object also gets the boxes that overlap it most of all (several
+    if they are equal), whatever else these overlap, if that is at least `low_quality_iou` and above zero.
+
+    Args:
+        boxes_xyxy: (boxes, 4).
+        object_boxes_xyxy: (objects, 4), in the same units.
+        low_quality_iou: None for no such boxes.
+
+    Returns:
+        (boxes,) int64: the object's index, `NEGATIVE` or `IGNORED`.
+
+    mmdetection's `MaxIoUAssigner` with `min_pos_iou=low_quality_iou`. Unlike there, an object that overlaps no box at
+    all does not take all the boxes that it does not overlap.
+    """
+    count = len(boxes_xyxy)
+    best_iou = boxes_xyxy.new_zeros(count)
+    best = torch.zeros(count, dtype=torch.long, device=boxes_xyxy.device)
+    low_quality = torch.full_like(best, NEGATIVE)
+    for first in range(0, len(object_boxes_xyxy), OBJECTS_AT_ONCE):
+        iou = box_iou(object_boxes_xyxy[first : first + OBJECTS_AT_ONCE], boxes_xyxy)  # (objects, boxes)
+        some_iou, some = iou.max(dim=0)
+        best = torch.where(some_iou > best_iou, some + first, best)
+        best_iou = torch.maximum(best_iou, some_iou)
+        if low_quality_iou is not None:
+            most = iou.amax(dim=1, keepdim=True)  # (objects, 1)
+            is_best = (iou == most) & (most >= low_quality_iou) & (most > 0)
+            indices = torch.arange(len(iou), device=iou.device)[:, None] + first
+            # Where several objects want a box, the last of them gets it.
+            low_quality = torch.maximum(low_quality, torch.where(is_best, indices, NEGATIVE).amax(dim=0))
+    assigned = torch.where(best_iou < negative_iou, NEGATIVE, IGNORED)
+    assigned = torch.where((best_iou >= positive_iou) & (best_iou > 0), best, assigned)
+    return torch.where(low_quality >= 0, low_quality, assigned)
+
+
+def image_sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    (batch, 2) int64: (height, width) of each image without its padding, which is at the right and below.
+
+    Args:
+        pixel_values: (batch, channels, height, width).
+        pixel_mask: (batch, height, width), 1 for the image and 0 for padding; None if nothing is padded.
+
+    Raises:
+        ValueError: a mask of another shape, or one without any pixel. (Not looked at inside a compiled graph.)
+    """
+    batch, _, height, width = pixel_values.shape
+    if pixel_mask is None:
+        return torch.tensor([height, width], device=pixel_values.device).expand(batch, 2)
+    if pixel_mask.shape != (batch, height, width):
+        raise ValueError(
+            f"pixel_mask has the shape {tuple(pixel_mask.shape)}: expected (batch, height, width) of pixel_values, "
+            f"{(batch, height, width)}, with 1 for the image and 0 for padding."
+        )
+    mask = pixel_mask.bool()
+    sizes = torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1)
+    if not torch.compiler.is_compiling() and not sizes.all():
+        raise ValueError("pixel_mask says that an image is all padding: it must be 1 where the image is.")
+    return sizes
+
+
+def check_detection_labels(labels: list[dict[str, torch.Tensor]], batch: int, num_labels: int) -> None:
+    """
+    Raises a ValueError that says what is wrong with the labels of a batch: their number, keys, shapes or values.
+    (Values are not looked at inside a compiled graph.)
+    """
+    if not isinstance(labels, (list, tuple)) or len(labels) != batch:
+        given = f"{len(labels)}" if isinstance(labels, (list, tuple)) else f"a {type(labels).__name__}"
+        raise ValueError(f"labels must be a list with a dict for each of the {batch} images, got {given}.")
+    for index, label in enumerate(labels):
+        missing = [key for key in ("class_labels", "boxes") if key not in label]
+        if missing:
+            raise ValueError(
+                f"labels[{index}] has no {' and no '.join(missing)}; it has {', '.join(label) or 'nothing'}."
+            )
+        classes, boxes = label["class_labels"], label["boxes"]
+        if boxes.ndim != 2 or boxes.shape[-1] != 4 or classes.shape != boxes.shape[:1]:
+            raise ValueError(
+                f"labels[{index}] has class_labels of shape {tuple(classes.shape)} and boxes of shape "
+                f"{tuple(boxes.shape)}: expected (objects,) and (objects, 4)."
+            )
+        if torch.compiler.is_compiling() or not len(boxes):
+            continue
+        unknown = classes[(classes < 0) | (classes >= num_labels)].unique().tolist()
+        if unknown:
+            raise ValueError(
+                f"labels[{index}] has the class_labels {unknown[:5]}: with num_labels {num_labels} they must be 0 to "
+                f"{num_labels - 1}. Correct the labels, or the configuration."
+            )
+        if not torch.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
+            raise ValueError(f"labels[{index}] has boxes that are not finite or of negative width or height.")
+        if boxes.max() > 1.01 or boxes.min() < -0.01:
+            raise ValueError(
+                f"labels[{index}] has boxes with values from {boxes.min().item():.4g} to {boxes.max().item():.4g}: "
+                "expected (centre x, centre y, width, height) divided by the image's width and height, from 0 to 1. "
+                "Pixels? The image processor converts COCO annotations; or divide them."
+            )
+
+
+def boxes_in_pixels(boxes_cxcywh: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
+    """(objects, 4) normalised cxcywh and (2,) (height, width) to (objects, 4) fp32 xyxy in pixels."""
+    scale = image_size.flip(0).repeat(2)  # width, height, width, height
+    return box_convert(boxes_cxcywh.float(), "cxcywh", "xyxy") * scale
+
+
+def clip_to_image(boxes_xyxy: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
+    """
+    (boxes, 4) in pixels, clipped to (0, 0, width, height) of (2,) (height, width). torchvision's function wants the
+    size as numbers, which would wait for the device, and break a compiled graph.
+    """
+    return torch.minimum(boxes_xyxy.clamp(min=0), image_size.flip(0).repeat(2))
+
+
+def normalised_boxes(boxes_xyxy: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
+    """(boxes, 4) xyxy in pixels, clipped to the image of (2,) (height, width), to normalised cxcywh from 0 to 1."""
+    clipped = clip_to_image(boxes_xyxy, image_size)
+    return box_convert(clipped / image_size.flip(0).repeat(2), "xyxy", "cxcywh")
+
+
+__all__ = [
+    "IGNORED",
+    "NEGATIVE",
+    "AnchorGrid",
+    "assign_to_objects",
+    "base_anchors",
+    "box_coder",
+    "boxes_in_pixels",
+    "check_detection_labels",
+    "clip_to_image",
+    "image_sizes_of",
+    "normalised_boxes",
+    "require_torchvision",
+]

@@ -1,0 +1,320 @@
+"""
+RetinaNet (Focal Loss for Dense Object Detection, arXiv 1708.02002) on any backbone: object detection as in section 5.2
+of the PVT paper.
+
+What is computed follows mmdetection's `FPN`, `RetinaHead` and its assignment and losses in the official configuration
+`detection/configs/_base_/models/retinanet_r50_fpn.py` of https://github.com/whai362/PVT. torchvision's RetinaNet has
+other anchors and another assignment (see `modeling_anchors.py`), and an activation before the last level; its focal
+loss and box coder are used here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForObjectDetection
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, is_torchvision_available
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_retinanet import RetinaNetConfig
+from .modeling_anchors import (
+    IGNORED,
+    AnchorGrid,
+    assign_to_objects,
+    box_coder,
+    boxes_in_pixels,
+    check_detection_labels,
+    image_sizes_of,
+    normalised_boxes,
+    require_torchvision,
+)
+from .modeling_fpn import FeaturePyramidNetwork, FpnConv2d
+from .modeling_pvt import build_backbone
+
+
+if is_torchvision_available():
+    from torchvision.ops import sigmoid_focal_loss
+
+FIRST_STRIDE = 8
+NUM_LEVELS = 5
+
+
+@dataclass
+class RetinaNetObjectDetectionOutput(ModelOutput):
+    """
+    Args:
+        loss: scalar fp32, the sum of `loss_dict`, if labels are given.
+        loss_dict: `loss_classification` and `loss_box`, scalars.
+        logits: (batch, candidates, num_labels), of independent classes (sigmoid). Candidates are the anchors of each
+            level, by level, or the `num_candidates` among them with the highest score of any class.
+            Those in the padding of a batch have the lowest number of the dtype.
+        pred_boxes: (batch, candidates, 4) fp32, their boxes as (centre x, centre y, width, height), from 0 to 1 of the
+            image without its padding, clipped to it.
+        hidden_states, attentions: as the backbone gives them, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class RetinaNetNeck(nn.Module):
+    """FPN over three feature maps, and two coarser maps by strided convolutions, the first on the backbone's last."""
+
+    def __init__(self, in_channels: list[int], out_channels: int):
+        super().__init__()
+        self.pyramid = FeaturePyramidNetwork(in_channels, out_channels)
+        self.extra_convs = nn.ModuleList(
+            FpnConv2d(channels, out_channels, kernel_size=3, stride=2, padding=1)
+            for channels in (in_channels[-1], out_channels)
+        )
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """Five maps, (batch, out_channels, rows_i, columns_i), strides 8 to 128."""
+        maps = self.pyramid(feature_maps)
+        coarse = feature_maps[-1]
+        for conv in self.extra_convs:
+            coarse = conv(coarse)
+            maps.append(coarse)
+        return maps
+
+
+class RetinaNetHead(nn.Module):
+    """The same convolutions on every level, one branch for classes and one for boxes."""
+
+    def __init__(self, config: RetinaNetConfig, anchors_per_cell: int):
+        super().__init__()
+        channels = config.fpn_channels
+
+        def branch() -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.Conv2d(channels, channels, kernel_size=3, padding=1) for _ in range(config.num_head_convs)
+            )
+
+        self.class_convs, self.box_convs = branch(), branch()
+        self.classifier = nn.Conv2d(channels, anchors_per_cell * config.num_labels, kernel_size=3, padding=1)
+        self.box_regressor = nn.Conv2d(channels, anchors_per_cell * 4, kernel_size=3, padding=1)
+        self.num_labels = config.num_labels
+
+    def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (batch, anchors, num_labels) and box codes (batch, anchors, 4) of one level's map."""
+        classes = boxes = feature_map
+        for conv in self.class_convs:
+            classes = nn.functional.relu(conv(classes))
+        for conv in self.box_convs:
+            boxes = nn.functional.relu(conv(boxes))
+        return by_anchor(self.classifier(classes), self.num_labels), by_anchor(self.box_regressor(boxes), 4)
+
+
+def by_anchor(feature_map: torch.Tensor, values: int) -> torch.Tensor:
+    """(batch, anchors_per_cell * values, rows, columns) to (batch, rows * columns * anchors_per_cell, values)."""
+    return feature_map.permute(0, 2, 3, 1).unflatten(-1, (-1, values)).flatten(1, 3)
+
+
+class RetinaNetForObjectDetection(PreTrainedModel):
+    """A backbone, FPN and RetinaNet's heads. The backbone starts from random weights."""
+
+    config: RetinaNetConfig
+    config_class = RetinaNetConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RetinaNetNeck", "RetinaNetHead"]
+    # Attention is the backbone's, which refuses what it cannot do.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # The loss is a mean over objects, which Trainer averages over steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: RetinaNetConfig):
+        require_torchvision(type(self).__name__)
+        super().__init__(config)
+        self.backbone = build_backbone(config.backbone_config)
+        channels = self.backbone.channels
+        if len(channels) != 3:
+            raise ValueError(
+                "RetinaNet reads three feature maps, at strides 8, 16 and 32; this "
+                f"{config.backbone_config.model_type!r} backbone gives {len(channels)} (out_features "
+                f"{self.backbone.out_features}, of {self.backbone.stage_names}): name three in backbone_config, by "
+                "out_features or out_indices."
+            )
+        strides = [FIRST_STRIDE * 2**level for level in range(NUM_LEVELS)]
+        octave = [2 ** (step / config.anchor_scales_per_octave) for step in range(config.anchor_scales_per_octave)]
+        sizes = [[stride * config.anchor_scale * scale for scale in octave] for stride in strides]
+        self.anchors = AnchorGrid(strides, sizes, config.anchor_ratios)
+        self.neck = RetinaNetNeck(channels, config.fpn_channels)
+        self.head = RetinaNetHead(config, self.anchors.anchors_per_cell)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """
+        As mmdetection: Xavier-uniform in the neck, standard deviation 0.01 in the heads, whose classifier begins with
+        the prior probability. The backbone initialises itself.
+        """
+        super()._init_weights(module)
+        if isinstance(module, FpnConv2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Conv2d):
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(module.bias)
+            if module is self.head.classifier:
+                prior = self.config.prior_probability
+                init.constant_(module.bias, -math.log((1 - prior) / prior))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """What reads the image in the backbone, where the backbone says so."""
+        return self.backbone.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        labels: list[dict[str, torch.Tensor]] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> RetinaNetObjectDetectionOutput:
+        """
+        Args:
+            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone takes.
+            pixel_mask: (batch, height, width), 1 for the image and 0 for padding at the right and below.
+            labels: per image `class_labels` (objects,) integers and `boxes` (objects, 4), normalised cxcywh as
+                `pred_boxes`. Other keys are not looked at.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Raises:
+            ValueError: what the backbone raises for its input; labels or a mask of wrong shapes or values.
+        """
+        image_sizes = image_sizes_of(pixel_values, pixel_mask)
+        if labels is not None:
+            check_detection_labels(labels, len(pixel_values), self.config.num_labels)
+        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        maps = self.neck(outputs.feature_maps)
+        logits, codes = zip(*(self.head(feature_map) for feature_map in maps))
+        anchors, inside = self.anchors(maps), self.anchors.inside(maps, image_sizes)
+
+        loss = loss_dict = None
+        if labels is not None:
+            loss_dict = self.losses(
+                torch.cat(logits, dim=1), torch.cat(codes, dim=1), torch.cat(anchors), inside, labels, image_sizes
+            )
+            loss = sum(loss_dict.values())
+        candidate_logits, pred_boxes = self.candidates(logits, codes, anchors, inside, image_sizes)
+        return RetinaNetObjectDetectionOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            logits=candidate_logits,
+            pred_boxes=pred_boxes,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def losses(
+        self,
+        logits: torch.Tensor,
+        codes: torch.Tensor,
+        anchors: torch.Tensor,
+        inside: torch.Tensor,
+        labels: list[dict[str, torch.Tensor]],
+        image_sizes: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """
+        The focal loss of the classes and the L1 loss of the box codes, each divided by the number of positive anchors
+        of the batch, where an image without any counts as one.
+
+        Args:
+            logits: (batch, anchors, num_labels). codes: (batch, anchors, 4).
+            anchors: (anchors, 4) xyxy in pixels. inside: (batch, anchors) bool. image_sizes: (batch, 2).
+
+        Returns:
+            `loss_classification` and `loss_box`, fp32 scalars.
+        """
+        coder = box_coder()
+        class_targets, code_targets, is_positive, counts = [], [], [], []
+        for label, is_inside, image_size in zip(labels, inside, image_sizes):
+            objects = boxes_in_pixels(label["boxes"], image_size)  # (objects, 4)
+            assigned = assign_to_objects(
+                anchors,
+                objects,
+                positive_iou=self.config.positive_iou,
+                negative_iou=self.config.negative_iou,
+                low_quality_iou=0.0,
+            )
+            assigned = torch.where(is_inside, assigned, IGNORED)
+            positive = assigned >= 0
+            # One more object, of no meaning, for anchors that stand for none: shapes then depend on no values.
+            objects = torch.cat([objects, anchors[:1]])
+            classes = torch.cat([label["class_labels"].long(), label["class_labels"].new_zeros(1, dtype=torch.long)])
+            chosen = torch.where(positive, assigned, len(objects) - 1)
+            one_hot = torch.zeros(len(anchors), self.config.num_labels, device=anchors.device)
+            class_targets.append(one_hot.scatter(1, classes[chosen, None], positive[:, None].float()))
+            code_targets.append(coder.encode_single(objects[chosen], anchors))
+            is_positive.append(positive)
+            counts.append((positive.sum().clamp(min=1), assigned != IGNORED))
+        total = sum(count for count, _ in counts)
+        is_counted = torch.stack([counted for _, counted in counts])
+        positive = torch.stack(is_positive)
+
+        focal = sigmoid_focal_loss(
+            logits.float(),
+            torch.stack(class_targets),
+            alpha=self.config.focal_alpha,
+            gamma=self.config.focal_gamma,
+            reduction="none",
+        )
+        distance = (codes.float() - torch.stack(code_targets)).abs()
+        return {
+            "loss_classification": (focal * is_counted[..., None]).sum() / total,
+            # where, not a product: codes of anchors that stand for nothing are far from any object, even infinitely
+            "loss_box": torch.where(positive[..., None], distance, 0.0).sum() / total,
+        }
+
+    @torch.no_grad()
+    def candidates(
+        self,
+        logits: tuple[torch.Tensor, ...],
+        codes: tuple[torch.Tensor, ...],
+        anchors: list[torch.Tensor],
+        inside: torch.Tensor,
+        image_sizes: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best anchors of each level: `logits` and `pred_boxes` of the output."""
+        coder = box_coder()
+        kept_logits, kept_boxes = [], []
+        inside_by_level = inside.split([len(level) for level in anchors], dim=1)
+        for level_logits, level_codes, level_anchors, is_inside in zip(logits, codes, anchors, inside_by_level):
+            level_logits = level_logits.masked_fill(~is_inside[..., None], torch.finfo(level_logits.dtype).min)
+            level_codes = level_codes.float()
+            level_anchors = level_anchors.expand(len(level_logits), -1, -1)
+            if level_logits.shape[1] > self.config.num_candidates:
+                best = level_logits.amax(dim=2).topk(self.config.num_candidates, dim=1).indices  # (batch, candidates)
+                level_logits, level_codes, level_anchors = (
+                    tensor.gather(1, best[..., None].expand(-1, -1, tensor.shape[-1]))
+                    for tensor in (level_logits, level_codes, level_anchors)
+                )
+            boxes = coder.decode_single(level_codes.flatten(0, 1), level_anchors.flatten(0, 1))
+            kept_logits.append(level_logits)
+            kept_boxes.append(boxes.unflatten(0, level_codes.shape[:2]))
+        boxes = torch.cat(kept_boxes, dim=1)
+        boxes = torch.stack([normalised_boxes(image, size) for image, size in zip(boxes, image_sizes)])
+        return torch.cat(kept_logits, dim=1), boxes
+
+
+# Pipelines look the name up in this table and print an error if it is not there.
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["retinanet"] = "RetinaNetForObjectDetection"
+AutoModelForObjectDetection.register(RetinaNetConfig, RetinaNetForObjectDetection, exist_ok=True)
+
+__all__ = ["RetinaNetForObjectDetection", "RetinaNetObjectDetectionOutput"]

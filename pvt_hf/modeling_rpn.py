@@ -1,0 +1,135 @@
+"""
+Region proposals (Faster R-CNN, arXiv 1506.01497) on a feature pyramid: the first stage of Mask R-CNN.
+
+What is computed follows mmdetection's `RPNHead` and its training in the official configuration
+`detection/configs/_base_/models/mask_rcnn_r50_fpn.py` of https://github.com/whai362/PVT. torchvision's region proposal
+network differs in its anchors and in the assignment (see `modeling_anchors.py`), and its loss of boxes is a smooth L1;
+its sampler, box coder and suppression of duplicates are used here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.utils import is_torchvision_available
+
+from .configuration_mask_rcnn import MaskRcnnConfig
+from .modeling_anchors import IGNORED, AnchorGrid, assign_to_objects, box_coder, clip_to_image
+
+
+if is_torchvision_available():
+    from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+    from torchvision.ops import batched_nms
+
+FIRST_STRIDE = 4
+NUM_LEVELS = 5
+POSITIVE_SHARE = 0.5
+
+
+class RegionProposalNetwork(nn.Module):
+    """One 3x3 convolution and two 1x1 ones, shared by all levels: of each anchor, whether it is an object and where."""
+
+    def __init__(self, config: MaskRcnnConfig):
+        super().__init__()
+        strides = [FIRST_STRIDE * 2**level for level in range(NUM_LEVELS)]
+        self.config = config
+        self.anchors = AnchorGrid(strides, [[stride * config.anchor_scale] for stride in strides], config.anchor_ratios)
+        channels, anchors_per_cell = config.fpn_channels, self.anchors.anchors_per_cell
+        self.convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.classifier = nn.Conv2d(channels, anchors_per_cell, kernel_size=1)
+        self.box_regressor = nn.Conv2d(channels, anchors_per_cell * 4, kernel_size=1)
+
+    def forward(
+        self,
+        feature_maps: list[torch.Tensor],
+        image_sizes: torch.Tensor,
+        objects: list[torch.Tensor] | None = None,
+    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor] | None]:
+        """
+        Args:
+            feature_maps: five, (batch, fpn_channels, rows_i, columns_i), strides 4 to 64.
+            image_sizes: (batch, 2), (height, width) without padding.
+            objects: per image (objects, 4), xyxy in pixels, for the losses.
+
+        Returns:
+            Per image (at most num_proposals, 4) fp32, xyxy in pixels, without gradient, the likeliest first.
+            With objects, `loss_rpn_classification` and `loss_rpn_box`, fp32 scalars; None without.
+        """
+        logits, codes = [], []
+        for feature_map in feature_maps:
+            hidden = nn.functional.relu(self.convolution(feature_map))
+            logits.append(self.classifier(hidden).permute(0, 2, 3, 1).flatten(1))  # (batch, anchors)
+            codes.append(self.box_regressor(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4))
+        anchors = self.anchors(feature_maps)
+        inside = self.anchors.inside(feature_maps, image_sizes)
+        proposals = self.proposals(logits, codes, anchors, inside, image_sizes)
+        if objects is None:
+            return proposals, None
+        return proposals, self.losses(
+            torch.cat(logits, dim=1), torch.cat(codes, dim=1), torch.cat(anchors), inside, objects
+        )
+
+    @torch.no_grad()
+    def proposals(
+        self,
+        logits: list[torch.Tensor],
+        codes: list[torch.Tensor],
+        anchors: list[torch.Tensor],
+        inside: torch.Tensor,
+        image_sizes: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        """Per image, the best anchors of each level, moved to where the codes say, without duplicates in a level."""
+        limit = self.config.num_train_candidates if self.training else self.config.num_candidates
+        coder, proposals = box_coder(), []
+        inside = inside.split([len(level) for level in anchors], dim=1)
+        for index, image_size in enumerate(image_sizes):
+            boxes, scores, levels = [], [], []
+            for level, level_anchors in enumerate(anchors):
+                score = logits[level][index].float().masked_fill(~inside[level][index], -torch.inf)
+                score, best = score.topk(min(limit, len(score)))
+                box = coder.decode_single(codes[level][index][best].float(), level_anchors[best])
+                boxes.append(clip_to_image(box, image_size))
+                scores.append(score)
+                levels.append(torch.full_like(best, level))
+            boxes, scores, levels = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
+            usable = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1) & (scores > -torch.inf)
+            boxes, scores, levels = boxes[usable], scores[usable], levels[usable]
+            kept = batched_nms(boxes, scores, levels, self.config.rpn_nms_threshold)
+            proposals.append(boxes[kept[: self.config.num_proposals]])
+        return proposals
+
+    def losses(
+        self,
+        logits: torch.Tensor,
+        codes: torch.Tensor,
+        anchors: torch.Tensor,
+        inside: torch.Tensor,
+        objects: list[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Binary cross-entropy and L1 over a sample of the anchors, both divided by the size of the sample."""
+        sampler = BalancedPositiveNegativeSampler(self.config.rpn_num_samples, POSITIVE_SHARE)
+        coder, is_object, is_sampled, targets = box_coder(), [], [], []
+        for image_objects, is_inside in zip(objects, inside):
+            assigned = assign_to_objects(
+                anchors,
+                image_objects,
+                positive_iou=self.config.rpn_positive_iou,
+                negative_iou=self.config.rpn_negative_iou,
+                low_quality_iou=self.config.rpn_negative_iou,
+            )
+            assigned = torch.where(is_inside, assigned, IGNORED)
+            (positive,), (negative,) = sampler([assigned + 1])  # 0 for background, below for what is ignored
+            positive, negative = positive.bool(), negative.bool()
+            is_object.append(positive)
+            is_sampled.append(positive | negative)
+            targets.append(coder.encode_single(image_objects[assigned[positive]], anchors[positive]))
+        is_object, is_sampled = torch.stack(is_object), torch.stack(is_sampled)
+        total = is_sampled.sum().clamp(min=1)
+        entropy = nn.functional.binary_cross_entropy_with_logits(
+            logits[is_sampled].float(), is_object[is_sampled].float(), reduction="sum"
+        )
+        distance = (codes[is_object].float() - torch.cat(targets)).abs().sum()
+        return {"loss_rpn_classification": entropy / total, "loss_rpn_box": distance / total}
+
+
+__all__ = ["RegionProposalNetwork"]
