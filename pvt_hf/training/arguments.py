@@ -31,11 +31,19 @@ class TrainingSettings:
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches per optimiser step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate, not scaled by the batch size."})
     schedule: str = field(
-        default="cosine", metadata={"help": "Of the learning rate: cosine, or poly.", "choices": ["cosine", "poly"]}
+        default="cosine",
+        metadata={"help": "Of the learning rate: cosine, poly, or step.", "choices": ["cosine", "poly", "step"]},
+    )
+    decay_epochs: list[float] = field(
+        default_factory=list, metadata={"help": "Of --schedule step: when the rate falls to a tenth."}
+    )
+    backbone_learning_rate: float = field(
+        default=0.0, metadata={"help": "Peak learning rate of the backbone; 0: that of the rest."}
     )
     poly_power: float = field(default=0.9, metadata={"help": "Of --schedule poly: (1 - step / steps) to this power."})
     min_learning_rate: float = field(default=1e-5, metadata={"help": "Where the schedule ends."})
     warmup_epochs: float = field(default=5.0, metadata={"help": "Linear warm-up."})
+    warmup_steps: int = field(default=0, metadata={"help": "Linear warm-up in optimiser steps, instead of by epochs."})
     warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Where the warm-up begins."})
     weight_decay: float = field(default=0.05, metadata={"help": "Not on norms, biases and the cls token."})
     decay_all: bool = field(default=False, metadata={"help": "Weight decay on norms, biases and the cls token, too."})
@@ -77,7 +85,8 @@ class TrainingSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
         for name in (
-            "max_steps", "num_workers", "shuffle_window", "samples_per_epoch", "save_every_steps", "save_total_limit",
+            "max_steps", "warmup_steps", "num_workers", "shuffle_window", "samples_per_epoch", "save_every_steps",
+            "save_total_limit",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
@@ -101,6 +110,13 @@ class TrainingSettings:
             raise ValueError(f"--compile_backend {self.compile_backend}: choose one of {', '.join(backends)}.")
         if self.learning_rate <= 0:
             raise ValueError(f"--learning_rate must be positive, got {self.learning_rate}.")
+        if self.backbone_learning_rate < 0:
+            raise ValueError(f"--backbone_learning_rate must not be negative, got {self.backbone_learning_rate}.")
+        if (self.schedule == "step") != bool(self.decay_epochs):
+            raise ValueError(
+                f"--decay_epochs {self.decay_epochs} with --schedule {self.schedule}: --schedule step falls at "
+                "--decay_epochs, and the others do not."
+            )
 
 
 def parse_overrides(flag: str, text: str, config_class: type[PreTrainedConfig]) -> dict[str, Any]:

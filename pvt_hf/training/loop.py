@@ -122,16 +122,17 @@ def train(
         model.to(memory_format=torch.channels_last)
     drop_path = DropPathSchedule(model, settings.drop_path_zero_epochs) if settings.drop_path_zero_epochs else None
     ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
-    groups = parameter_groups(model, settings.weight_decay, settings.decay_all)
+    groups = parameter_groups(model, settings.weight_decay, settings.decay_all, settings.backbone_learning_rate or None)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
     scheduler = make_schedule(
         optimizer,
         settings.schedule,
         total_steps,
-        round(settings.warmup_epochs * per_epoch),
+        settings.warmup_steps or round(settings.warmup_epochs * per_epoch),
         settings.warmup_learning_rate,
         settings.min_learning_rate,
         settings.poly_power,
+        [round(epoch * per_epoch) for epoch in settings.decay_epochs],
     )
     if settings.fsdp:
         model, optimizer = prepare_sharded(accelerator, model, optimizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,9 @@ def run_task(
     evaluate: Callable[[nn.Module, BatchStream], dict[str, Any]],
     best_metric: str,
     eval_batch_size: int | None = None,
+    collate_training: Callable[[list[Sample]], dict[str, Any]] = stack,
     collate_evaluation: Callable[[list[Sample]], dict[str, Any]] = stack,
+    group: Callable[[dict[str, Any]], Hashable] | None = None,
 ) -> dict[str, Any]:
     """
     The whole training of a model on a stream: returns what is written to `run.json`. The final model and processor are
@@ -53,7 +55,8 @@ def run_task(
         compute_loss, best_metric: as for [`pvt_hf.training.loop.train`].
         evaluate: (unwrapped model, this process' part of the evaluation stream) to metrics, the same on each process.
         eval_batch_size: samples per batch of the evaluation; that of training by default.
-        collate_evaluation: list of evaluation samples to a batch.
+        collate_training, collate_evaluation: list of samples to a batch.
+        group: of which group a training example is, as for [`pvt_hf.data.batches.BatchStream`].
 
     Raises:
         ValueError: the evaluation stream is empty; and what the loop raises.
@@ -73,6 +76,8 @@ def run_task(
         strategy=None if settings.shuffle_window else "examples",
         keep=_Part(share, held_out=False) if share else None,
         max_bad_share=settings.max_bad_share,
+        collate=collate_training,
+        group=group,
         **place,
     )
     eval_batches = BatchStream(

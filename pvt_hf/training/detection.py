@@ -1,0 +1,254 @@
+"""Object detection and instance segmentation on the training loop: streams, models, and evaluation by COCO AP."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    PreTrainedModel,
+)
+
+from ..backbone_loading import load_pretrained_backbone
+from ..configuration_mask_rcnn import MaskRcnnConfig
+from ..configuration_pvt import PvtConfig
+from ..configuration_pvt_detr import PvtDetrConfig
+from ..configuration_retinanet import RetinaNetConfig
+from ..data.detection import DetectionEvaluationSample, DetectionSample, aspect_group, collate_detection
+from ..data.detection_streams import open_detection_stream
+from ..data.detection_transforms import DetectionTransform
+from ..data.streams import Stream
+from ..image_processing_detection import PvtDetectionImageProcessor
+from ..image_processing_detr import PvtDetrImageProcessor
+from ..image_processing_instance import PvtInstanceImageProcessor
+from ..variants import get_config
+from .arguments import TrainingSettings, parse_overrides
+from .checkpoint import ensure_output_dir
+from .detection_evaluation import evaluate_detector
+from .evaluation_frame import check_model_path
+from .feed import Batch
+from .launch import make_accelerator
+from .segmentation import read_class_names, synchronize_batch_norm
+from .task import run_task
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A detector's classes, and the stages of the backbone that it reads."""
+
+    config_class: type
+    processor_class: type
+    out_features: list[str]
+    with_masks: bool = False
+
+
+ARCHITECTURES = {
+    "retinanet": Architecture(RetinaNetConfig, PvtDetectionImageProcessor, ["stage2", "stage3", "stage4"]),
+    "mask_rcnn": Architecture(
+        MaskRcnnConfig, PvtInstanceImageProcessor, ["stage1", "stage2", "stage3", "stage4"], with_masks=True
+    ),
+    "detr": Architecture(PvtDetrConfig, PvtDetrImageProcessor, ["stage4"]),
+}
+
+
+@dataclass
+class DetectionSettings(TrainingSettings):
+    """Arguments of `scripts/train_object_detection.py`."""
+
+    dataset: str = field(default="digit-scenes", metadata={"help": "'digit-scenes', a folder, or a Hub data set id."})
+    objects_column: str = field(default="", metadata={"help": "If it cannot be found by its type."})
+    class_names: str = field(
+        default="",
+        metadata={"help": "Names separated by commas, or a text file with a name per line; or the source's."},
+    )
+    keep_empty: bool = field(default=True, metadata={"help": "Train on images without objects, too."})
+    scene_size: int = field(default=128, metadata={"help": "Side in pixels of the built-in scenes."})
+    model: str = field(
+        default="", metadata={"help": "Detector to fine-tune, with the processor that it has: a folder or Hub id."}
+    )
+    architecture: str = field(
+        default="retinanet", metadata={"help": "What to build if --model is not given.", "choices": [*ARCHITECTURES]}
+    )
+    masks: bool = field(default=True, metadata={"help": "Train and evaluate masks, where the model has them."})
+    variant: str = field(default="pvt-tiny", metadata={"help": "The backbone of a new model."})
+    backbone: str = field(
+        default="",
+        metadata={"help": "Classifier whose weights the backbone starts from: a folder, Hub id or official .pth."},
+    )
+    config_overrides: str = field(default="{}", metadata={"help": "JSON of fields of the detector's configuration."})
+    backbone_overrides: str = field(default="{}", metadata={"help": "JSON of PvtConfig fields for --variant."})
+    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the backbone."})
+    shortest_edges: list[int] = field(
+        default_factory=lambda: [800],
+        metadata={"help": "Lengths of the shorter side in training, one drawn per image."},
+    )
+    shortest_edge_range: bool = field(
+        default=False, metadata={"help": "--shortest_edges are two, and all lengths between them are drawn."}
+    )
+    eval_shortest_edge: int = field(default=800, metadata={"help": "Length of the shorter side in evaluation."})
+    longest_edge: int = field(default=1333, metadata={"help": "Limit of the longer side."})
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability."})
+    group_by_aspect: bool = field(
+        default=True, metadata={"help": "Batches of wide images, and of others, which need less padding."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("scene_size", "eval_shortest_edge"):
+            if getattr(self, name) < 32:
+                raise ValueError(f"--{name} must be at least 32, got {getattr(self, name)}.")
+        if not self.shortest_edges or min(self.shortest_edges) < 32:
+            raise ValueError(f"--shortest_edges must be at least 32, got {self.shortest_edges}.")
+        if self.shortest_edge_range and (
+            len(self.shortest_edges) != 2 or self.shortest_edges[0] > self.shortest_edges[1]
+        ):
+            raise ValueError(
+                f"--shortest_edge_range goes with two --shortest_edges, in order, got {self.shortest_edges}."
+            )
+        if self.longest_edge < max(self.eval_shortest_edge, *self.shortest_edges, 0):
+            raise ValueError(f"--longest_edge {self.longest_edge} is below the length of a shorter side.")
+        if not 0 <= self.horizontal_flip <= 1:
+            raise ValueError(f"--horizontal_flip is from 0 to 1, got {self.horizontal_flip}.")
+        if self.model and self.backbone:
+            raise ValueError("--backbone goes with a new model; --model has a trained backbone. Give one of them.")
+        self.parsed_overrides()
+
+    def parsed_overrides(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fields of the detector's configuration and of the backbone's. ValueError for what they do not have."""
+        config_class = ARCHITECTURES[self.architecture].config_class
+        head = parse_overrides("config_overrides", self.config_overrides, config_class)
+        return head, parse_overrides("backbone_overrides", self.backbone_overrides, PvtConfig)
+
+
+def build_model(settings: DetectionSettings, class_names: tuple[str, ...]) -> PreTrainedModel:
+    """The model to train: a detector with a classifier of the right size, or a new one."""
+    id2label = dict(enumerate(class_names))
+    labels = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
+    if settings.model:
+        check_model_path(settings.model)
+        config = AutoConfig.from_pretrained(settings.model, **labels)
+        with_drop_path = getattr(config, "backbone_config", None) or config
+        if hasattr(with_drop_path, "drop_path_rate"):
+            with_drop_path.drop_path_rate = settings.drop_path_rate
+        return AutoModelForObjectDetection.from_pretrained(settings.model, config=config, ignore_mismatched_sizes=True)
+    architecture = ARCHITECTURES[settings.architecture]
+    head_fields, backbone_fields = settings.parsed_overrides()
+    backbone_fields = {
+        "drop_path_rate": settings.drop_path_rate,
+        "out_features": architecture.out_features,
+        **backbone_fields,
+    }
+    config = architecture.config_class(
+        backbone_config=get_config(settings.variant, **backbone_fields), **head_fields, **labels
+    )
+    return AutoModelForObjectDetection.from_config(config)
+
+
+def build_processor(settings: DetectionSettings) -> Any:
+    """The evaluation's processor, which is saved with the model; with `--model` its own, at its own size."""
+    if settings.model:
+        return AutoImageProcessor.from_pretrained(settings.model)
+    size = {"shortest_edge": settings.eval_shortest_edge, "longest_edge": settings.longest_edge}
+    return ARCHITECTURES[settings.architecture].processor_class(size=size)
+
+
+def open_streams(settings: DetectionSettings) -> tuple[Stream, Stream]:
+    """Training and evaluation streams; of the same split where a share is held out."""
+    options = {
+        "image_column": settings.image_column or None,
+        "objects_column": settings.objects_column or None,
+        "image_size": settings.scene_size,
+    }
+    train_stream = open_detection_stream(
+        settings.dataset, settings.train_split, keep_empty=settings.keep_empty, **options
+    )
+    eval_split = settings.train_split if settings.eval_share else settings.eval_split
+    return train_stream, open_detection_stream(settings.dataset, eval_split, **options)
+
+
+def training_transform(settings: Any, processor: Any) -> DetectionTransform:
+    """The random sizes and flips that `settings` describe, in the colours of `processor`."""
+    edges = settings.shortest_edges
+    return DetectionTransform(
+        tuple(processor.image_mean),
+        tuple(processor.image_std),
+        shortest_edges=range(edges[0], edges[1] + 1) if settings.shortest_edge_range else edges,
+        longest_edge=settings.longest_edge,
+        horizontal_flip=settings.horizontal_flip,
+    )
+
+
+class ProcessImage:
+    """An image as `processor` prepares it, unpadded; a class, because loader workers may have to pickle it."""
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        return self.processor(image, do_pad=False, return_tensors="pt")["pixel_values"][0]
+
+
+def detection_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The model's own loss."""
+    return model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"], labels=batch["labels"]).loss
+
+
+def run(settings: DetectionSettings) -> dict[str, Any]:
+    """
+    The whole training: returns what is written to `run.json`. The final model and processor are saved into
+    `settings.output_dir` as safetensors and JSON, with `curves.png`.
+
+    Evaluation is at the images' own size. In `history` and `metrics`, what there is per class is a list with None for a
+    class that no image has.
+    """
+    accelerator = make_accelerator(settings)
+    output_dir = ensure_output_dir(settings.output_dir, settings.resume_from_checkpoint)
+    train_stream, eval_stream = open_streams(settings)
+    processor = build_processor(settings)
+    class_names = read_class_names(settings.class_names) or train_stream.class_names
+    model = build_model(settings, class_names)
+    with_masks = settings.masks and hasattr(processor, "post_process_instance_segmentation")
+    train_sample = DetectionSample(train_stream, training_transform(settings, processor), class_names, with_masks)
+    eval_sample = DetectionEvaluationSample(eval_stream, ProcessImage(processor), class_names, with_masks)
+    if settings.backbone:
+        if settings.backbone.startswith((".", "/", "~")) and not Path(settings.backbone).exists():
+            raise FileNotFoundError(f"There is no {settings.backbone} to start from: give a file, folder or Hub id.")
+        loaded = load_pretrained_backbone(model, settings.backbone)
+        accelerator.print(f"Backbone from {settings.backbone}: {loaded}")
+
+    def evaluate(unwrapped, batches):
+        metrics = evaluate_detector(
+            accelerator, unwrapped, batches, settings.num_workers, processor, train_sample.class_names, with_masks
+        )
+        return {name: without_nan(value) for name, value in metrics.items()}
+
+    return run_task(
+        accelerator,
+        settings,
+        output_dir,
+        synchronize_batch_norm(accelerator, model),
+        processor,
+        train_sample,
+        eval_sample,
+        detection_loss,
+        evaluate,
+        best_metric="ap",
+        collate_training=collate_detection,
+        collate_evaluation=collate_detection,
+        group=partial(aspect_group, train_stream) if settings.group_by_aspect else None,
+    )
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: None instead, in lists of figures."""
+    if isinstance(value, list):
+        return [None if math.isnan(number) else number for number in value]
+    return value

@@ -1,0 +1,22 @@
+"""
+Trains or fine-tunes a detector (boxes, or boxes and masks) on a stream of images with objects, on one process or many.
+
+    python scripts/train_object_detection.py RECIPE.yaml --output_dir out
+    python scripts/train_object_detection.py RECIPE.yaml --dataset path/to/coco --output_dir out
+    accelerate launch scripts/train_object_detection.py RECIPE.yaml --output_dir out        # GPUs
+    torchrun --nproc_per_node 2 scripts/train_object_detection.py RECIPE.yaml --cpu --output_dir out
+
+`--help` lists every argument; `open_detection_stream` in `pvt_hf/data/detection_streams.py` says how a folder is laid
+out.
+"""
+
+from pvt_hf.data.batches import StreamError
+from pvt_hf.training.arguments import parse_arguments
+from pvt_hf.training.detection import DetectionSettings, run
+
+
+if __name__ == "__main__":
+    try:
+        run(parse_arguments(DetectionSettings))
+    except (ImportError, OSError, ValueError, StreamError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from None
