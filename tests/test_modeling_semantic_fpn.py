@@ -12,7 +12,6 @@ models in clean processes.
 import copy
 import math
 import unittest
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pytest
@@ -44,6 +43,7 @@ from pvt_hf.modeling_semantic_fpn import semantic_segmentation_loss
 from pvt_hf.variants import get_config
 
 from .common import ModelContract, random_images, randomize, tiny_pvt_config
+from .paper_counts import as_printed, attention_operations, count_operations
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -414,15 +414,6 @@ TABLE_5 = {
 }
 
 
-def as_printed(number: float) -> str:
-    """
-    In the paper's one decimal, from the two that the counter of its framework prints. (Only the 15.446 M of ResNet18
-    tell this from rounding once.)
-    """
-    counted = Decimal(number / 1e6 if number < 1e9 else number / 1e9)
-    return str(counted.quantize(Decimal("0.01"), ROUND_HALF_UP).quantize(Decimal("0.1"), ROUND_HALF_UP))
-
-
 @pytest.fixture(params=TABLE_5)
 def row(request):
     backbone_config = copy.deepcopy({**PVT, **CONVNETS}[request.param])
@@ -464,32 +455,11 @@ def test_gflops_of_the_paper(row):
     ResNet101 is an exception: 65.04 here, against a printed 65.1 that we cannot explain.
     """
     name, model = row
-    total = 0
-
-    def count(module, inputs, output):
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            total += output.numel() * (module.weight[0].numel() + (module.bias is not None))
-        elif isinstance(module, nn.Linear):
-            total += output.numel() * module.in_features
-        elif isinstance(module, nn.ReLU):
-            total += output.numel()
-        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-            total += inputs[0].numel()
-        elif isinstance(module, nn.BatchNorm2d) and module in head_norms:
-            total += output.numel()  # the head's ReLU, which is no module, has the shape of this norm
-
-    head_norms = {module for module in model.head.modules() if isinstance(module, nn.BatchNorm2d)}
-    for module in model.modules():
-        module.register_forward_hook(count)
+    norms = tuple(module for module in model.head.modules() if isinstance(module, nn.BatchNorm2d))
     with torch.no_grad():
-        model(torch.empty(1, 3, 512, 512, device="meta"))
-    config = model.config.backbone_config
+        total = count_operations(model, lambda: model(torch.empty(1, 3, 512, 512, device="meta")), norms)
     if name in PVT:
-        for (rows, columns), depth, ratio, channels in zip(
-            config.grid_sizes(512, 512), config.depths, config.sequence_reduction_ratios, config.hidden_sizes
-        ):
-            total += depth * 2 * rows * columns * (rows // ratio) * (columns // ratio) * channels
+        total += attention_operations(model.config.backbone_config, 512, 512)
     if name == "resnet101c":
         assert abs(total / 1e9 - 65.1) < 0.1 and as_printed(total) != TABLE_5[name][1]
     else:

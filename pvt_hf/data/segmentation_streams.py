@@ -7,7 +7,7 @@ Image and mask are both left undecoded: `pvt_hf.data.segmentation` opens them, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def open_segmentation_stream(
     image_column: str | None = None,
     mask_column: str | None = None,
     image_size: int = 128,
+    digit_sizes: Sequence[int] = (),
     **load_kwargs: Any,
 ) -> Stream:
     """
@@ -48,6 +49,7 @@ def open_segmentation_stream(
             and test; validation is test there.
         image_column, mask_column: found by type (images) and name if not given.
         image_size: side in pixels of the built-in scenes.
+        digit_sizes: smallest and largest digit in them, in pixels; by default a sixth to a half of the side.
         load_kwargs: for `datasets.load_dataset` of a Hub id: `name`, `revision`, `token` ...
 
     Returns:
@@ -61,7 +63,7 @@ def open_segmentation_stream(
     """
     class_names = None
     if source == "digit-scenes":
-        dataset, num_samples = open_digit_scenes(split, image_size)
+        dataset, num_samples = open_digit_scenes(split, image_size, digit_sizes)
         dataset = dataset.select_columns(["image", "semantic_map", "image_id"])
         class_names = SCENE_CLASS_NAMES
     else:

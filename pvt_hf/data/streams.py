@@ -109,11 +109,19 @@ def open_stream(
     )
 
 
-def open_digit_scenes(split: str, image_size: int) -> tuple[datasets.IterableDataset, int]:
-    """The built-in scenes, squares of `image_size` pixels, and their number: 4,000 to train on, 400 to test."""
+def open_digit_scenes(
+    split: str, image_size: int, digit_sizes: Sequence[int] = ()
+) -> tuple[datasets.IterableDataset, int]:
+    """
+    The built-in scenes, squares of `image_size` pixels, and their number: 4,000 to train on, 400 to test.
+    `digit_sizes`: smallest and largest digit in pixels, as in [`pvt_hf.data.digits.digit_scenes`]; empty for its own.
+    """
     split = "test" if split == "validation" else split
     num_samples = 4000 if split == "train" else 400
-    return digit_scenes(split, image_size, image_size, num_shards=16, length=num_samples), num_samples
+    dataset = digit_scenes(
+        split, image_size, image_size, digit_sizes=digit_sizes or None, num_shards=16, length=num_samples
+    )
+    return dataset, num_samples
 
 
 def open_source(

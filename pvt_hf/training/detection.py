@@ -71,6 +71,10 @@ class DetectionSettings(TrainingSettings):
     )
     keep_empty: bool = field(default=True, metadata={"help": "Train on images without objects, too."})
     scene_size: int = field(default=128, metadata={"help": "Side in pixels of the built-in scenes."})
+    digit_sizes: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Smallest and largest digit in them, in pixels; by default a sixth to a half of the side."},
+    )
     model: str = field(
         default="", metadata={"help": "Detector to fine-tune, with the processor that it has: a folder or Hub id."}
     )
@@ -166,6 +170,7 @@ def open_streams(settings: DetectionSettings) -> tuple[Stream, Stream]:
         "image_column": settings.image_column or None,
         "objects_column": settings.objects_column or None,
         "image_size": settings.scene_size,
+        "digit_sizes": settings.digit_sizes,
     }
     train_stream = open_detection_stream(
         settings.dataset, settings.train_split, keep_empty=settings.keep_empty, **options

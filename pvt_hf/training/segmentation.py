@@ -53,6 +53,10 @@ class SegmentationSettings(TrainingSettings):
         default=False, metadata={"help": "Label 0 of the masks is no class, and 1 is the first: true for ADE20K."}
     )
     scene_size: int = field(default=128, metadata={"help": "Side in pixels of the built-in scenes."})
+    digit_sizes: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Smallest and largest digit in them, in pixels; by default a sixth to a half of the side."},
+    )
     model: str = field(
         default="", metadata={"help": "Segmenter to fine-tune, with the processor that it has: a folder or Hub id."}
     )
@@ -162,6 +166,7 @@ def open_streams(settings: SegmentationSettings) -> tuple[Stream, Stream]:
         "image_column": settings.image_column or None,
         "mask_column": settings.mask_column or None,
         "image_size": settings.scene_size,
+        "digit_sizes": settings.digit_sizes,
     }
     train_stream = open_segmentation_stream(settings.dataset, settings.train_split, **options)
     if settings.eval_share:

@@ -38,6 +38,10 @@ class SegmentationEvaluationSettings:
         metadata={"help": "Label 0 of the masks is no class, and 1 is the first; default: as the model's processor."},
     )
     scene_size: int = field(default=128, metadata={"help": "Side in pixels of the built-in scenes."})
+    digit_sizes: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Smallest and largest digit in them, in pixels; by default a sixth to a half of the side."},
+    )
     mode: str = field(
         default="single",
         metadata={"help": "single, multi_scale or sliding.", "choices": ["single", "multi_scale", "sliding"]},
@@ -143,6 +147,7 @@ def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
         image_column=settings.image_column or None,
         mask_column=settings.mask_column or None,
         image_size=settings.scene_size,
+        digit_sizes=settings.digit_sizes,
     )
     data_names = read_class_names(settings.class_names) or (
         stream.class_names and stream.class_names[int(reduce_labels) :]

@@ -1,0 +1,59 @@
+"""Parameters and FLOPs by the paper's convention (its framework's counter), as its tables print them."""
+
+from collections.abc import Callable
+from decimal import ROUND_HALF_UP, Decimal
+
+from torch import nn
+
+from pvt_hf import PvtConfig
+
+
+def as_printed(number: float) -> str:
+    """
+    In the paper's one decimal, from the two that the counter of its framework prints. (Only the 15.446 M of ResNet18
+    with Semantic FPN tell this from rounding once.)
+    """
+    counted = Decimal(number / 1e6 if number < 1e9 else number / 1e9)
+    return str(counted.quantize(Decimal("0.01"), ROUND_HALF_UP).quantize(Decimal("0.1"), ROUND_HALF_UP))
+
+
+def count_operations(model: nn.Module, run: Callable[[], object], unnamed_relus: tuple[nn.Module, ...] = ()) -> int:
+    """
+    Multiply-adds of convolutions (bias counted) and linear layers while `run()` runs `model`; and, as the counter of
+    the paper has it, one per element of ReLU and pooling. For attention, which is no module: [`attention_operations`].
+
+    Args:
+        unnamed_relus: modules whose output goes through a ReLU that is no module.
+    """
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        if isinstance(module, nn.Conv2d):
+            total += output.numel() * (module.weight[0].numel() + (module.bias is not None))
+        elif isinstance(module, nn.ConvTranspose2d):
+            total += inputs[0].numel() * module.weight[0].numel() + output.numel() * (module.bias is not None)
+        elif isinstance(module, nn.Linear):
+            total += output.numel() * module.in_features
+        elif isinstance(module, nn.ReLU):
+            total += output.numel()
+        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+            total += inputs[0].numel()
+        if module in unnamed_relus:
+            total += output.numel()
+
+    handles = [module.register_forward_hook(count) for module in model.modules()]
+    run()
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def attention_operations(config: PvtConfig, height: int, width: int) -> int:
+    """2 h w (h / R) (w / R) C per block of a PVT."""
+    return sum(
+        depth * 2 * rows * columns * (rows // ratio) * (columns // ratio) * channels
+        for (rows, columns), depth, ratio, channels in zip(
+            config.grid_sizes(height, width), config.depths, config.sequence_reduction_ratios, config.hidden_sizes
+        )
+    )
