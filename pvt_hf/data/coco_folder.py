@@ -105,7 +105,10 @@ def open_coco_folder(
         names = [image["file_name"] for image in images]
         pieces = []
         for start in range(0, len(images), ROWS_PER_PIECE):
-            rows = [{**_facts(image), **_lists(annotations[image["id"]])} for image in images[start : start + ROWS_PER_PIECE]]
+            rows = [
+                {**_facts(image), **_lists(annotations[image["id"]])}
+                for image in images[start : start + ROWS_PER_PIECE]
+            ]
             pieces.append(pa.Table.from_pylist(rows, schema=_schema()))
     except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise ValueError(
@@ -132,7 +135,7 @@ def open_coco_folder(
 
 
 class SharedTable:
-    """An Arrow table that copies of a stream share: `copy.deepcopy` would copy its memory, once per epoch and worker."""
+    """An Arrow table that copies of a stream share: `deepcopy` would copy its memory, once per epoch and worker."""
 
     def __init__(self, table: pa.Table):
         self.table = table

@@ -29,14 +29,16 @@ Transform = Callable[
 ]
 
 
-def decode_as_annotated(value: dict[str, Any] | None, height: int | None = None, width: int | None = None) -> Image.Image:
+def decode_as_annotated(
+    value: dict[str, Any] | None, height: int | None = None, width: int | None = None
+) -> Image.Image:
     """
     An undecoded image (`{"bytes": ..., "path": ...}`) as PIL RGB, turned as its annotations mean it.
 
     COCO's boxes refer to the pixels as they are stored, whatever the EXIF orientation says, and so they are left here,
-    unlike in [`pvt_hf.data.samples.decode_rgb`] and the processors. Only where the annotated size is that of the upright
-    image and not that of the stored one is the image turned. (Orientations that keep the size, upside down say, cannot
-    be told apart and count as stored.)
+    unlike in [`pvt_hf.data.samples.decode_rgb`] and the processors. Only where the annotated size is that of the
+    upright image and not that of the stored one is the image turned. (Orientations that keep the size, upside down say,
+    cannot be told apart and count as stored.)
 
     Args:
         height, width: in pixels, as annotated; None if that is not known.
@@ -84,7 +86,9 @@ class _DecodedSample:
             raise ValueError(f"{stream.name} has no column of objects: open it with open_detection_stream.")
         self.class_names = class_names or stream.class_names
         if not self.class_names:
-            raise ValueError(f"The labels of {stream.name} have no names: give class_names, in the order of the labels.")
+            raise ValueError(
+                f"The labels of {stream.name} have no names: give class_names, in the order of the labels."
+            )
         self.stream, self.with_masks = stream, with_masks
         own_names = stream.class_names or self.class_names
         own_ids = stream.category_ids or tuple(range(len(own_names)))
@@ -99,7 +103,8 @@ class _DecodedSample:
                     f"{len(self.class_names)} class_names ({', '.join(self.class_names[:5])} ...)."
                 )
         self.category_ids = {label: own for label, own in pairs}
-        self.labels = {name: label for label, name in enumerate(self.class_names)} | {own: label for label, own in pairs}
+        names = {name: label for label, name in enumerate(self.class_names)}
+        self.labels = names | {own: label for label, own in pairs}  # a source may also say the name of a class
 
     def decode(self, example: dict[str, Any]) -> tuple[Image.Image, Objects, dict[str, Any]]:
         """The RGB image, its objects as annotated, and the facts beside them. Raises [`BadSample`]."""

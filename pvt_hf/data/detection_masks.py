@@ -119,15 +119,17 @@ def _check_rle(mask: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     _check_size(size, height, width)
     lengths = counts if isinstance(counts, list) else _run_lengths(counts)
     if not all(isinstance(length, int) and length >= 0 for length in lengths) or sum(lengths) != height * width:
-        raise BadSample(f"the run lengths of an object's mask do not add up to the {height}x{width} pixels of its image")
+        raise BadSample(
+            f"the run lengths of an object's mask do not add up to the {height}x{width} pixels of the image"
+        )
     return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
 def _run_lengths(counts: str | bytes) -> list[int]:
     """
     Of COCO's compressed form: little-endian groups of five bits in characters from "0" on, the sixth bit of which says
-    that the number goes on, and the fifth of the last is its sign; from the fourth number on it is a difference to the last but
-    one before.
+    that the number goes on, and the fifth of the last is its sign; from the fourth number on it is a difference to the
+    last but one before.
     """
     lengths, number, shift = [], 0, 0
     for character in counts.encode() if isinstance(counts, str) else counts:

@@ -144,7 +144,7 @@ def _read_box(box: Any, index: int) -> list[float]:
 
 def _read_label(category: Any, labels: Mapping[Any, int], index: int) -> int:
     if not isinstance(category, int | str) or category not in labels:
-        raise BadSample(f"object {index} has the category {category!r}, which is none of the {len(set(labels.values()))}")
+        raise BadSample(f"object {index} has the category {category!r}, which is not among the classes")
     return labels[category]
 
 

@@ -109,8 +109,8 @@ def _find_objects_column(features: datasets.Features, source: str) -> str:
         return "objects" if "objects" in found else found[0]
     raise ValueError(
         f"{source} has {f'the columns {found} with a bbox' if found else f'no bbox in any of {list(features)}'}: "
-        "expected a column of objects with bbox ([x, y, width, height] in pixels) and category, as a dict of lists or a "
-        "list of dicts. Name it with objects_column."
+        "expected a column of objects with bbox ([x, y, width, height] in pixels) and category, as a dict of lists or "
+        "a list of dicts. Name it with objects_column."
     )
 
 
@@ -137,7 +137,8 @@ def _open_archives(folder: Path, split: str) -> tuple[datasets.IterableDataset, 
         there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise FileNotFoundError(
             f"{folder} holds no images with objects of the split {split!r}. Expected in it: "
-            "annotations/instances_SPLIT.json and a folder SPLIT of images, or SPLIT/annotations.json beside images, or "
-            f"annotations.json and images (for 'train' alone); or parquet files or webdataset tars. There is: {there}."
+            "annotations/instances_SPLIT.json and a folder SPLIT of images, or SPLIT/annotations.json beside images, "
+            "or annotations.json and images (for 'train' alone); or parquet files or webdataset tars. There is: "
+            f"{there}."
         )
     return opened
