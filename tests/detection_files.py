@@ -23,7 +23,7 @@ def noise(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def random_objects(seed: int, height: int, width: int, count: int) -> list[dict]:
-    """COCO's annotations of `count` boxes inside the image, the first of three a crowd, with polygons and run lengths."""
+    """COCO's annotations of `count` boxes inside the image with polygons; of three or more the first is a crowd."""
     rng, made = np.random.default_rng(seed), []
     for index in range(count):
         x0, x1 = np.sort(rng.choice(width + 1, 2, replace=False)).tolist()

