@@ -75,7 +75,7 @@ def test_boxes_after_the_transform_are_those_of_the_masks(height, width, shortes
             assert torch.allclose(greys, torch.tensor(20.0 * (index + 1)), atol=1e-3)
             checked += int(inner.any())
         flipped += int(out[0, 0] > out[2, 0])
-    assert 0 < flipped < 10 and (checked >= 5 or height == 33)
+    assert 0 < flipped < 10 and (checked or height == 33)
 
 
 def test_without_masks_and_without_objects():
@@ -122,10 +122,10 @@ def test_sides_are_drawn_uniformly():
     image, boxes = Image.new("RGB", (8, 8)), torch.zeros(0, 4)
     torch.manual_seed(0)
     transform = DetectionTransform(**PLAIN, shortest_edges=range(8, 24), longest_edge=100)
-    sides = [transform(image, boxes)[0].shape[1] for _ in range(1600)]
-    # 100 expected of each of the 16; the standard deviation is 9.7
+    sides = [transform(image, boxes)[0].shape[1] for _ in range(800)]
+    # 50 expected of each of the 16; the standard deviation is 6.8
     counts = np.bincount(sides, minlength=24)
-    assert len(counts) == 24 and not counts[:8].any() and abs(counts[8:] - 100).max() < 50
+    assert len(counts) == 24 and not counts[:8].any() and abs(counts[8:] - 50).max() < 35
 
 
 def test_impossible_sides():
