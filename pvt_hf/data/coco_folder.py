@@ -96,11 +96,7 @@ def open_coco_folder(
         annotations = defaultdict(list)
         for annotation in content["annotations"]:
             annotations[annotation["image_id"]].append(annotation)
-        images = [
-            image
-            for image in content["images"]
-            if keep_empty or may_have_objects(_lists(annotations[image["id"]])["objects"])
-        ]
+        images = [image for image in content["images"] if keep_empty or may_have_objects(annotations[image["id"]])]
         del content
         names = [image["file_name"] for image in images]
         pieces = []

@@ -84,7 +84,7 @@ class _DecodedSample:
     def __init__(self, stream: Stream, class_names: tuple[str, ...] | None, with_masks: bool):
         if stream.objects_column is None:
             raise ValueError(f"{stream.name} has no column of objects: open it with open_detection_stream.")
-        self.class_names = class_names or stream.class_names
+        self.class_names = tuple(class_names or stream.class_names or ())
         if not self.class_names:
             raise ValueError(
                 f"The labels of {stream.name} have no names: give class_names, in the order of the labels."
