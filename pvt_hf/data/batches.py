@@ -14,7 +14,7 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -25,6 +25,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from .grouping import in_groups
 from .samples import BadSample, sample_id, stack
 from .sharding import split_strategy
 from .streams import Stream
@@ -64,6 +65,9 @@ class BatchStream(IterableDataset):
         strategy: "shards" or "examples", see [`pvt_hf.data.sharding.split_strategy`], which chooses by default. With
             "examples", no shuffling and no workers, the processes' batches together are those of a single process.
         collate: list of samples to a batch, a dict; by default tensors of equal shapes are stacked.
+        group: undecoded example to its group, any key: samples of a batch are of one group, but for the batches that
+            the rest of each group in a `shuffle_window` makes. (Images of like shapes are padded little.) Which samples
+            an epoch has, and how many batches, is the same as without.
 
     Yields dicts: what `collate` makes, `sample_ids` (list of str) and `skipped` (list of (name, reason) since the last
     batch). The final dict of an epoch may have no tensors: only `skipped` and `dropped`, the count of the rest.
@@ -88,13 +92,19 @@ class BatchStream(IterableDataset):
         max_bad_share: float = 0.01,
         strategy: str | None = None,
         collate: Callable[[list[Sample]], dict[str, Any]] = stack,
+        group: Callable[[dict[str, Any]], Hashable] | None = None,
     ):
         if batch_size < 1 or repeats < 1:
             raise ValueError(f"batch_size and repeats must be at least 1, got {batch_size} and {repeats}.")
+        if group is not None and (shuffle_window < batch_size or repeats > 1):
+            raise ValueError(
+                "Batches of one group are made within a shuffle_window of at least a batch, and without repeats; got "
+                f"shuffle_window={shuffle_window}, batch_size={batch_size} and repeats={repeats}."
+            )
         self.stream, self.prepare, self.batch_size = stream, prepare, batch_size
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.shuffle_window, self.repeats, self.drop_last, self.keep = shuffle_window, repeats, drop_last, keep
-        self.max_bad_share, self.collate = max_bad_share, collate
+        self.max_bad_share, self.collate, self.group = max_bad_share, collate, group
         self.strategy = strategy or split_strategy(stream.dataset.num_shards, world_size)
         self.epoch = 0
         # Part p of the stream is also read by the processes p + 1, ... p + repeats - 1.
@@ -102,6 +112,7 @@ class BatchStream(IterableDataset):
         self.parts = {
             part: split_dataset_by_node(stream.dataset, part, world_size, strategy=self.strategy) for part in self.turns
         }
+        self._pending = 0  # samples of the batch that is being made
         self._state: dict[str, Any] | None = None
         self._resume: dict[str, Any] | None = None
 
@@ -116,8 +127,9 @@ class BatchStream(IterableDataset):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next iteration goes on from `state`. Raises a ValueError if batch size, seed or split differ."""
         for key, value in self._identity().items():
-            if state and state[key] != value:
-                raise ValueError(f"The stream was saved with {key}={state[key]} and cannot go on with {key}={value}.")
+            saved = (state or {}).get(key, False)  # states of before there were groups do not say so
+            if state and saved != value:
+                raise ValueError(f"The stream was saved with {key}={saved} and cannot go on with {key}={value}.")
         self._resume = state or None
 
     def _identity(self) -> dict[str, Any]:
@@ -129,18 +141,19 @@ class BatchStream(IterableDataset):
             "shuffle_window": self.shuffle_window,
             "repeats": self.repeats,
             "strategy": self.strategy,
+            "grouped": self.group is not None,
         }
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         worker_id = worker.id if worker is not None else 0
         resume, self._resume = self._resume, None
-        start = {"window": 0, "taken": 0, "source": None}
+        start = {"window": 0, "taken": 0, "pending": 0, "source": None}
         position = {"parts": dict.fromkeys(self.parts, start), "turn": 0, "seen": 0, "bad": 0}
         if resume:
             self.epoch, position = resume["epoch"], dict(resume["position"])
 
-        samples, ids, skipped = [], [], []
+        samples, ids, skipped, self._pending = [], [], [], 0
         for example, place in self._turns(position["parts"], position["turn"], worker_id):
             position.update(place)
             name = sample_id(example, self.stream.image_column)
@@ -154,6 +167,7 @@ class BatchStream(IterableDataset):
                 self._check_bad_share(position, skipped)
                 continue
             ids.append(name)
+            self._pending = len(samples) % self.batch_size
             if len(samples) == self.batch_size:
                 self._state = {**self._identity(), "epoch": self.epoch, "position": dict(position)}
                 yield {**self.collate(samples), "sample_ids": ids, "skipped": skipped}
@@ -210,20 +224,27 @@ class BatchStream(IterableDataset):
             if not examples:
                 return
             order = np.arange(len(examples))
+            # As it was at the window's start; states of before there were groups do not have it.
+            pending = place.get("pending", 0) if skip else self._pending
             if self.shuffle_window:
-                order = np.random.default_rng([self.seed, self.epoch, part, worker_id, window]).permutation(
-                    len(examples)
-                )
+                rng = np.random.default_rng([self.seed, self.epoch, part, worker_id, window])
+                order = rng.permutation(len(examples))
+                if self.group is not None:
+                    groups = [self._group_of(example) for example in examples]
+                    order = in_groups(order, groups, self.batch_size, pending, rng)
+            here = {"window": window, "pending": pending, "source": start}
             # The state is that after the window's last example: the start of the next window.
             following = source.state_dict()
+            behind = {"window": window + 1, "taken": 0, "pending": 0, "source": following}
             for taken, index in enumerate(order[skip:], start=skip + 1):
                 if self.keep is not None and not self.keep(sample_id(examples[index], self.stream.image_column)):
                     continue
-                if taken < len(examples):
-                    yield examples[index], {"window": window, "taken": taken, "source": start}
-                else:
-                    yield examples[index], {"window": window + 1, "taken": 0, "source": following}
+                yield examples[index], {**here, "taken": taken} if taken < len(examples) else behind
             window, skip, start = window + 1, 0, following
+
+    def _group_of(self, example: dict[str, Any]) -> Hashable | None:
+        kept = self.keep is None or self.keep(sample_id(example, self.stream.image_column))
+        return self.group(example) if kept else None
 
     def _open(self, part: int, state: dict[str, Any] | None) -> tuple[datasets.IterableDataset, Iterator]:
         # A copy of one's own: the epoch of a `datasets` stream lies in memory that workers and other streams share, and

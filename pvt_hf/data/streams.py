@@ -41,6 +41,9 @@ class Stream:
         class_names: names by label, if the source has them.
         num_samples: examples in one pass, if the source says so.
         mask_column: where a segmentation example has its mask (None: none), an undecoded image as well.
+        objects_column: where a detection example has its objects, see [`pvt_hf.data.detection_objects.read_objects`].
+        object_masks_column: where it has one undecoded image per object, if not in the objects themselves.
+        category_ids: what the source calls each label, if that is not the label itself: COCO's ids have gaps.
     """
 
     name: str
@@ -50,6 +53,9 @@ class Stream:
     class_names: tuple[str, ...] | None
     num_samples: int | None
     mask_column: str | None = None
+    objects_column: str | None = None
+    object_masks_column: str | None = None
+    category_ids: tuple[int, ...] | None = None
 
 
 def open_stream(
@@ -92,7 +98,7 @@ def open_stream(
     else:
         dataset, num_samples = open_source(source, split, _open_folder, load_kwargs)
     features = dataset.features
-    image_column = image_column or _find_image_column(features, source)
+    image_column = image_column or find_image_column(features, source)
     label_column = label_column or next((name for name in LABEL_COLUMNS if name in features), None)
     for column in filter(None, (image_column, label_column)):
         if column not in features:
@@ -166,7 +172,8 @@ def _is_plain_image(feature: Any) -> bool:
     }
 
 
-def _find_image_column(features: datasets.Features, source: str) -> str:
+def find_image_column(features: datasets.Features, source: str) -> str:
+    """The column of type image, or of these the one of that name. Raises a ValueError if there are others alone."""
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if "image" in images or len(images) == 1:
         return "image" if "image" in images else images[0]

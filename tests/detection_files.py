@@ -1,0 +1,78 @@
+"""Small data sets for detection, written by the tests: noise with painted boxes, and COCO's annotations of them."""
+
+import io
+import json
+
+import numpy as np
+from PIL import Image
+
+
+# As in COCO, ids have gaps and are not listed in their order.
+CATEGORIES = {90: "toothbrush", 1: "person", 3: "car"}
+CLASS_NAMES = ("person", "car", "toothbrush")
+
+
+def encoded(array: np.ndarray, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(seed: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def random_objects(seed: int, height: int, width: int, count: int) -> list[dict]:
+    """COCO's annotations of `count` boxes inside the image with polygons; of three or more the first is a crowd."""
+    rng, made = np.random.default_rng(seed), []
+    for index in range(count):
+        x0, x1 = np.sort(rng.choice(width + 1, 2, replace=False)).tolist()
+        y0, y1 = np.sort(rng.choice(height + 1, 2, replace=False)).tolist()
+        crowd = int(count >= 3 and index == 0)
+        if crowd:
+            mask = np.zeros((height, width), dtype=np.uint8)
+            mask[y0:y1, x0:x1] = 1
+            segmentation = {"size": [height, width], "counts": run_lengths(mask)}
+        else:
+            segmentation = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+        made.append(
+            {
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "category_id": int(rng.choice(list(CATEGORIES))),
+                "area": float((x1 - x0) * (y1 - y0)),
+                "iscrowd": crowd,
+                "segmentation": segmentation,
+            }
+        )
+    return made
+
+
+def run_lengths(mask: np.ndarray) -> list[int]:
+    """COCO's uncompressed counts: lengths of runs of 0 and 1 in turn, down the columns, beginning with 0."""
+    flat = np.concatenate([[0], mask.flatten(order="F"), [2]])
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat[:-1])), [mask.size]])
+    return np.diff(starts).tolist()
+
+
+def write_coco(file, image_folder, sizes, counts=None, objects=None) -> dict:
+    """
+    Noise of these sizes, by name, and its annotations; returns what was written as JSON.
+
+    Args:
+        counts: objects by image, random ones; by default 0, 1, 2, ...
+        objects: annotations by image name, instead of random ones.
+    """
+    image_folder.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for index, (name, (height, width)) in enumerate(sizes.items()):
+        (image_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (image_folder / name).write_bytes(encoded(noise(index, height, width)))
+        images.append({"id": 100 + 7 * index, "file_name": name, "height": height, "width": width})
+        made = random_objects(index, height, width, counts[index] if counts else index)
+        for annotation in made if objects is None else objects.get(name, []):
+            annotations.append({"id": len(annotations) + 1, "image_id": images[-1]["id"], **annotation})
+    categories = [{"id": id_, "name": name} for id_, name in CATEGORIES.items()]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    file.write_text(json.dumps(content))
+    return content
