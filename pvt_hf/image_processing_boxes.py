@@ -58,8 +58,8 @@ class PvtBoxImageProcessorKwargs(ImagesKwargs, total=False):
 
 class PvtBoxImageProcessorMixin:
     """
-    Preprocessing for detectors. Goes before a backend of `PvtImageProcessor`; the mixins of the tasks derive from it and
-    add their post-processing and `_backends`.
+    Preprocessing for detectors. Goes before a backend of `PvtImageProcessor`; the mixins of the tasks derive from it,
+    and add their post-processing and `_backends`.
     """
 
     valid_kwargs = PvtBoxImageProcessorKwargs
@@ -107,8 +107,8 @@ class PvtBoxImageProcessorMixin:
     ) -> BatchFeature:
         if do_center_crop:
             raise ValueError(
-                "do_center_crop=True; boxes are relative to the whole image. Pass do_center_crop=False, and crop in the "
-                "training transforms."
+                "do_center_crop=True; boxes are relative to the whole image. Pass do_center_crop=False, and crop in "
+                "the training transforms."
             )
         if not do_pad:
             raise ValueError(

@@ -87,20 +87,20 @@ class PvtDetectionImageProcessorPil(PvtDetectionImageProcessorMixin, PvtImagePro
         pad_size (`dict`, defaults to None): `{"height", "width"}` to pad to instead of the largest image, rounded up.
         return_segmentation_masks (`bool`, defaults to False): whether the labels hold masks.
         do_center_crop=True and do_pad=False are refused.
-        nms_threshold (`float`, defaults to 0.5) and max_detections (`int`, defaults to 100), for the post-processing and
-            in the constructor only: of two boxes of a class that overlap by more (IoU), the better one stays; as many
-            objects per image at most.
+        nms_threshold (`float`, defaults to 0.5), max_detections (`int`, defaults to 100): for the post-processing, and
+            in the constructor only. Of two boxes of a class that overlap by more (IoU), the better one stays; at most
+            so many objects are given per image.
 
-    The call takes images and, second, `annotations`: a list of one dict per image (or one dict) as in Transformers' DETR
-    processor: `{"image_id": int, "annotations": [{"bbox": [x, y, width, height], "category_id": int, ...}, ...]}`, in
-    pixels of the upright image. `category_id` is the label as it is: classes count from 0 without gaps. Optional keys of
-    an object are `area` (else that of the box), `iscrowd`, and `segmentation` (polygons or RLE), which masks need.
+    The call takes images and, second, `annotations`: a list of one dict per image (or one dict), as in Transformers'
+    DETR processor: `{"image_id": int, "annotations": [{"bbox": [x, y, width, height], "category_id": int}, ...]}`, in
+    pixels of the upright image. `category_id` is the label as it is: classes count from 0 without gaps. Optional keys
+    of an object are `area` (else that of the box), `iscrowd`, and `segmentation` (polygons or RLE), which masks need.
 
     Returns a `BatchFeature` with `pixel_values`, float32 (batch, 3, H, W), `pixel_mask`, int64 (batch, H, W), 1 where
     there is image and 0 where there is padding, and with annotations `labels`, one `BatchFeature` per image:
         class_labels (n,) int64; boxes (n, 4) float32, cxcywh relative to the image *without* its padding; area (n,)
-        float32, in pixels of the resized image; iscrowd (n,), always 0; image_id (1,); orig_size and size (2,), (height,
-        width) before and after resizing, without padding; masks (n, H, W) bool, if asked for.
+        float32, in pixels of the resized image; iscrowd (n,), always 0; image_id (1,); orig_size and size (2,),
+        (height, width) before and after resizing, without padding; masks (n, H, W) bool, if asked for.
     (Transformers' own DETR processor makes boxes relative to the padded image, and `size` that of the padded image.)
     Crowds are left out, and boxes without area once they are clipped to the image.
 

@@ -18,8 +18,8 @@ def paste_mask(
 ) -> tuple[slice, slice, torch.Tensor]:
     """A mask on the grid of its box, at the pixels of the image.
 
-    The probabilities are sampled bilinearly at the pixel centres within the box, where the grid's cells have their value
-    at their centres and zero lies outside (mmdetection's and detectron2's rule: `grid_sample`, align_corners=False).
+    The probabilities are sampled bilinearly at the pixel centres within the box; the grid's cells have their value at
+    their centres, and zero lies outside (mmdetection's and detectron2's rule: `grid_sample`, align_corners=False).
 
     Args:
         mask_logits: (h, w), 28x28 in Mask R-CNN.
@@ -28,8 +28,8 @@ def paste_mask(
         threshold: lowest probability that counts as mask, inclusive.
 
     Returns:
-        The rows and the columns of the image whose centres lie in the box, and the (rows, columns) bool mask there. Both
-        may be empty.
+        The rows and the columns of the image whose centres lie in the box, and the (rows, columns) bool mask there.
+        Both may be empty.
     """
     x0, y0, x1, y1 = box_xyxy
     axes, samples = [], []
