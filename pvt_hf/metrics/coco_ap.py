@@ -28,8 +28,8 @@ FIGURES = (
 
 def coco_figures(images: Mapping[int | str, dict[str, dict[str, Any]]], num_labels: int, masks: bool) -> dict[str, Any]:
     """
-    The figures of [`CocoAP`], without prefix, for its `images`, by IoU of boxes or of `masks`; per_category_ap is there,
-    too. pycocotools computes them, with its own parameters; its printing is swallowed.
+    The figures of [`CocoAP`] for its `images`, without prefix, by IoU of boxes or of `masks`. pycocotools computes
+    them, with its own parameters; its printing is swallowed.
     """
     detections, references = [], []
     # by id, as pycocotools does: of equal scores the first counts first, whatever process saw which image
@@ -174,7 +174,9 @@ class CocoAP(evaluate.Metric):
     def add(self, *, prediction: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
         """Keeps one image."""
         image_id = reference["image_id"]
-        image_id = image_id if isinstance(image_id, str) else int(image_id)
+        image_id = image_id.item() if hasattr(image_id, "item") else image_id
+        if not isinstance(image_id, (int, str)):
+            raise ValueError(f"image_id {image_id!r}; expected an int or str.")
         try:
             corners = _rows(prediction, "boxes_xyxy", width=4)
             found = {
@@ -203,7 +205,7 @@ class CocoAP(evaluate.Metric):
                 lengths = {key: len(value) for key, value in record.items()}
                 if len(set(lengths.values())) > 1:
                     raise ValueError(f"a {name} of different lengths: {lengths}.")
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise ValueError(f"image {image_id!r}: {error}") from error
         self.merge({image_id: {"prediction": found, "reference": wanted}})
 
@@ -246,9 +248,15 @@ class CocoAP(evaluate.Metric):
         return figures
 
 
+def _get(record: Mapping[str, Any], name: str) -> Any:
+    if name not in record:
+        raise ValueError(f"{name} is missing; got {', '.join(record)}.")
+    return record[name]
+
+
 def _rows(record: Mapping[str, Any], name: str, width: int | None = None) -> np.ndarray:
     """`record[name]` as float64 (n,) or (n, width), finite."""
-    values = record[name]
+    values = _get(record, name)
     if hasattr(values, "detach"):
         values = values.detach().cpu().double()  # NumPy has no bfloat16
     array = np.asarray(values, dtype=np.float64)
@@ -264,7 +272,7 @@ def _rows(record: Mapping[str, Any], name: str, width: int | None = None) -> np.
 def _to_rle(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`record["masks"]`, (n, height, width) or RLE dicts, as n compressed RLE dicts with bytes."""
     encoded = []
-    for mask in record["masks"]:
+    for mask in _get(record, "masks"):
         if isinstance(mask, Mapping):
             counts = mask["counts"]
             counts = counts.encode() if isinstance(counts, str) else counts
