@@ -65,7 +65,7 @@ class PvtDetectionImageProcessorMixin(PvtBoxImageProcessorMixin):
             candidates, labels = (scores > threshold).nonzero(as_tuple=True)
             scores, boxes = scores[candidates, labels], to_image_boxes(pred_boxes[candidates], size)
             # batched_nms moves the classes apart, which would cost float32 coordinates their last digits
-            keep = batched_nms(boxes.double(), scores, labels, self.nms_threshold)[: self.max_detections]
+            keep = batched_nms(boxes.double(), scores.double(), labels, self.nms_threshold)[: self.max_detections]
             results.append({"scores": scores[keep], "labels": labels[keep], "boxes": boxes[keep]})
         return results
 
