@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig, pipeline
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.pipelines.object_detection import ObjectDetectionPipeline
@@ -505,27 +506,49 @@ def test_pipelines_read_what_we_give():
     class Outputs(dict):
         __getattr__ = dict.__getitem__
 
-    def pipeline(kind):
-        built = object.__new__(kind)
-        built.model, built.image_processor, built.tokenizer = model, processor, None
-        return built
+    def built(kind):
+        pipe = object.__new__(kind)
+        pipe.model, pipe.image_processor, pipe.tokenizer = model, processor, None
+        return pipe
 
     model_outputs = Outputs(vars(outputs), target_size=[size])
     for subtask in (None, "instance"):
-        answer = pipeline(ImageSegmentationPipeline).postprocess(model_outputs, subtask, 0.3, 0.4, 0.2)
+        answer = built(ImageSegmentationPipeline).postprocess(model_outputs, subtask, 0.3, 0.4, 0.2)
         assert len(answer) == len(expected["segments_info"]) > 2
         for entry, segment in zip(answer, expected["segments_info"]):
             assert entry["label"] == f"class {segment['label_id']}" and entry["score"] == segment["score"]
             mask = (expected["segmentation"] == segment["id"]).numpy()
             np.testing.assert_array_equal(np.array(entry["mask"]) == 255, mask)
     with pytest.raises(ValueError, match="Subtask semantic is not supported"):
-        pipeline(ImageSegmentationPipeline).postprocess(model_outputs, "semantic")
+        built(ImageSegmentationPipeline).postprocess(model_outputs, "semantic")
 
     model_outputs = Outputs(vars(outputs), target_size=torch.IntTensor([size]))
     boxes = processor.post_process_object_detection(outputs, 0.5, [size])[0]
-    answer = pipeline(ObjectDetectionPipeline).postprocess(model_outputs, 0.5)
+    answer = built(ObjectDetectionPipeline).postprocess(model_outputs, 0.5)
     assert [entry["score"] for entry in answer] == boxes["scores"].tolist() and len(answer) > 2
     assert [list(entry["box"].values()) for entry in answer] == boxes["boxes"].int().tolist()
+
+
+@pytest.mark.parametrize("size", [(40, 70), (90, 31)])
+def test_object_detection_pipeline(backend, size):
+    """With Transformers' own DETR, which takes `pixel_mask` and gives what our processor for DETR expects."""
+    torch.manual_seed(0)
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage4"])
+    small = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 9, "num_labels": 5}
+    heads = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")}
+    model = DetrForObjectDetection(DetrConfig(backbone_config=backbone, **small, **heads)).eval()
+    processor = ALL["detr"][backend](size=64)
+    image = Image.fromarray(noise(*size))
+    inputs = processor(image, return_tensors="pt")
+    assert inputs["pixel_mask"].eq(0).any()
+    with torch.no_grad():
+        outputs = model(**inputs)
+    expected = processor.post_process_object_detection(outputs, 0.01, [size])[0]
+    answer = pipeline("object-detection", model=model, image_processor=processor)(image, threshold=0.01)
+    assert [entry["score"] for entry in answer] == pytest.approx(expected["scores"].tolist()) and len(answer) == 9
+    for entry, label, box in zip(answer, expected["labels"].tolist(), expected["boxes"].int().tolist()):
+        assert entry["label"] == f"LABEL_{label}"
+        assert np.abs(np.subtract(list(entry["box"].values()), box)).max() <= 1  # rounded down, at an edge
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
