@@ -265,6 +265,35 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     return (new_long, new_short) if width <= height else (new_short, new_long)
 
 
+def rescaled_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+    """The (height, width) after resizing, by mmcv's arithmetic (`rescale_size`), for dense prediction.
+
+    One factor for both sides, which makes the shorter one `shortest_edge` unless the longer one would exceed
+    `longest_edge`; halves are rounded up. {"height", "width"} is taken as it is. Unlike there, no side falls below 1.
+
+    Raises:
+        ValueError: `size` has other keys, or the result would exceed MAX_RESIZED_PIXELS.
+    """
+    if size.height and size.width:
+        scaled = (size.height, size.width)
+    elif size.shortest_edge:
+        factor = size.shortest_edge / min(height, width)
+        if size.longest_edge:
+            factor = min(factor, size.longest_edge / max(height, width))
+        scaled = (max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1))
+    else:
+        raise ValueError(
+            f"size={dict(size)}; expected positive 'shortest_edge' (with or without 'longest_edge'), or 'height' and "
+            "'width'."
+        )
+    if scaled[0] * scaled[1] > MAX_RESIZED_PIXELS:
+        raise ValueError(
+            f"an image of {height}x{width} would be resized to {scaled[0]}x{scaled[1]} pixels. Crop it, or give a "
+            "smaller size, such as one with a 'longest_edge'."
+        )
+    return scaled
+
+
 class PvtImageProcessorMixin:
     """What both backends share: settings, reading of files, input checks and the size arithmetic of torchvision."""
 

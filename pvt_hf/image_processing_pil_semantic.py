@@ -18,12 +18,12 @@ from transformers.image_utils import PILImageResampling, SizeDict, is_valid_imag
 from transformers.processing_utils import ImagesKwargs
 
 from .image_processing_pil_pvt import (
-    MAX_RESIZED_PIXELS,
     PvtImageProcessorMixin,
     PvtImageProcessorPil,
     decode_image,
     dtype_name,
     flatten_batch,
+    rescaled_size,
 )
 
 
@@ -38,31 +38,11 @@ MAX_SCORES = 2**26
 def resize_steps(height: int, width: int, size: SizeDict) -> list[tuple[int, int]]:
     """The (height, width) after each of mmsegmentation's two resizes: to scale, then up to multiples of 32.
 
-    Scale and rounding are those of mmcv (`rescale_size`: one factor for both sides, halves rounded up), the second size
-    that of the official code (segmentation/align_resize.py, `AlignResize`). Unlike there, no side falls below 1, and
-    {"height", "width"} is one step.
-
-    Raises:
-        ValueError: `size` has other keys, or the result would exceed MAX_RESIZED_PIXELS.
+    The first is `rescaled_size` (and raises its errors), the second that of the official code
+    (segmentation/align_resize.py, `AlignResize`). {"height", "width"} is one step.
     """
-    if size.height and size.width:
-        scaled = (size.height, size.width)
-    elif size.shortest_edge:
-        factor = size.shortest_edge / min(height, width)
-        if size.longest_edge:
-            factor = min(factor, size.longest_edge / max(height, width))
-        scaled = (max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1))
-    else:
-        raise ValueError(
-            f"size={dict(size)}; expected positive 'shortest_edge' (with or without 'longest_edge'), or 'height' and "
-            "'width'."
-        )
+    scaled = rescaled_size(height, width, size)
     aligned = tuple(-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in scaled)  # rounded up
-    if aligned[0] * aligned[1] > MAX_RESIZED_PIXELS:
-        raise ValueError(
-            f"an image of {height}x{width} would be resized to {aligned[0]}x{aligned[1]} pixels. Crop it, or give a "
-            "smaller size, such as one with a 'longest_edge'."
-        )
     return [scaled, aligned] if size.shortest_edge else [aligned]
 
 

@@ -1,0 +1,20 @@
+"""Image processor for instance segmentation on torchvision. Imports without it, as `PvtImageProcessor` does."""
+
+from .image_processing_pil_instance import PvtInstanceImageProcessorMixin
+from .image_processing_pvt import PvtImageProcessor
+
+
+class PvtInstanceImageProcessor(PvtInstanceImageProcessorMixin, PvtImageProcessor):
+    """
+    Image processor for instance segmentation on torchvision, on any device.
+
+    Settings, inputs, outputs and errors are those of `PvtInstanceImageProcessorPil`; `device` and `disable_grouping`
+    work as in `PvtImageProcessor`. `labels` are equal in both backends and lie on the device of `pixel_values`; 8-bit
+    images differ by at most two grey levels of 255.
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
+
+
+__all__ = ["PvtInstanceImageProcessor"]

@@ -1,0 +1,115 @@
+"""
+Image processor for object detectors with one sigmoid score per class (RetinaNet) on Pillow and NumPy, and the
+post-processing that it shares with the torchvision backend.
+"""
+
+from typing import Any
+
+import torch
+from transformers.utils import is_torchvision_available
+
+from .image_processing_boxes import PvtBoxImageProcessorMixin, sizes_per_image, to_image_boxes
+from .image_processing_pil_pvt import PvtImageProcessorPil
+
+
+if is_torchvision_available():
+    from torchvision.ops import batched_nms
+else:
+    batched_nms = None
+
+
+class PvtDetectionImageProcessorMixin(PvtBoxImageProcessorMixin):
+    """What both backends of the detection processor share: settings and post-processing."""
+
+    def __init__(self, *, nms_threshold: float = 0.5, max_detections: int = 100, **kwargs: Any):
+        super().__init__(nms_threshold=nms_threshold, max_detections=max_detections, **kwargs)
+
+    @staticmethod
+    def _backends() -> dict[str, type]:
+        # Being imported here makes this file travel with the Pillow one, too.
+        from .image_processing_detection import PvtDetectionImageProcessor
+
+        return {"pil": PvtDetectionImageProcessorPil, "torchvision": PvtDetectionImageProcessor}
+
+    @torch.no_grad()
+    def post_process_object_detection(
+        self, outputs: Any, threshold: float = 0.5, target_sizes: Any = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """The objects of every image, by non-maximum suppression within each class (mmdetection's `multiclass_nms`).
+
+        Every pair of a candidate and a class whose score exceeds `threshold` takes part, so that one candidate may give
+        several objects. The paper's evaluation has threshold=0.05.
+
+        Args:
+            outputs: a model's output with `logits` (batch, candidates, num_labels), of which the sigmoid is the score,
+                and `pred_boxes` (batch, candidates, 4), cxcywh relative to the image without its padding.
+            threshold: lowest score, exclusive.
+            target_sizes: (height, width) per image, or a (batch, 2) tensor: the boxes are in pixels of that size. None
+                gives relative boxes, 0 to 1.
+
+        Returns:
+            Per image a dict with `scores` (n,) float32, highest first, `labels` (n,) int64 and `boxes` (n, 4) float32,
+            xyxy, clipped to the image; n is at most `max_detections`, and may be 0.
+
+        Raises:
+            ImportError: torchvision is not installed.
+            ValueError: another number of target sizes than of images, or one that is no (height, width).
+        """
+        if batched_nms is None:
+            raise ImportError("Non-maximum suppression needs torchvision: pip install 'pvt-hf[detection]'.")
+        results = []
+        for logits, pred_boxes, size in zip(
+            outputs.logits, outputs.pred_boxes, sizes_per_image(target_sizes, len(outputs.logits))
+        ):
+            scores = logits.float().sigmoid()
+            candidates, labels = (scores > threshold).nonzero(as_tuple=True)
+            scores, boxes = scores[candidates, labels], to_image_boxes(pred_boxes[candidates], size)
+            # batched_nms moves the classes apart, which would cost float32 coordinates their last digits
+            keep = batched_nms(boxes.double(), scores.double(), labels, self.nms_threshold)[: self.max_detections]
+            results.append({"scores": scores[keep], "labels": labels[keep], "boxes": boxes[keep]})
+        return results
+
+
+class PvtDetectionImageProcessorPil(PvtDetectionImageProcessorMixin, PvtImageProcessorPil):
+    """
+    Image processor for object detection on Pillow and NumPy.
+
+    The defaults are the paper's evaluation, as mmdetection does it: one factor that makes the shorter side 800 but the
+    longer at most 1333, values divided by 255, ImageNet mean and standard deviation, then zeros to the right and below
+    up to the largest image of the batch and a multiple of 32. Pillow's bilinear filter averages when it shrinks, where
+    OpenCV's in mmcv takes single pixels: the same picture with less aliasing.
+
+    Settings and inputs are those of `PvtImageProcessorPil`, with these differences:
+        size (`int` or `dict`, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`): an int is the shorter side
+            without a limit; `{"height", "width"}` gives up the aspect ratio.
+        resample (`PIL.Image.Resampling` or `int`, defaults to BILINEAR), for the images only.
+        size_divisor (`int`, defaults to 32): height and width of the batch become multiples of it.
+        pad_size (`dict`, defaults to None): `{"height", "width"}` to pad to instead of the largest image, rounded up.
+        return_segmentation_masks (`bool`, defaults to False): whether the labels hold masks.
+        do_center_crop=True and do_pad=False are refused.
+        nms_threshold (`float`, defaults to 0.5), max_detections (`int`, defaults to 100): for the post-processing, and
+            in the constructor only. Of two boxes of a class that overlap by more (IoU), the better one stays; at most
+            so many objects are given per image.
+
+    The call takes images and, second, `annotations`: a list of one dict per image (or one dict), as in Transformers'
+    DETR processor: `{"image_id": int, "annotations": [{"bbox": [x, y, width, height], "category_id": int}, ...]}`, in
+    pixels of the upright image. `category_id` is the label as it is: classes count from 0 without gaps. Optional keys
+    of an object are `area` (else that of the box), `iscrowd`, and `segmentation` (polygons or RLE), which masks need.
+
+    Returns a `BatchFeature` with `pixel_values`, float32 (batch, 3, H, W), `pixel_mask`, int64 (batch, H, W), 1 where
+    there is image and 0 where there is padding, and with annotations `labels`, one `BatchFeature` per image:
+        class_labels (n,) int64; boxes (n, 4) float32, cxcywh relative to the image *without* its padding; area (n,)
+        float32, in pixels of the resized image; iscrowd (n,), always 0; image_id (1,); orig_size and size (2,),
+        (height, width) before and after resizing, without padding; masks (n, H, W) bool, if asked for.
+    (Transformers' own DETR processor makes boxes relative to the padded image, and `size` that of the padded image.)
+    Crowds are left out, and boxes without area once they are clipped to the image.
+
+    Raises:
+        ValueError: as `PvtImageProcessorPil`; another number of annotations than of images, missing keys, NaN, negative
+            sides or labels, masks asked for without a segmentation or with one of another size.
+        TypeError: an item that is no image.
+        ImportError: masks are asked for and pycocotools is not installed.
+    """
+
+
+__all__ = ["PvtDetectionImageProcessorPil"]
