@@ -176,6 +176,46 @@ def overlay_classes(
     return canvas
 
 
+def overlay_objects(
+    image: Image.Image,
+    boxes_xyxy: torch.Tensor,
+    labels: Sequence[int],
+    scores: Sequence[float],
+    id2label: Mapping[int, str],
+    masks: torch.Tensor | None = None,
+) -> Image.Image:
+    """
+    The image with boxes, names and scores of objects in the colours of their classes, those of [`class_colors`].
+
+    Args:
+        image: PIL image of any mode.
+        boxes_xyxy: (objects, 4) in pixels. labels, scores: one each.
+        masks: (objects, height, width) bool, of the image's size, drawn beneath the boxes.
+
+    Returns:
+        An RGB image of the same size.
+    """
+    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+    canvas = pil_to_tensor(image.convert("RGB"))
+    if len(labels) == 0:
+        return to_pil_image(canvas)
+    colors = [tuple(class_colors(max(id2label) + 1)[label].tolist()) for label in labels]
+    if masks is not None:
+        canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colors)
+    # The likeliest are drawn last, over the others. torchvision wants boxes with an area.
+    order = [i for i in reversed(range(len(labels))) if (boxes_xyxy[i, 2:] >= boxes_xyxy[i, :2]).all()]
+    canvas = draw_bounding_boxes(
+        canvas,
+        boxes_xyxy[order],
+        labels=[f"{id2label[labels[i]]} {scores[i]:.0%}" for i in order],
+        colors=[colors[i] for i in order],
+        width=max(1, min(image.size) // 200),
+    )
+    return to_pil_image(canvas)
+
+
 def cls_attention(attention: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
     """
     Where the cls token of the last stage looks.

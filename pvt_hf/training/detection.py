@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from ..image_processing_instance import PvtInstanceImageProcessor
 from ..variants import get_config
 from .arguments import TrainingSettings, parse_overrides
 from .checkpoint import ensure_output_dir
-from .detection_evaluation import evaluate_detector
+from .detection_evaluation import evaluate_detector, without_nan
 from .evaluation_frame import check_model_path
 from .feed import Batch
 from .launch import make_accelerator
@@ -250,10 +249,3 @@ def run(settings: DetectionSettings) -> dict[str, Any]:
         collate_evaluation=collate_detection,
         group=partial(aspect_group, train_stream) if settings.group_by_aspect else None,
     )
-
-
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN: None instead, in lists of figures."""
-    if isinstance(value, list):
-        return [None if math.isnan(number) else number for number in value]
-    return value

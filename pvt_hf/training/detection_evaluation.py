@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -114,3 +115,10 @@ def reference(target: dict[str, Any]) -> dict[str, Any]:
     else:
         columns["masks"] = []
     return {"image_id": target["image_id"], **columns}
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: None instead, of a figure or in a list of them."""
+    if isinstance(value, list):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,24 @@
+"""
+Evaluates any detector that AutoModel opens on any stream of images with objects: COCO's twelve figures, of boxes and,
+where the model has them, of masks, the AP of every class, images per second.
+
+    python scripts/evaluate_object_detection.py --model DIR --dataset path/to/coco --split validation
+    python scripts/evaluate_object_detection.py --model DIR --dataset ... --output ap.json --results detections.json
+    accelerate launch scripts/evaluate_object_detection.py --model DIR --dataset ...                # several GPUs
+    torchrun --nproc_per_node 2 scripts/evaluate_object_detection.py --model DIR --dataset ... --cpu
+
+Detections are made and compared at each image's own size; classes by name where the data have names. --results is
+COCO's results file, with the category and image ids of the data. Several processes share the samples, each once.
+Unusable images are skipped, named and counted. `--help` lists every argument.
+"""
+
+from pvt_hf.data.batches import StreamError
+from pvt_hf.training.arguments import parse_arguments
+from pvt_hf.training.detection_checkpoint_evaluation import DetectionEvaluationSettings, run
+
+
+if __name__ == "__main__":
+    try:
+        run(parse_arguments(DetectionEvaluationSettings))
+    except (ImportError, OSError, ValueError, StreamError) as error:
+        raise SystemExit(f"error: {error}") from None
