@@ -168,7 +168,9 @@ def image_sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) 
     """
     batch, _, height, width = pixel_values.shape
     if pixel_mask is None:
-        return torch.tensor([height, width], device=pixel_values.device).expand(batch, 2)
+        # Not torch.tensor([height, width]), which would freeze the size into an exported graph
+        sides = (torch.full((batch,), side, device=pixel_values.device) for side in (height, width))
+        return torch.stack(list(sides), dim=1)
     if pixel_mask.shape != (batch, height, width):
         raise ValueError(
             f"pixel_mask has the shape {tuple(pixel_mask.shape)}: expected (batch, height, width) of pixel_values, "
@@ -220,23 +222,27 @@ def check_detection_labels(labels: list[dict[str, torch.Tensor]], batch: int, nu
 
 
 def boxes_in_pixels(boxes_cxcywh: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
-    """(objects, 4) normalised cxcywh and (2,) (height, width) to (objects, 4) fp32 xyxy in pixels."""
-    scale = image_size.flip(0).repeat(2)  # width, height, width, height
-    return box_convert(boxes_cxcywh.float(), "cxcywh", "xyxy") * scale
+    """(..., objects, 4) normalised cxcywh and (..., 2) (height, width) to (..., objects, 4) fp32 xyxy in pixels."""
+    return box_convert(boxes_cxcywh.float(), "cxcywh", "xyxy") * _width_height_twice(image_size)
 
 
 def clip_to_image(boxes_xyxy: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
     """
-    (boxes, 4) in pixels, clipped to (0, 0, width, height) of (2,) (height, width). torchvision's function wants the
-    size as numbers, which would wait for the device, and break a compiled graph.
+    (..., boxes, 4) in pixels, clipped to (0, 0, width, height) of (..., 2) (height, width). torchvision's function
+    wants the size as numbers, which would wait for the device, and break a compiled graph.
     """
-    return torch.minimum(boxes_xyxy.clamp(min=0), image_size.flip(0).repeat(2))
+    return torch.minimum(boxes_xyxy.clamp(min=0), _width_height_twice(image_size))
 
 
 def normalised_boxes(boxes_xyxy: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
-    """(boxes, 4) xyxy in pixels, clipped to the image of (2,) (height, width), to normalised cxcywh from 0 to 1."""
+    """(..., boxes, 4) xyxy in pixels to normalised cxcywh from 0 to 1, clipped to the image of (..., 2)."""
     clipped = clip_to_image(boxes_xyxy, image_size)
-    return box_convert(clipped / image_size.flip(0).repeat(2), "xyxy", "cxcywh")
+    return box_convert(clipped / _width_height_twice(image_size), "xyxy", "cxcywh")
+
+
+def _width_height_twice(image_size: torch.Tensor) -> torch.Tensor:
+    """(..., 2) (height, width) to (..., 1, 4)."""
+    return image_size[..., [1, 0, 1, 0]].unsqueeze(-2)
 
 
 __all__ = [

@@ -245,13 +245,14 @@ class MaskRcnnForInstanceSegmentation(PreTrainedModel):
         Raises:
             ValueError: what the backbone raises for its input; labels or a mask of wrong shapes or values.
         """
-        image_sizes = image_sizes_of(pixel_values, pixel_mask)
         objects = None
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
             check_masks(labels, pixel_values.shape[-2:])
-            objects = [boxes_in_pixels(label["boxes"], size) for label, size in zip(labels, image_sizes)]
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        image_sizes = image_sizes_of(pixel_values, pixel_mask)
+        if labels is not None:
+            objects = [boxes_in_pixels(label["boxes"], size) for label, size in zip(labels, image_sizes)]
         maps = self.neck(outputs.feature_maps)
         coarsest = nn.functional.max_pool2d(maps[-1], kernel_size=1, stride=2)
         proposals, loss_dict = self.rpn([*maps, coarsest], image_sizes, objects)

@@ -52,9 +52,9 @@ class RetinaNetObjectDetectionOutput(ModelOutput):
     Args:
         loss: scalar fp32, the sum of `loss_dict`, if labels are given.
         loss_dict: `loss_classification` and `loss_box`, scalars.
-        logits: (batch, candidates, num_labels), of independent classes (sigmoid). Candidates are the anchors of each
-            level, by level, or the `num_candidates` among them with the highest score of any class.
-            Those in the padding of a batch have the lowest number of the dtype.
+        logits: (batch, candidates, num_labels), of independent classes (sigmoid). Candidates are, level by level, the
+            `num_candidates` anchors with the highest score of any class, the highest first, or all of a level that has
+            no more. Those in the padding of a batch have the lowest number of the dtype.
         pred_boxes: (batch, candidates, 4) fp32, their boxes as (centre x, centre y, width, height), from 0 to 1 of the
             image without its padding, clipped to it.
         hidden_states, attentions: as the backbone gives them, on request.
@@ -198,10 +198,10 @@ class RetinaNetForObjectDetection(PreTrainedModel):
         Raises:
             ValueError: what the backbone raises for its input; labels or a mask of wrong shapes or values.
         """
-        image_sizes = image_sizes_of(pixel_values, pixel_mask)
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        image_sizes = image_sizes_of(pixel_values, pixel_mask)
         maps = self.neck(outputs.feature_maps)
         logits, codes = zip(*(self.head(feature_map) for feature_map in maps))
         anchors, inside = self.anchors(maps), self.anchors.inside(maps, image_sizes)
@@ -299,18 +299,16 @@ class RetinaNetForObjectDetection(PreTrainedModel):
             level_logits = level_logits.masked_fill(~is_inside[..., None], torch.finfo(level_logits.dtype).min)
             level_codes = level_codes.float()
             level_anchors = level_anchors.expand(len(level_logits), -1, -1)
-            if level_logits.shape[1] > self.config.num_candidates:
-                best = level_logits.amax(dim=2).topk(self.config.num_candidates, dim=1).indices  # (batch, candidates)
-                level_logits, level_codes, level_anchors = (
-                    tensor.gather(1, best[..., None].expand(-1, -1, tensor.shape[-1]))
-                    for tensor in (level_logits, level_codes, level_anchors)
-                )
+            count = torch.sym_min(level_logits.shape[1], self.config.num_candidates)
+            best = level_logits.amax(dim=2).topk(count, dim=1).indices  # (batch, candidates)
+            level_logits, level_codes, level_anchors = (
+                tensor.gather(1, best[..., None].expand(-1, -1, tensor.shape[-1]))
+                for tensor in (level_logits, level_codes, level_anchors)
+            )
             boxes = coder.decode_single(level_codes.flatten(0, 1), level_anchors.flatten(0, 1))
             kept_logits.append(level_logits)
             kept_boxes.append(boxes.unflatten(0, level_codes.shape[:2]))
-        boxes = torch.cat(kept_boxes, dim=1)
-        boxes = torch.stack([normalised_boxes(image, size) for image, size in zip(boxes, image_sizes)])
-        return torch.cat(kept_logits, dim=1), boxes
+        return torch.cat(kept_logits, dim=1), normalised_boxes(torch.cat(kept_boxes, dim=1), image_sizes)
 
 
 # Pipelines look the name up in this table and print an error if it is not there.
