@@ -1,0 +1,138 @@
+"""
+DETR on PVT is Transformers' DETR: names, numbers and outputs are those of `DetrForObjectDetection` on the same backbone
+and weights. What is ours, initialisation, configuration and travel, is tested here and in test_detection_pipelines.py.
+
+    python -m pytest tests/test_modeling_pvt_detr.py
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForObjectDetection, DetrConfig, DetrForObjectDetection, ResNetConfig
+
+from pvt_hf import (
+    PvtBackbone,
+    PvtConfig,
+    PvtDetrConfig,
+    PvtDetrForObjectDetection,
+    PvtForImageClassification,
+    load_pretrained_backbone,
+)
+from pvt_hf.variants import get_config
+
+from .common import random_images, randomize, tiny_pvt_config
+from .detection_cases import boxes_only, empty_labels, random_labels
+
+
+SMALL = dict(
+    d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+    encoder_ffn_dim=48, decoder_ffn_dim=48, num_queries=12, dropout=0.0, num_labels=6,
+)  # fmt: skip
+
+
+def tiny_detr_config(**overrides) -> PvtDetrConfig:
+    return PvtDetrConfig(**{"backbone_config": tiny_pvt_config(out_features=["stage4"]), **SMALL, **overrides})
+
+
+def make_model(**overrides) -> PvtDetrForObjectDetection:
+    torch.manual_seed(0)
+    return randomize(PvtDetrForObjectDetection(tiny_detr_config(**overrides))).eval()
+
+
+def test_names_numbers_and_outputs_are_transformers_own():
+    ours = make_model()
+    theirs = DetrForObjectDetection(
+        DetrConfig(backbone_config=tiny_pvt_config(out_features=["stage4"]), auxiliary_loss=True, **SMALL)
+    ).eval()
+    assert [(n, p.shape) for n, p in ours.named_parameters()] == [(n, p.shape) for n, p in theirs.named_parameters()]
+    theirs.load_state_dict(ours.state_dict())
+    images, labels = random_images(2, 96, 128), boxes_only(random_labels(2, 96, 128))
+    mask = torch.ones(2, 96, 128, dtype=torch.long)
+    mask[0, 70:] = 0
+    with torch.no_grad():
+        one, other = (model(images, pixel_mask=mask, labels=labels) for model in (ours, theirs))
+    for key in ("loss", "logits", "pred_boxes"):
+        assert torch.equal(one[key], other[key])
+    assert one.loss_dict.keys() == other.loss_dict.keys() and "loss_giou_0" in one.loss_dict
+
+
+def test_parameters_of_the_paper_sized_model():
+    """Transformers' own DETR has as many beside its backbone; the paper does not publish a number."""
+    with torch.device("meta"):
+        ours = PvtDetrForObjectDetection(
+            PvtDetrConfig(backbone_config=get_config("pvt-small", out_features=["stage4"]))
+        )
+        theirs = DetrForObjectDetection(
+            DetrConfig(backbone_config=ResNetConfig(out_features=["stage4"]), num_labels=80)
+        )
+    beside = [m.num_parameters() - m.model.backbone.model.num_parameters() for m in (ours, theirs)]
+    # the projection of 512 channels instead of 2048
+    assert beside[0] == beside[1] - (2048 - 512) * 256
+    assert ours.config.num_queries == 100 and ours.class_labels_classifier.out_features == 81
+
+
+def test_transformer_weights_are_xavier_uniform():
+    torch.manual_seed(0)
+    model = PvtDetrForObjectDetection(tiny_detr_config(d_model=64, encoder_ffn_dim=128, decoder_ffn_dim=128))
+    linears = [
+        module
+        for part in (model.model.encoder, model.model.decoder)
+        for module in part.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    assert len(linears) == 2 * 6 + 2 * 10
+    for linear in linears:
+        bound = math.sqrt(6 / (linear.in_features + linear.out_features))
+        assert 0.95 * bound < linear.weight.abs().max() <= bound and not linear.bias.any()
+
+
+def test_backbone_and_its_weights(tmp_path):
+    model = make_model()
+    backbone = model.model.backbone.model
+    assert type(backbone) is PvtBackbone and backbone.out_features == ["stage4"]
+    classifier = randomize(PvtForImageClassification(tiny_pvt_config(image_size=96)))
+    classifier.save_pretrained(tmp_path)
+    report = load_pretrained_backbone(model, tmp_path)
+    assert not report.missing and report.loaded
+    for key in report.loaded:
+        assert torch.equal(backbone.state_dict()[key], classifier.state_dict()[f"pvt.{key}"])
+
+
+def test_saving_and_loading(tmp_path):
+    model, images = make_model(), random_images(1, 64, 96)
+    model.save_pretrained(tmp_path)
+    reloaded, info = AutoModelForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(reloaded) is PvtDetrForObjectDetection and not any(map(len, info.values())), info
+    assert type(reloaded.config) is PvtDetrConfig and type(reloaded.config.backbone_config) is PvtConfig
+    with torch.no_grad():
+        assert torch.equal(reloaded.eval()(images).logits, model(images).logits)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert again.auxiliary_loss and again.num_labels == 6 and again.num_queries == 12
+
+
+@pytest.mark.parametrize("height_width", [(33, 200), (64, 64), (45, 101)])
+def test_sizes(height_width):
+    with torch.no_grad():
+        outputs = make_model()(random_images(1, *height_width))
+    assert outputs.logits.shape == (1, 12, 7) and torch.isfinite(outputs.pred_boxes).all()
+
+
+def test_resnet_as_in_the_baseline_of_the_paper():
+    backbone = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
+    )
+    model = PvtDetrForObjectDetection(tiny_detr_config(backbone_config=backbone))
+    model(random_images(2, 64, 64), labels=boxes_only(random_labels(2, 64, 64))).loss.backward()
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen and all(name.startswith("model.backbone.model.") for name in frozen)
+
+
+def test_every_parameter_has_a_gradient():
+    for labels in (boxes_only(random_labels(2, 64, 64)), boxes_only([empty_labels(), empty_labels()])):
+        model = make_model().train()
+        loss = model(random_images(2, 64, 64), labels=labels).loss
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(parameter.grad is not None for parameter in model.parameters())
