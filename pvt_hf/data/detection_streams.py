@@ -7,6 +7,7 @@ Images and masks are left undecoded: `pvt_hf.data.detection` opens them, where a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def open_detection_stream(
     image_column: str | None = None,
     objects_column: str | None = None,
     image_size: int = 128,
+    digit_sizes: Sequence[int] = (),
     keep_empty: bool = True,
     **load_kwargs: Any,
 ) -> Stream:
@@ -48,6 +50,7 @@ def open_detection_stream(
             and test; validation is test there.
         image_column, objects_column: found by type if not given.
         image_size: side in pixels of the built-in scenes.
+        digit_sizes: smallest and largest size of their digits in pixels; by default a sixth to a half of the side.
         keep_empty: whether images without objects to learn from come as well (they are background). mmdetection leaves
             them out in training.
         load_kwargs: for `datasets.load_dataset` of a Hub id: `name`, `revision`, `token` ...
@@ -64,7 +67,7 @@ def open_detection_stream(
     """
     class_names = category_ids = coco = None
     if source == "digit-scenes":
-        dataset, num_samples = open_digit_scenes(split, image_size)
+        dataset, num_samples = open_digit_scenes(split, image_size, digit_sizes)
     else:
         folder = Path(source)
         coco = find_coco_folder(folder, split) if folder.is_dir() else None

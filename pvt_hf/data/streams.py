@@ -115,11 +115,18 @@ def open_stream(
     )
 
 
-def open_digit_scenes(split: str, image_size: int) -> tuple[datasets.IterableDataset, int]:
-    """The built-in scenes, squares of `image_size` pixels, and their number: 4,000 to train on, 400 to test."""
+def open_digit_scenes(
+    split: str, image_size: int, digit_sizes: Sequence[int] = ()
+) -> tuple[datasets.IterableDataset, int]:
+    """
+    The built-in scenes, squares of `image_size` pixels, and their number: 4,000 to train on, 400 to test. `digit_sizes`
+    are the smallest and the largest, if not the usual ones.
+    """
     split = "test" if split == "validation" else split
     num_samples = 4000 if split == "train" else 400
-    return digit_scenes(split, image_size, image_size, num_shards=16, length=num_samples), num_samples
+    sizes = tuple(digit_sizes) or None
+    scenes = digit_scenes(split, image_size, image_size, digit_sizes=sizes, num_shards=16, length=num_samples)
+    return scenes, num_samples
 
 
 def open_source(
