@@ -259,6 +259,9 @@ def test_digit_scenes_have_boxes_and_masks():
             tight = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
             np.testing.assert_allclose(box, tight, atol=2e-5)
         assert np.array_equal(drawn, semantic_map) and len(labels["masks"]) >= 3
+    large = open_detection_stream("digit-scenes", image_size=64, digit_sizes=[30, 32])
+    heights = [box[3] for example in large.dataset.take(4) for box in example["objects"]["bbox"]]
+    assert 20 < min(heights) <= max(heights) <= 32  # a digit is about nine tenths as tall as its size
 
 
 def test_sources_that_do_not_fit(tmp_path, coco):
