@@ -100,7 +100,7 @@ class DetectionSettings(TrainingSettings):
     longest_edge: int = field(default=1333, metadata={"help": "Limit of the longer side."})
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability."})
     group_by_aspect: bool = field(
-        default=True, metadata={"help": "Batches of wide images, and of others, which need less padding."}
+        default=True, metadata={"help": "Batches of wide images, and of others, within --shuffle_window: less padding."}
     )
 
     def __post_init__(self):
@@ -247,5 +247,5 @@ def run(settings: DetectionSettings) -> dict[str, Any]:
         best_metric="ap",
         collate_training=collate_detection,
         collate_evaluation=collate_detection,
-        group=partial(aspect_group, train_stream) if settings.group_by_aspect else None,
+        group=partial(aspect_group, train_stream) if settings.group_by_aspect and settings.shuffle_window else None,
     )
