@@ -212,7 +212,7 @@ class DetectionEvaluationSample(_DecodedSample):
 
     Args:
         process: PIL RGB image to a tensor (3, h, w), without padding: an image processor, called by
-            `lambda image: processor(image, do_pad=False, return_tensors="pt")["pixel_values"][0]`.
+            [`pvt_hf.training.detection.ProcessImage`].
         stream, class_names, with_masks, attributes: as for [`DetectionSample`], with the same errors.
     """
 

@@ -191,13 +191,18 @@ def training_transform(settings: Any, processor: Any) -> DetectionTransform:
 
 
 class ProcessImage:
-    """An image as `processor` prepares it, unpadded; a class, because loader workers may have to pickle it."""
+    """
+    An image as `processor` prepares it, without the padding, which the batch will add; a class, because loader workers
+    may have to pickle it.
+    """
 
     def __init__(self, processor: Any):
         self.processor = processor
 
     def __call__(self, image: Any) -> torch.Tensor:
-        return self.processor(image, do_pad=False, return_tensors="pt")["pixel_values"][0]
+        inputs = self.processor(image, return_tensors="pt")
+        mask = inputs["pixel_mask"][0].bool()
+        return inputs["pixel_values"][0, :, : mask.any(dim=1).sum(), : mask.any(dim=0).sum()]
 
 
 def detection_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
