@@ -52,9 +52,9 @@ class RetinaNetObjectDetectionOutput(ModelOutput):
     Args:
         loss: scalar fp32, the sum of `loss_dict`, if labels are given.
         loss_dict: `loss_classification` and `loss_box`, scalars.
-        logits: (batch, candidates, num_labels), of independent classes (sigmoid). Candidates are, level by level, the
-            `num_candidates` anchors with the highest score of any class, the highest first, or all of a level that has
-            no more. Those in the padding of a batch have the lowest number of the dtype.
+        logits: (batch, candidates, num_labels), of independent classes (sigmoid). Candidates are, level by level
+            and in the order of their cells, the `num_candidates` anchors with the highest score of any class, or all of
+            a level that has no more. Those in the padding of a batch have the lowest number of the dtype.
         pred_boxes: (batch, candidates, 4) fp32, their boxes as (centre x, centre y, width, height), from 0 to 1 of the
             image without its padding, clipped to it.
         hidden_states, attentions: as the backbone gives them, on request.
@@ -300,7 +300,7 @@ class RetinaNetForObjectDetection(PreTrainedModel):
             level_codes = level_codes.float()
             level_anchors = level_anchors.expand(len(level_logits), -1, -1)
             count = torch.sym_min(level_logits.shape[1], self.config.num_candidates)
-            best = level_logits.amax(dim=2).topk(count, dim=1).indices  # (batch, candidates)
+            best = level_logits.amax(dim=2).topk(count, dim=1).indices.sort(dim=1).values  # (batch, candidates)
             level_logits, level_codes, level_anchors = (
                 tensor.gather(1, best[..., None].expand(-1, -1, tensor.shape[-1]))
                 for tensor in (level_logits, level_codes, level_anchors)
