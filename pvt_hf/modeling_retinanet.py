@@ -294,11 +294,12 @@ class RetinaNetForObjectDetection(PreTrainedModel):
         """The best anchors of each level: `logits` and `pred_boxes` of the output."""
         coder = box_coder()
         kept_logits, kept_boxes = [], []
-        inside_by_level = inside.split([len(level) for level in anchors], dim=1)
+        # shape[0], not len(): that would freeze the size into an exported graph
+        inside_by_level = inside.split([level.shape[0] for level in anchors], dim=1)
         for level_logits, level_codes, level_anchors, is_inside in zip(logits, codes, anchors, inside_by_level):
             level_logits = level_logits.masked_fill(~is_inside[..., None], torch.finfo(level_logits.dtype).min)
             level_codes = level_codes.float()
-            level_anchors = level_anchors.expand(len(level_logits), -1, -1)
+            level_anchors = level_anchors.expand(level_logits.shape[0], -1, -1)
             count = torch.sym_min(level_logits.shape[1], self.config.num_candidates)
             best = level_logits.amax(dim=2).topk(count, dim=1).indices.sort(dim=1).values  # (batch, candidates)
             level_logits, level_codes, level_anchors = (
@@ -307,7 +308,7 @@ class RetinaNetForObjectDetection(PreTrainedModel):
             )
             boxes = coder.decode_single(level_codes.flatten(0, 1), level_anchors.flatten(0, 1))
             kept_logits.append(level_logits)
-            kept_boxes.append(boxes.unflatten(0, level_codes.shape[:2]))
+            kept_boxes.append(boxes.view_as(level_codes))
         return torch.cat(kept_logits, dim=1), normalised_boxes(torch.cat(kept_boxes, dim=1), image_sizes)
 
 

@@ -6,7 +6,8 @@
 Trains `recipes/digits_pvt.yaml` on two CPU cores, then starts a clean process that knows only the saved folder:
 it reloads the model through the Auto classes, classifies the held-out digits through `pipeline`, and draws
 `predictions.png` and `attention.png`. Then the same with PVT and Semantic FPN on scenes of digits
-(`demo_segmentation.py`): `segmentation.png`. `report.json` has the figures.
+(`demo_segmentation.py`): `segmentation.png`; and with PVT and RetinaNet (`demo_detection.py`): `detection.png`.
+`report.json` has the figures.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import accelerate
 import datasets
+import demo_detection
 import demo_segmentation
 import torch
 import transformers
@@ -101,6 +103,7 @@ def answer(output_dir: Path) -> None:
         "pipeline_samples": len(images),
         "mistakes": len(wrong),
         "segmentation": demo_segmentation.answer(output_dir),
+        "detection": demo_detection.answer(output_dir),
     }
     (output_dir / "answer.json").write_text(json.dumps(result))
 
@@ -118,6 +121,7 @@ def main() -> None:
     started = time.perf_counter()
     trained = train(output_dir)
     segmenter = demo_segmentation.train(output_dir)
+    detector = demo_detection.train(output_dir)
     print("Reloading in a new process ...", flush=True)
     subprocess.run([sys.executable, __file__, "--output_dir", str(output_dir), "--answer"], check=True)
     answers = output_dir / "answer.json"
@@ -138,6 +142,12 @@ def main() -> None:
             **answered["segmentation"],
             "training_seconds": round(segmenter["seconds"], 1),
         },
+        "detection": {
+            "trained_steps": detector["steps"],
+            "ap50_after_training": detector["metrics"]["ap50"],
+            **answered["detection"],
+            "training_seconds": round(detector["seconds"], 1),
+        },
         "total_seconds": round(time.perf_counter() - started, 1),
         "versions": {"python": platform.python_version()} | {module.__name__: module.__version__ for module in modules},
     }
@@ -147,9 +157,12 @@ def main() -> None:
         f"\nHeld-out digits, through the pipeline of the reloaded model: {report['pipeline_accuracy']:.2%} of "
         f"{report['pipeline_samples']} right ({report['total_seconds']:.0f} s in all)."
     )
-    print(f"Digits in held-out scenes: mean IoU {report['segmentation']['pipeline_mean_iou']:.3f}.")
+    print(
+        f"Digits in held-out scenes: mean IoU {report['segmentation']['pipeline_mean_iou']:.3f}, AP50 "
+        f"{report['detection']['pipeline_ap50']:.3f}."
+    )
     for name in ("model", "curves.png", "predictions.png", "attention.png", "segmenter", "segmentation_curves.png",
-                 "segmentation.png", "report.json"):  # fmt: skip
+                 "segmentation.png", "detector", "detection_curves.png", "detection.png", "report.json"):  # fmt: skip
         print(f"  {output_dir / name}")
     if report["pipeline_accuracy"] <= 0.98:
         raise SystemExit("The accuracy is not above 98 %: something is wrong.")

@@ -41,7 +41,10 @@ def answer(output_dir: Path) -> dict:
     """Runs in a process of its own; draws `segmentation.png` and returns the figures of the pipeline's masks."""
     segmenter = pipeline("image-segmentation", model=str(output_dir / "segmenter"), device="cpu")
     labels = segmenter.model.config.label2id
-    stream = open_segmentation_stream("digit-scenes", "test", image_size=64)
+    settings = parse_arguments(SegmentationSettings, [str(RECIPE), "--output_dir", str(output_dir)])
+    stream = open_segmentation_stream(
+        "digit-scenes", "test", image_size=settings.scene_size, digit_sizes=settings.digit_sizes
+    )
     metric = MeanIoU(num_labels=len(labels))
     images, truth, predicted = [], [], []
     for example in islice(stream.dataset, 200):

@@ -40,6 +40,7 @@ def tiny_retinanet_config(**overrides) -> RetinaNetConfig:
 class RetinaNetTest(ModelContract, unittest.TestCase):
     model_class = RetinaNetForObjectDetection
     has_labels = True
+    export_minimum = 160  # the coarsest level, of stride 128
 
     def make_config(self, **overrides):
         return tiny_retinanet_config(**overrides)
@@ -196,7 +197,7 @@ def test_losses_one_anchor_at_a_time():
                     else:
                         focal -= 0.75 * score**2 * math.log(1 - score)
         total += max(positives, 1)
-    assert total > 10
+    assert total > 4  # an image without positives counts as one
     # fp32 sums of some hundred terms, against double precision
     assert actual["loss_classification"].item() == pytest.approx(focal / total, rel=1e-4)
     assert actual["loss_box"].item() == pytest.approx(distance / total, rel=1e-4)
@@ -340,16 +341,15 @@ def test_parameters_with_the_resnet_of_transformers():
     assert as_printed(model.num_parameters() - frozen) == PARAMETERS["resnet50"]
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "gflops", "paper"), [(800, 1280, 285.87, 285.8), (640, 960, 157.24, 157.2)]
-)
-def test_gflops_of_the_paper(height, width, gflops, paper):
-    """With PVT-Small, at 1280x800 and at 960x640."""
+@pytest.mark.parametrize(("height", "width", "paper"), [(800, 1280, "285.8"), (640, 960, "157.2")])
+def test_gflops_of_the_paper(height, width, paper):
+    """With PVT-Small, at 1280x800 and at 960x640; the heads' ReLUs are no modules."""
     model = meta_retinanet(PVT["pvt-small"])
+    with_relu = (*model.head.class_convs, *model.head.box_convs)
     with torch.no_grad():
-        total = count_operations(model, lambda: model(torch.empty(1, 3, height, width, device="meta")))
+        total = count_operations(model, lambda: model(torch.empty(1, 3, height, width, device="meta")), with_relu)
     total += attention_operations(model.config.backbone_config, height, width)
-    assert round(total / 1e9, 2) == gflops and abs(total / 1e9 - paper) < 0.1
+    assert as_printed(total) == paper
 
 
 # Configuration

@@ -1,0 +1,84 @@
+"""
+The detection part of `make demo`: PVT with RetinaNet learns to find digits in scenes, saves itself, and a new process
+that knows only the saved folder answers through `pipeline("object-detection")`.
+"""
+
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import pipeline
+
+import pvt_hf  # noqa: F401  (registers the model)
+from pvt_hf.data.detection_streams import open_detection_stream
+from pvt_hf.data.samples import decode_rgb
+from pvt_hf.metrics.coco_ap import CocoAP
+from pvt_hf.training.arguments import parse_arguments
+from pvt_hf.training.detection import DetectionSettings, run
+from pvt_hf.visualization import overlay_objects, plot_curves
+
+
+RECIPE = Path(__file__).parent / "recipes" / "digits_retinanet.yaml"
+# Fewer epochs than the recipe has, so that it takes minutes
+SHORTER = ["--epochs", "3", "--eval_every_epochs", "3"]
+SHOWN = 8
+SCALE = 4  # of the picture
+
+
+def train(output_dir: Path) -> dict:
+    """Trains into `output_dir/detector` and returns the run's report."""
+    model_dir = output_dir / "detector"
+    shutil.rmtree(model_dir, ignore_errors=True)
+    report = run(parse_arguments(DetectionSettings, [str(RECIPE), *SHORTER, "--output_dir", str(model_dir)]))
+    if report["interrupted"]:
+        raise SystemExit(f"Interrupted by {report['interrupted']}.")
+    plot_curves(report["history"], output_dir / "detection_curves.png", "RetinaNet on digit scenes")
+    return report
+
+
+def answer(output_dir: Path) -> dict:
+    """Runs in a process of its own; draws `detection.png` and returns the figures of the pipeline's boxes."""
+    detector = pipeline("object-detection", model=str(output_dir / "detector"), device="cpu")
+    settings = parse_arguments(DetectionSettings, [str(RECIPE), "--output_dir", str(output_dir)])
+    stream = open_detection_stream(
+        "digit-scenes", "test", image_size=settings.scene_size, digit_sizes=settings.digit_sizes
+    )
+    label2id = detector.model.config.label2id
+    metric, pictures = CocoAP(num_labels=len(label2id)), []
+    for example in islice(stream.dataset, 200):
+        image, objects = decode_rgb(example[stream.image_column]), example[stream.objects_column]
+        found = detector(image, threshold=0.05)
+        boxes = torch.tensor([list(one["box"].values()) for one in found], dtype=torch.float32).reshape(-1, 4)
+        labels, scores = [label2id[one["label"]] for one in found], [one["score"] for one in found]
+        metric.add(
+            prediction={"scores": scores, "labels": labels, "boxes_xyxy": boxes},
+            reference={
+                "image_id": example["image_id"],
+                "labels": objects["category"],
+                "boxes_xywh": objects["bbox"],
+                "area": objects["area"],
+            },
+        )
+        if len(pictures) < SHOWN:
+            sure = [index for index, score in enumerate(scores) if score >= 0.5]
+            large = image.resize((image.width * SCALE, image.height * SCALE), Image.Resampling.BICUBIC)
+            pictures.append(
+                overlay_objects(
+                    large,
+                    boxes[sure] * SCALE,
+                    [labels[index] for index in sure],
+                    [scores[index] for index in sure],
+                    detector.model.config.id2label,
+                )
+            )
+    columns = SHOWN // 2
+    width, height = pictures[0].size
+    page = Image.new("RGB", (columns * width, 2 * height))
+    for index, picture in enumerate(pictures):
+        page.paste(picture, (index % columns * width, index // columns * height))
+    page.save(output_dir / "detection.png")
+    figures = metric.compute()
+    # The pipeline cuts coordinates to whole pixels, of scenes of 64: the overlap is a little less than the model's.
+    return {"pipeline_ap": figures["ap"], "pipeline_ap50": figures["ap50"]}
