@@ -26,12 +26,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from transformers import Pipeline, pipeline
 from transformers.utils import logging
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
-from pvt_hf.data.detection_masks import mask_to_rle
 from pvt_hf.data.samples import decode_rgb
 from pvt_hf.visualization import annotate_classes, class_shares, label_image, overlay_classes, overlay_objects
 
@@ -92,6 +92,12 @@ def find_objects(arguments: argparse.Namespace, with_masks: bool = False) -> Ans
             f"{arguments.task} comes of it."
         )
 
+    if with_masks:
+        try:
+            from pycocotools.mask import encode
+        except ImportError:
+            raise SystemExit("Masks are written by pycocotools: `pip install pvt-hf[detection]`.") from None
+
     def answer(image: Image.Image) -> tuple[str, Files]:
         # Not the pipelines' own answers: one cuts coordinates to whole numbers, the other lets no masks overlap.
         outputs, size = detector.forward(detector.preprocess(image)), [(image.height, image.width)]
@@ -107,7 +113,8 @@ def find_objects(arguments: argparse.Namespace, with_masks: bool = False) -> Ans
             maps = processor.post_process_instance_segmentation(outputs, return_binary_maps=True, **options)[0]
             masks = maps["segmentation"]
             for one, mask in zip(objects, masks.numpy()):
-                one["segmentation"] = mask_to_rle(mask, image.height, image.width)
+                rle = encode(np.asfortranarray(mask, dtype=np.uint8))
+                one["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
         names = [config.id2label[label] for label in labels]
         counts = ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
         picture = overlay_objects(image, found["boxes"], labels, scores, config.id2label, masks)

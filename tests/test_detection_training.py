@@ -39,7 +39,7 @@ BACKBONE = {
     "mlp_ratios": [2, 2, 2, 2],
 }  # fmt: skip
 HEADS = {
-    "retinanet": {"fpn_channels": 16, "num_head_convs": 1},
+    "retinanet": {"fpn_channels": 16, "num_head_convs": 1, "prior_probability": 0.2},  # scores high enough to count
     "mask_rcnn": {"fpn_channels": 16, "box_head_size": 32, "num_mask_convs": 1, "num_proposals": 30,
                   "num_train_candidates": 60, "num_candidates": 60, "box_num_samples": 16, "finest_scale": 20},
     "detr": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
