@@ -53,7 +53,9 @@ def answer(folder, root, kind, **remote):
     import numpy as np
     from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
-    files = [file for file in sorted((root / "images").iterdir()) if kind == "package" or file.stem != "RGB"]
+    # the large picture once, where there are masks of it, too
+    large = kind == "package" and folder.name == "mask_rcnn"
+    files = [file for file in sorted((root / "images").iterdir()) if large or file.stem != "RGB"]
     detect = pipeline("object-detection", model=str(folder), threshold=0.3, **remote)
     found = {file.stem: detect(str(file), threshold=0.3) for file in files}
     masks = None

@@ -7,7 +7,6 @@ they leave behind agrees with pycocotools and with the models called by hand.
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -149,10 +148,8 @@ def test_prediction_script(trained, coco, tmp_path):
     architecture, output, _ = trained
     files = sorted((coco / "val2017").iterdir())[:2]
     task = "instance-segmentation" if architecture == "mask_rcnn" else "object-detection"
-    command = [sys.executable, "scripts/predict.py", *map(str, files), "--model", str(output), "--task", task]
-    command += ["--threshold", "0.02", "--output_dir", str(tmp_path)]
-    process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+    command = ["scripts/predict.py", *map(str, files), "--model", str(output), "--task", task]
+    process = run_program([*command, "--threshold", "0.02", "--output_dir", str(tmp_path)])
     for file in files:
         objects = json.loads((tmp_path / f"{file.stem}.objects.json").read_text())
         picture = Image.open(tmp_path / f"{file.stem}.objects.png")
