@@ -173,3 +173,25 @@ def test_the_wheel_holds_every_module(core_python):
     expected = {path.relative_to(sources) for path in sources.rglob("*") if path.suffix in (".py", ".typed")}
     assert Path("modeling_pvt.py") in expected and Path("py.typed") in expected
     assert {path for path in expected if not (installed / path).is_file()} == set()
+
+
+DETECTORS = """
+import json
+import pvt_hf
+
+messages = {}
+for name in ("RetinaNetForObjectDetection", "MaskRcnnForInstanceSegmentation"):
+    model_class = getattr(pvt_hf, name)
+    try:
+        model_class(model_class.config_class())
+    except ImportError as error:
+        messages[name] = str(error)
+print(json.dumps(messages))
+"""
+
+
+def test_detectors_without_torchvision_say_what_they_need(core_python, tmp_path):
+    messages = json.loads(run_python(DETECTORS, python=core_python, cwd=tmp_path).stdout)
+    assert len(messages) == 2
+    for name, message in messages.items():
+        assert name in message and "pvt-hf[detection]" in message
