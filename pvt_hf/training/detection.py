@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForObjectDetection,
     PreTrainedModel,
 )
 
-from ..backbone_loading import load_pretrained_backbone
 from ..configuration_mask_rcnn import MaskRcnnConfig
 from ..configuration_pvt import PvtConfig
 from ..configuration_pvt_detr import PvtDetrConfig
@@ -32,9 +29,9 @@ from ..variants import get_config
 from .arguments import TrainingSettings, parse_overrides
 from .checkpoint import ensure_output_dir
 from .detection_evaluation import evaluate_detector, without_nan
-from .evaluation_frame import check_model_path
 from .feed import Batch
 from .launch import make_accelerator
+from .models import label_fields, open_trained_model, start_backbone
 from .segmentation import read_class_names, synchronize_batch_norm
 from .task import run_task
 
@@ -133,15 +130,8 @@ class DetectionSettings(TrainingSettings):
 
 def build_model(settings: DetectionSettings, class_names: tuple[str, ...]) -> PreTrainedModel:
     """The model to train: a detector with a classifier of the right size, or a new one."""
-    id2label = dict(enumerate(class_names))
-    labels = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
     if settings.model:
-        check_model_path(settings.model)
-        config = AutoConfig.from_pretrained(settings.model, **labels)
-        with_drop_path = getattr(config, "backbone_config", None) or config
-        if hasattr(with_drop_path, "drop_path_rate"):
-            with_drop_path.drop_path_rate = settings.drop_path_rate
-        return AutoModelForObjectDetection.from_pretrained(settings.model, config=config, ignore_mismatched_sizes=True)
+        return open_trained_model(settings.model, AutoModelForObjectDetection, class_names, settings.drop_path_rate)
     architecture = ARCHITECTURES[settings.architecture]
     head_fields, backbone_fields = settings.parsed_overrides()
     backbone_fields = {
@@ -150,7 +140,7 @@ def build_model(settings: DetectionSettings, class_names: tuple[str, ...]) -> Pr
         **backbone_fields,
     }
     config = architecture.config_class(
-        backbone_config=get_config(settings.variant, **backbone_fields), **head_fields, **labels
+        backbone_config=get_config(settings.variant, **backbone_fields), **head_fields, **label_fields(class_names)
     )
     return AutoModelForObjectDetection.from_config(config)
 
@@ -228,10 +218,7 @@ def run(settings: DetectionSettings) -> dict[str, Any]:
     train_sample = DetectionSample(train_stream, training_transform(settings, processor), class_names, with_masks)
     eval_sample = DetectionEvaluationSample(eval_stream, ProcessImage(processor), class_names, with_masks)
     if settings.backbone:
-        if settings.backbone.startswith((".", "/", "~")) and not Path(settings.backbone).exists():
-            raise FileNotFoundError(f"There is no {settings.backbone} to start from: give a file, folder or Hub id.")
-        loaded = load_pretrained_backbone(model, settings.backbone)
-        accelerator.print(f"Backbone from {settings.backbone}: {loaded}")
+        start_backbone(accelerator, model, settings.backbone)
 
     def evaluate(unwrapped, batches):
         metrics = evaluate_detector(

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
-from ..backbone_loading import load_pretrained_backbone
 from ..configuration_pvt import PvtConfig
 from ..configuration_semantic_fpn import SemanticFpnConfig
 from ..configuration_trans2seg import Trans2SegConfig
@@ -25,9 +24,9 @@ from ..image_processing_semantic import PvtSemanticImageProcessor
 from ..variants import get_config
 from .arguments import TrainingSettings, parse_overrides
 from .checkpoint import ensure_output_dir
-from .evaluation_frame import check_model_path
 from .feed import Batch
 from .launch import make_accelerator
+from .models import label_fields, open_trained_model, start_backbone
 from .segmentation_evaluation import evaluate_segmenter
 from .segmentation_inference import SingleScale
 from .task import run_task
@@ -133,22 +132,17 @@ def read_class_names(text: str) -> tuple[str, ...] | None:
 
 def build_model(settings: SegmentationSettings, class_names: tuple[str, ...]) -> PreTrainedModel:
     """The model to train: a segmenter with a classifier of the right size, or a new one."""
-    id2label = dict(enumerate(class_names))
-    labels = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
     if settings.model:
-        check_model_path(settings.model)
-        config = AutoConfig.from_pretrained(settings.model, **labels)
-        with_drop_path = getattr(config, "backbone_config", None) or config
-        if hasattr(with_drop_path, "drop_path_rate"):
-            with_drop_path.drop_path_rate = settings.drop_path_rate
-        return AutoModelForSemanticSegmentation.from_pretrained(
-            settings.model, config=config, ignore_mismatched_sizes=True
+        return open_trained_model(
+            settings.model, AutoModelForSemanticSegmentation, class_names, settings.drop_path_rate
         )
     config_class, out_features = ARCHITECTURES[settings.architecture]
     head_fields, backbone_fields = settings.parsed_overrides()
     backbone_fields = {"drop_path_rate": settings.drop_path_rate, **backbone_fields}
     backbone_fields["out_features"] = settings.out_features or out_features
-    config = config_class(backbone_config=get_config(settings.variant, **backbone_fields), **head_fields, **labels)
+    config = config_class(
+        backbone_config=get_config(settings.variant, **backbone_fields), **head_fields, **label_fields(class_names)
+    )
     return AutoModelForSemanticSegmentation.from_config(config)
 
 
@@ -232,10 +226,7 @@ def run(settings: SegmentationSettings) -> dict[str, Any]:
     eval_sample = SegmentationEvaluationSample(eval_stream, inference, class_names, settings.reduce_labels)
     model = build_model(settings, train_sample.class_names)
     if settings.backbone:
-        if settings.backbone.startswith((".", "/", "~")) and not Path(settings.backbone).exists():
-            raise FileNotFoundError(f"There is no {settings.backbone} to start from: give a file, folder or Hub id.")
-        loaded = load_pretrained_backbone(model, settings.backbone)
-        accelerator.print(f"Backbone from {settings.backbone}: {loaded}")
+        start_backbone(accelerator, model, settings.backbone)
 
     def evaluate(unwrapped, batches):
         metrics = evaluate_segmenter(
