@@ -21,6 +21,7 @@ from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.checkpoint import list_checkpoints
 from pvt_hf.training.classification import ClassificationSettings, MixedLoss, build_model
 from pvt_hf.training.classification import run as run_classification
+from pvt_hf.training.detection import DetectionSettings
 from pvt_hf.training.optimizer import make_schedule, parameter_groups
 from pvt_hf.training.segmentation import SegmentationSettings
 from pvt_hf.variants import get_config
@@ -115,6 +116,7 @@ def test_every_recipe_parses(recipe):
     classes = {
         "train_image_classification.py": ClassificationSettings,
         "train_semantic_segmentation.py": SegmentationSettings,
+        "train_object_detection.py": DetectionSettings,
     }
     (settings,) = (classes[script] for script in classes if script in recipe.read_text())
     parse_arguments(settings, [str(recipe), "--output_dir", "out"])
