@@ -57,3 +57,14 @@ def attention_operations(config: PvtConfig, height: int, width: int) -> int:
             config.grid_sizes(height, width), config.depths, config.sequence_reduction_ratios, config.hidden_sizes
         )
     )
+
+
+def parameters_but_frozen(model: nn.Module) -> int:
+    """
+    Parameters of a detector without those that its training leaves frozen, which the paper does not count: the stem and
+    the first stage of a ResNet, of timm or of Transformers. A PVT has none.
+    """
+    prefixes = ("_backbone.conv1.", "_backbone.bn1.", "_backbone.layer1.", "embedder.", "encoder.stages.0.")
+    frozen = [parameter for name, parameter in model.backbone.named_parameters() if name.startswith(prefixes)]
+    assert bool(frozen) == (model.config.backbone_config.model_type != "pvt")
+    return model.num_parameters() - sum(parameter.numel() for parameter in frozen)

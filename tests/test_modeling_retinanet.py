@@ -11,7 +11,6 @@ import unittest
 
 import pytest
 import torch
-from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.retinanet import RetinaNet
@@ -25,7 +24,7 @@ from pvt_hf.variants import get_config
 
 from .common import ModelContract, random_images, randomize, tiny_pvt_config
 from .detection_cases import BACKBONES, boxes_only, empty_labels, random_labels
-from .paper_counts import as_printed, attention_operations, count_operations
+from .paper_counts import as_printed, attention_operations, count_operations, parameters_but_frozen
 from .test_modeling_anchors import reference_assignment
 
 
@@ -320,25 +319,13 @@ def meta_retinanet(backbone_config) -> RetinaNetForObjectDetection:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_of_the_paper(name):
-    """The paper does not count what is frozen in training: the stem and the first stage of ResNets."""
     model = meta_retinanet({**PVT, **CONVNETS}[name])
-    frozen = sum(
-        parameter.numel()
-        for key, parameter in model.backbone.named_parameters()
-        if name not in PVT and key.removeprefix("_backbone.").startswith(("conv1.", "bn1.", "layer1."))
-    )
-    assert (frozen > 0) == (name not in PVT)
-    assert as_printed(model.num_parameters() - frozen) == PARAMETERS[name]
+    assert as_printed(parameters_but_frozen(model)) == PARAMETERS[name]
 
 
 def test_parameters_with_the_resnet_of_transformers():
     model = meta_retinanet(ResNetConfig(out_features=STAGES))
-    frozen = sum(
-        parameter.numel()
-        for key, parameter in model.backbone.named_parameters()
-        if key.startswith(("embedder.", "encoder.stages.0."))
-    )
-    assert as_printed(model.num_parameters() - frozen) == PARAMETERS["resnet50"]
+    assert as_printed(parameters_but_frozen(model)) == PARAMETERS["resnet50"]
 
 
 @pytest.mark.parametrize(("height", "width", "paper"), [(800, 1280, "285.8"), (640, 960, "157.2")])
@@ -397,10 +384,3 @@ def test_backbones_that_do_not_return_three_maps():
     for backbone_config in (tiny_pvt_config(), tiny_pvt_config(out_features=["stage1", *STAGES])):
         with pytest.raises(ValueError, match="three feature maps.*out_features"):
             RetinaNetForObjectDetection(RetinaNetConfig(backbone_config=backbone_config))
-
-
-def test_no_layer_of_the_head_has_a_name_twice():
-    """One head serves all levels."""
-    model = RetinaNetTest().make_model()
-    convs = [module for module in model.head.modules() if isinstance(module, nn.Conv2d)]
-    assert len(convs) == 2 * 2 + 2

@@ -43,14 +43,11 @@ class Architecture:
     config_class: type
     processor_class: type
     out_features: list[str]
-    with_masks: bool = False
 
 
 ARCHITECTURES = {
     "retinanet": Architecture(RetinaNetConfig, PvtDetectionImageProcessor, ["stage2", "stage3", "stage4"]),
-    "mask_rcnn": Architecture(
-        MaskRcnnConfig, PvtInstanceImageProcessor, ["stage1", "stage2", "stage3", "stage4"], with_masks=True
-    ),
+    "mask_rcnn": Architecture(MaskRcnnConfig, PvtInstanceImageProcessor, ["stage1", "stage2", "stage3", "stage4"]),
     "detr": Architecture(PvtDetrConfig, PvtDetrImageProcessor, ["stage4"]),
 }
 
