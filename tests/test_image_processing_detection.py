@@ -373,3 +373,16 @@ def test_device():
     found = PvtDetectionImageProcessor()(noise(50, 80), annotation, return_tensors="pt", device="cuda")
     tensors = [found["pixel_values"], found["pixel_mask"], *found["labels"][0].values()]
     assert {tensor.device.type for tensor in tensors} == {"cuda"}
+
+
+def test_compressed_run_lengths_that_are_cut_off_are_refused():
+    """pycocotools would decode them, partly from memory that is not theirs."""
+    from pycocotools import mask as mask_api
+
+    mask = np.zeros((40, 30), dtype=np.uint8, order="F")
+    mask[5:20, 7:19], mask[25:30, 3:9] = 1, 1
+    rle = mask_api.encode(mask)
+    assert np.array_equal(image_processing_coco.segmentation_to_mask(rle, 40, 30), mask.astype(bool))
+    for end in range(len(rle["counts"])):
+        with pytest.raises(ValueError, match="cut off|add up"):
+            image_processing_coco.segmentation_to_mask({"size": [40, 30], "counts": rle["counts"][:end]}, 40, 30)

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ..image_processing_coco import run_lengths
 from .samples import BadSample
 
 
@@ -117,32 +118,12 @@ def _check_rle(mask: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     if not isinstance(size, list | tuple) or not isinstance(counts, list | str | bytes):
         raise BadSample(f"an object's mask is {mask!r:.60}; expected run lengths with 'size' and 'counts'")
     _check_size(size, height, width)
-    lengths = counts if isinstance(counts, list) else _run_lengths(counts)
+    try:
+        lengths = counts if isinstance(counts, list) else run_lengths(counts)
+    except ValueError as error:
+        raise BadSample(f"an object's mask: {error}") from error
     if not all(isinstance(length, int) and length >= 0 for length in lengths) or sum(lengths) != height * width:
         raise BadSample(
             f"the run lengths of an object's mask do not add up to the {height}x{width} pixels of the image"
         )
     return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
-
-
-def _run_lengths(counts: str | bytes) -> list[int]:
-    """
-    Of COCO's compressed form: little-endian groups of five bits in characters from "0" on, the sixth bit of which says
-    that the number goes on, and the fifth of the last is its sign; from the fourth number on it is a difference to the
-    last but one before.
-    """
-    lengths, number, shift = [], 0, 0
-    for character in counts.encode() if isinstance(counts, str) else counts:
-        code = character - 48
-        if not 0 <= code < 64:
-            raise BadSample("the run lengths of an object's mask have characters that no run lengths have")
-        number |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            if code & 16:
-                number -= 1 << shift
-            lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
-            number, shift = 0, 0
-    if shift:
-        raise BadSample("the run lengths of an object's mask are cut off")
-    return lengths
