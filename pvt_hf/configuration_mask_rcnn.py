@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_pvt import build_backbone_config
+from .configuration_head import HeadConfig
 
 
 @strict
-class MaskRcnnConfig(PreTrainedConfig):
+class MaskRcnnConfig(HeadConfig):
     r"""
     Configuration of [`MaskRcnnForInstanceSegmentation`]. The defaults are those of the PVT paper (section 5.2; official
     `detection/configs/_base_/models/mask_rcnn_r50_fpn.py`), on PVT-Tiny.
@@ -65,9 +61,7 @@ class MaskRcnnConfig(PreTrainedConfig):
     ```"""
 
     model_type = "mask_rcnn"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="pvt")}
 
-    backbone_config: dict | PreTrainedConfig | None = None
     fpn_channels: int = 256
     box_head_size: int = 1024
     num_mask_convs: int = 4
@@ -89,40 +83,20 @@ class MaskRcnnConfig(PreTrainedConfig):
     max_detections: int = 100
 
     def __post_init__(self, **kwargs):
-        self.backbone_config = build_backbone_config(self.backbone_config)
         self.anchor_ratios, self.box_code_std = list(self.anchor_ratios), list(self.box_code_std)
-        if self.id2label is None and kwargs.get("num_labels") is None:
-            kwargs["num_labels"] = 80
         super().__post_init__(**kwargs)
-        self._validate()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`, with `num_labels`: the file leaves out default names of two classes."""
-        return {**super().to_dict(), "num_labels": self.num_labels}
 
     def _validate(self) -> None:
-        for name in (
-            "fpn_channels", "box_head_size", "rpn_num_samples", "num_train_candidates", "num_candidates",
+        self._check_at_least(
+            1, "fpn_channels", "box_head_size", "rpn_num_samples", "num_train_candidates", "num_candidates",
             "num_proposals", "finest_scale", "box_num_samples", "max_detections", "num_labels",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.num_mask_convs < 0:
-            raise ValueError(f"num_mask_convs must not be negative, got {self.num_mask_convs}.")
-        if self.anchor_scale <= 0:
-            raise ValueError(f"anchor_scale must be positive, got {self.anchor_scale}.")
-        if not self.anchor_ratios or min(self.anchor_ratios) <= 0:
-            raise ValueError(f"anchor_ratios must be positive, and at least one, got {self.anchor_ratios}.")
+        )  # fmt: skip
+        self._check_at_least(0, "num_mask_convs")
+        self._check_anchors()
         if len(self.box_code_std) != 4 or min(self.box_code_std) <= 0:
             raise ValueError(f"box_code_std must be four positive numbers, got {self.box_code_std}.")
-        if not 0 <= self.rpn_negative_iou <= self.rpn_positive_iou <= 1:
-            raise ValueError(
-                "rpn_negative_iou must be from 0 to rpn_positive_iou, and that at most 1, got "
-                f"{self.rpn_negative_iou} and {self.rpn_positive_iou}."
-            )
-        for name in ("rpn_nms_threshold", "box_positive_iou", "score_threshold", "nms_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}.")
+        self._check_overlaps("rpn_negative_iou", "rpn_positive_iou")
+        self._check_from_zero_to_one("rpn_nms_threshold", "box_positive_iou", "score_threshold", "nms_threshold")
 
 
 __all__ = ["MaskRcnnConfig"]

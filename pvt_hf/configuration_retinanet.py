@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_pvt import build_backbone_config
+from .configuration_head import HeadConfig
 
 
 @strict
-class RetinaNetConfig(PreTrainedConfig):
+class RetinaNetConfig(HeadConfig):
     r"""
     Configuration of [`RetinaNetForObjectDetection`]. The defaults are those of the PVT paper (section 5.2; official
     `detection/configs/_base_/models/retinanet_r50_fpn.py`), on PVT-Tiny.
@@ -49,9 +45,8 @@ class RetinaNetConfig(PreTrainedConfig):
     ```"""
 
     model_type = "retinanet"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="pvt")}
+    default_out_features = ("stage2", "stage3", "stage4")
 
-    backbone_config: dict | PreTrainedConfig | None = None
     fpn_channels: int = 256
     num_head_convs: int = 4
     anchor_scale: float | int = 4.0
@@ -65,32 +60,14 @@ class RetinaNetConfig(PreTrainedConfig):
     num_candidates: int = 1000
 
     def __post_init__(self, **kwargs):
-        self.backbone_config = build_backbone_config(self.backbone_config, ("stage2", "stage3", "stage4"))
         self.anchor_ratios = list(self.anchor_ratios)
-        if self.id2label is None and kwargs.get("num_labels") is None:
-            kwargs["num_labels"] = 80
         super().__post_init__(**kwargs)
-        self._validate()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`, with `num_labels`: the file leaves out default names of two classes."""
-        return {**super().to_dict(), "num_labels": self.num_labels}
 
     def _validate(self) -> None:
-        for name in ("fpn_channels", "anchor_scales_per_octave", "num_candidates", "num_labels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.num_head_convs < 0:
-            raise ValueError(f"num_head_convs must not be negative, got {self.num_head_convs}.")
-        if self.anchor_scale <= 0:
-            raise ValueError(f"anchor_scale must be positive, got {self.anchor_scale}.")
-        if not self.anchor_ratios or min(self.anchor_ratios) <= 0:
-            raise ValueError(f"anchor_ratios must be positive, and at least one, got {self.anchor_ratios}.")
-        if not 0 <= self.negative_iou <= self.positive_iou <= 1:
-            raise ValueError(
-                "negative_iou must be from 0 to positive_iou, and that at most 1, got "
-                f"{self.negative_iou} and {self.positive_iou}."
-            )
+        self._check_at_least(1, "fpn_channels", "anchor_scales_per_octave", "num_candidates", "num_labels")
+        self._check_at_least(0, "num_head_convs")
+        self._check_anchors()
+        self._check_overlaps("negative_iou", "positive_iou")
         if not 0 < self.prior_probability < 1:
             raise ValueError(f"prior_probability must be between 0 and 1, got {self.prior_probability}.")
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_pvt import build_backbone_config
+from .configuration_head import HeadConfig
 
 
 @strict
-class SemanticFpnConfig(PreTrainedConfig):
+class SemanticFpnConfig(HeadConfig):
     r"""
     Configuration of [`SemanticFpnForSemanticSegmentation`]. The defaults are those of the PVT paper (section 5.3;
     official `segmentation/configs/_base_/models/fpn_r50.py`), on PVT-Tiny.
@@ -43,41 +39,21 @@ class SemanticFpnConfig(PreTrainedConfig):
     ```"""
 
     model_type = "semantic_fpn"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="pvt")}
+    default_num_labels = 150
 
-    backbone_config: dict | PreTrainedConfig | None = None
     fpn_channels: int = 256
     head_channels: int = 128
     classifier_dropout_prob: float | int = 0.1
     semantic_loss_ignore_index: int = 255
 
-    def __post_init__(self, **kwargs):
-        self.backbone_config = build_backbone_config(self.backbone_config)
-        if self.id2label is None and kwargs.get("num_labels") is None:
-            kwargs["num_labels"] = 150
-        super().__post_init__(**kwargs)
-        self._validate()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`, with `num_labels`: the file leaves out default names of two classes."""
-        return {**super().to_dict(), "num_labels": self.num_labels}
-
     def _validate(self) -> None:
-        for name in ("fpn_channels", "head_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        self._check_at_least(1, "fpn_channels", "head_channels")
         if not 0 <= self.classifier_dropout_prob < 1:
             raise ValueError(
                 "classifier_dropout_prob is a probability of at least 0 and below 1, got "
                 f"{self.classifier_dropout_prob}."
             )
-        if self.num_labels < 2:
-            raise ValueError(f"num_labels must be at least 2 (background counts as a class), got {self.num_labels}.")
-        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
-            raise ValueError(
-                f"semantic_loss_ignore_index is {self.semantic_loss_ignore_index}, which is also one of the "
-                f"{self.num_labels} classes: choose a number that is none, such as -100."
-            )
+        self._check_semantic_labels()
 
 
 __all__ = ["SemanticFpnConfig"]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_pvt import build_backbone_config
+from .configuration_head import HeadConfig
 
 
 @strict
-class Trans2SegConfig(PreTrainedConfig):
+class Trans2SegConfig(HeadConfig):
     r"""
     Configuration of [`Trans2SegForSemanticSegmentation`].
 
@@ -67,9 +63,8 @@ class Trans2SegConfig(PreTrainedConfig):
     ```"""
 
     model_type = "trans2seg"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="pvt")}
+    default_num_labels = 150
 
-    backbone_config: dict | PreTrainedConfig | None = None
     hidden_size: int = 256
     encoder_layers: int = 4
     decoder_layers: int = 4
@@ -82,28 +77,10 @@ class Trans2SegConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = 255
 
-    def __post_init__(self, **kwargs):
-        self.backbone_config = build_backbone_config(self.backbone_config)
-        if self.id2label is None and kwargs.get("num_labels") is None:
-            kwargs["num_labels"] = 150
-        super().__post_init__(**kwargs)
-        self._validate()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`, with `num_labels`: the file leaves out default names of two classes."""
-        return {**super().to_dict(), "num_labels": self.num_labels}
-
     def _validate(self) -> None:
-        for name in (
-            "hidden_size",
-            "encoder_layers",
-            "decoder_layers",
-            "num_attention_heads",
-            "mlp_ratio",
-            "head_channels",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        self._check_at_least(
+            1, "hidden_size", "encoder_layers", "decoder_layers", "num_attention_heads", "mlp_ratio", "head_channels"
+        )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size is {self.hidden_size}, which num_attention_heads, {self.num_attention_heads}, does not "
@@ -114,13 +91,7 @@ class Trans2SegConfig(PreTrainedConfig):
             raise ValueError(
                 f"position_grid must be a number of at least 1, or two of them (rows, columns), got {grid}."
             )
-        if self.num_labels < 2:
-            raise ValueError(f"num_labels must be at least 2 (background counts as a class), got {self.num_labels}.")
-        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
-            raise ValueError(
-                f"semantic_loss_ignore_index is {self.semantic_loss_ignore_index}, which is also one of the "
-                f"{self.num_labels} classes: choose a number that is none, such as -100."
-            )
+        self._check_semantic_labels()
 
 
 __all__ = ["Trans2SegConfig"]

@@ -20,7 +20,6 @@ from transformers import (
     AutoModelForObjectDetection,
 )
 from transformers import initialization as init
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES,
     MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES,
@@ -42,7 +41,7 @@ from .modeling_anchors import (
     require_torchvision,
 )
 from .modeling_fpn import FeaturePyramidNetwork, FpnConv2d
-from .modeling_pvt import build_backbone
+from .modeling_head import HeadPreTrainedModel
 from .modeling_rpn import RegionProposalNetwork
 
 
@@ -162,36 +161,18 @@ class MaskRcnnMaskHead(nn.Module):
         return self.classifier(nn.functional.relu(self.upsample(regions)))
 
 
-class MaskRcnnForInstanceSegmentation(PreTrainedModel):
+class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
     """A backbone, FPN, region proposals, and Mask R-CNN's two heads. The backbone starts from random weights."""
 
     config: MaskRcnnConfig
     config_class = MaskRcnnConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["FeaturePyramidNetwork", "RegionProposalNetwork", "MaskRcnnBoxHead", "MaskRcnnMaskHead"]
-    # Attention is the backbone's, which refuses what it cannot do. How many regions there are depends on the image, so
-    # that a compiled graph breaks there.
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    # The losses are means over regions, which Trainer averages over steps.
-    accepts_loss_kwargs = False
+    # How many regions there are depends on the image: a compiled graph breaks there.
 
     def __init__(self, config: MaskRcnnConfig):
         require_torchvision(type(self).__name__)
         super().__init__(config)
-        self.backbone = build_backbone(config.backbone_config)
-        channels = self.backbone.channels
-        if len(channels) != len(STRIDES):
-            raise ValueError(
-                "Mask R-CNN reads four feature maps, at strides 4, 8, 16 and 32; this "
-                f"{config.backbone_config.model_type!r} backbone gives {len(channels)} (out_features "
-                f"{self.backbone.out_features}, of {self.backbone.stage_names}): name four in backbone_config, by "
-                "out_features or out_indices."
-            )
+        channels = self.add_backbone("four feature maps, at strides 4, 8, 16 and 32", 4, 4)
         self.neck = FeaturePyramidNetwork(channels, config.fpn_channels)
         self.rpn = RegionProposalNetwork(config)
         self.pooler = RegionPooler(config.finest_scale)
@@ -220,10 +201,6 @@ class MaskRcnnForInstanceSegmentation(PreTrainedModel):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             init.zeros_(module.bias)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """What reads the image in the backbone, where the backbone says so."""
-        return self.backbone.get_input_embeddings()
 
     @can_return_tuple
     def forward(

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForObjectDetection
 from transformers import initialization as init
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, is_torchvision_available
@@ -36,7 +35,7 @@ from .modeling_anchors import (
     require_torchvision,
 )
 from .modeling_fpn import FeaturePyramidNetwork, FpnConv2d
-from .modeling_pvt import build_backbone
+from .modeling_head import HeadPreTrainedModel
 
 
 if is_torchvision_available():
@@ -121,36 +120,18 @@ def by_anchor(feature_map: torch.Tensor, values: int) -> torch.Tensor:
     return feature_map.permute(0, 2, 3, 1).unflatten(-1, (-1, values)).flatten(1, 3)
 
 
-class RetinaNetForObjectDetection(PreTrainedModel):
+class RetinaNetForObjectDetection(HeadPreTrainedModel):
     """A backbone, FPN and RetinaNet's heads. The backbone starts from random weights."""
 
     config: RetinaNetConfig
     config_class = RetinaNetConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["RetinaNetNeck", "RetinaNetHead"]
-    # Attention is the backbone's, which refuses what it cannot do.
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # The loss is a mean over objects, which Trainer averages over steps.
-    accepts_loss_kwargs = False
 
     def __init__(self, config: RetinaNetConfig):
         require_torchvision(type(self).__name__)
         super().__init__(config)
-        self.backbone = build_backbone(config.backbone_config)
-        channels = self.backbone.channels
-        if len(channels) != 3:
-            raise ValueError(
-                "RetinaNet reads three feature maps, at strides 8, 16 and 32; this "
-                f"{config.backbone_config.model_type!r} backbone gives {len(channels)} (out_features "
-                f"{self.backbone.out_features}, of {self.backbone.stage_names}): name three in backbone_config, by "
-                "out_features or out_indices."
-            )
+        channels = self.add_backbone("three feature maps, at strides 8, 16 and 32", 3, 3)
         strides = [FIRST_STRIDE * 2**level for level in range(NUM_LEVELS)]
         octave = [2 ** (step / config.anchor_scales_per_octave) for step in range(config.anchor_scales_per_octave)]
         sizes = [[stride * config.anchor_scale * scale for scale in octave] for stride in strides]
@@ -174,10 +155,6 @@ class RetinaNetForObjectDetection(PreTrainedModel):
             if module is self.head.classifier:
                 prior = self.config.prior_probability
                 init.constant_(module.bias, -math.log((1 - prior) / prior))
-
-    def get_input_embeddings(self) -> nn.Module:
-        """What reads the image in the backbone, where the backbone says so."""
-        return self.backbone.get_input_embeddings()
 
     @can_return_tuple
     def forward(

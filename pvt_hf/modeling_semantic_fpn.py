@@ -14,7 +14,6 @@ from torch import nn
 from transformers import AutoModelForSemanticSegmentation
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -22,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_semantic_fpn import SemanticFpnConfig
 from .modeling_fpn import FeaturePyramidNetwork, FpnConv2d
-from .modeling_pvt import build_backbone
+from .modeling_head import HeadPreTrainedModel
 
 
 def resize_bilinear(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -115,36 +114,17 @@ class SemanticFpnHead(nn.Module):
         return self.classifier(self.dropout(total))  # (batch, num_labels, rows, columns)
 
 
-class SemanticFpnForSemanticSegmentation(PreTrainedModel):
+class SemanticFpnForSemanticSegmentation(HeadPreTrainedModel):
     """A backbone, the FPN neck and the Semantic FPN head. The backbone starts from random weights."""
 
     config: SemanticFpnConfig
     config_class = SemanticFpnConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["FeaturePyramidNetwork", "SemanticFpnHead"]
-    # Attention is the backbone's, which refuses what it cannot do.
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Trainer's count of items knows nothing of ignored pixels: the loss is a mean, which Trainer averages over steps.
-    accepts_loss_kwargs = False
 
     def __init__(self, config: SemanticFpnConfig):
         super().__init__(config)
-        backbone_config = config.backbone_config
-        self.backbone = build_backbone(backbone_config)
-        channels = self.backbone.channels
-        if len(channels) != 4:
-            raise ValueError(
-                "Semantic FPN reads four feature maps, at strides 4, 8, 16 and 32; this "
-                f"{backbone_config.model_type!r} backbone gives {len(channels)} (out_features "
-                f"{self.backbone.out_features}, of {self.backbone.stage_names}): name four in backbone_config, by "
-                "out_features or out_indices."
-            )
+        channels = self.add_backbone("four feature maps, at strides 4, 8, 16 and 32", 4, 4)
         self.neck = FeaturePyramidNetwork(channels, config.fpn_channels)
         self.head = SemanticFpnHead(config, num_levels=len(channels))
         self.post_init()
@@ -162,10 +142,6 @@ class SemanticFpnForSemanticSegmentation(PreTrainedModel):
             init.normal_(module.weight, std=0.01)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def get_input_embeddings(self) -> nn.Module:
-        """What reads the image in the backbone, where the backbone says so."""
-        return self.backbone.get_input_embeddings()
 
     @can_return_tuple
     def forward(

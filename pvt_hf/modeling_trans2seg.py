@@ -39,14 +39,15 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SemanticSegmenterOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_trans2seg import Trans2SegConfig
-from .modeling_pvt import build_backbone, eager_attention_forward, resize_position_table, to_feature_map, to_tokens
+from .modeling_head import HeadPreTrainedModel
+from .modeling_pvt import eager_attention_forward, resize_position_table, to_feature_map, to_tokens
 from .modeling_semantic_fpn import resize_bilinear, semantic_segmentation_loss
 
 
@@ -332,34 +333,17 @@ class Trans2SegHead(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-class Trans2SegForSemanticSegmentation(PreTrainedModel):
+class Trans2SegForSemanticSegmentation(HeadPreTrainedModel):
     """A backbone, the Trans2Seg transformer and its convolution head. The backbone starts from random weights."""
 
     config: Trans2SegConfig
     config_class = Trans2SegConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["Trans2SegEncoder", "Trans2SegDecoder", "Trans2SegHead"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Trainer's count of items knows nothing of ignored pixels: the loss is a mean, which Trainer averages over steps.
-    accepts_loss_kwargs = False
 
     def __init__(self, config: Trans2SegConfig):
         super().__init__(config)
-        backbone_config = config.backbone_config
-        self.backbone = build_backbone(backbone_config)
-        channels = self.backbone.channels
-        if len(channels) < 2:
-            raise ValueError(
-                "Trans2Seg reads two feature maps, the finest and the coarsest of the backbone's; this "
-                f"{backbone_config.model_type!r} backbone gives one (out_features {self.backbone.out_features}, of "
-                f"{self.backbone.stage_names}): name two in backbone_config, by out_features or out_indices."
-            )
+        channels = self.add_backbone("two feature maps, the finest and the coarsest of the backbone's", 2)
         self.encoder = Trans2SegEncoder(config, in_channels=channels[-1])
         self.decoder = Trans2SegDecoder(config)
         self.head = Trans2SegHead(config, fine_channels=channels[0])
@@ -382,10 +366,6 @@ class Trans2SegForSemanticSegmentation(PreTrainedModel):
             init.trunc_normal_(module.cls_token, std=std)
         elif isinstance(module, Trans2SegDecoder):
             init.trunc_normal_(module.prototypes, std=std)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """What reads the image in the backbone, where the backbone says so."""
-        return self.backbone.get_input_embeddings()
 
     @can_return_tuple
     def forward(

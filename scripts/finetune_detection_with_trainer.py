@@ -48,7 +48,7 @@ from pvt_hf.training.detection import ARCHITECTURES
 from pvt_hf.training.detection_evaluation import SCORE_THRESHOLD, SCORE_THRESHOLDS
 from pvt_hf.training.evaluation_frame import check_model_path
 from pvt_hf.training.launch import check_world_size
-from pvt_hf.training.segmentation import read_class_names
+from pvt_hf.training.models import read_class_names
 
 
 DEFAULTS = {**TRAINER_DEFAULTS, "metric_for_best_model": "ap", "batch_eval_metrics": True}

@@ -56,7 +56,8 @@ from pvt_hf.image_processing_semantic import PvtSemanticImageProcessor
 from pvt_hf.metrics.mean_iou import MeanIoU
 from pvt_hf.training.evaluation_frame import check_model_path
 from pvt_hf.training.launch import check_world_size
-from pvt_hf.training.segmentation import read_class_names, synchronize_batch_norm, training_transform
+from pvt_hf.training.models import read_class_names, synchronize_batch_norm
+from pvt_hf.training.segmentation import training_transform
 from pvt_hf.training.segmentation_checkpoint_evaluation import class_table, format_table
 
 

@@ -196,7 +196,10 @@ def test_with_the_package(package):
             assert processor == "pvt_hf.image_processing_semantic" and answer["pil"] == "PvtSemanticImageProcessorPil"
 
 
-SHARED_CODE = ["configuration_pvt.py", "configuration_semantic_fpn.py", "modeling_fpn.py", "modeling_pvt.py"]
+SHARED_CODE = [
+    *(f"configuration_{name}.py" for name in ("head", "pvt", "semantic_fpn")),
+    *(f"modeling_{name}.py" for name in ("fpn", "head", "pvt")),
+]
 MODEL_CODE = {
     "semantic_fpn": [*SHARED_CODE, "modeling_semantic_fpn.py"],
     "trans2seg": [*SHARED_CODE, "configuration_trans2seg.py", "modeling_semantic_fpn.py", "modeling_trans2seg.py"],

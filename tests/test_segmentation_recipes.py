@@ -9,7 +9,8 @@ import json
 import pytest
 
 from pvt_hf.training.arguments import parse_arguments
-from pvt_hf.training.segmentation import SegmentationSettings, build_model, build_processor, read_class_names
+from pvt_hf.training.models import read_class_names
+from pvt_hf.training.segmentation import SegmentationSettings, build_model, build_processor
 
 from .training_runs import ROOT
 

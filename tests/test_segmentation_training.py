@@ -23,14 +23,9 @@ from pvt_hf.data.ade20k import ADE20K_CLASS_NAMES
 from pvt_hf.image_processing_semantic import PvtSemanticImageProcessor
 from pvt_hf.training import segmentation
 from pvt_hf.training.arguments import parse_arguments
+from pvt_hf.training.models import read_class_names, synchronize_batch_norm
 from pvt_hf.training.optimizer import make_schedule, parameter_groups
-from pvt_hf.training.segmentation import (
-    ARCHITECTURES,
-    SegmentationSettings,
-    build_model,
-    read_class_names,
-    synchronize_batch_norm,
-)
+from pvt_hf.training.segmentation import ARCHITECTURES, SegmentationSettings, build_model
 
 from .common import TINY, tiny_pvt_config
 from .training_runs import assert_equal_weights, forget_accelerate, weights

@@ -18,17 +18,13 @@ from ..data.samples import ClassificationSample
 from ..data.streams import Stream, open_stream
 from ..data.transforms import ProcessorTransform
 from .evaluation import Forward, evaluate_classifier
-from .evaluation_frame import Monitor, open_checkpoint, shorten, write_report
+from .evaluation_frame import CheckpointSettings, Monitor, RenumberedSample, open_checkpoint, shorten, write_report
 
 
 @dataclass
-class EvaluationSettings:
+class EvaluationSettings(CheckpointSettings):
     """Arguments of `scripts/evaluate_image_classification.py`."""
 
-    model: str = field(metadata={"help": "Any image classifier that AutoModel opens: a folder or Hub id."})
-    dataset: str = field(metadata={"help": "'digits', a folder, or a Hub data set id."})
-    split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    image_column: str = field(default="", metadata={"help": "If it cannot be found by its type."})
     label_column: str = field(default="", metadata={"help": "If it cannot be found by its name."})
     class_names: str = field(default="", metadata={"help": "Comma-separated names, for labels without names."})
     image_sizes: list[int] = field(
@@ -36,20 +32,9 @@ class EvaluationSettings:
     )
     crop_ratio: float = field(default=0.875, metadata={"help": "With --image_sizes: crop over resized shorter side."})
     batch_size: int = field(default=64, metadata={"help": "Images per forward pass and process."})
-    num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})
-    mixed_precision: str = field(
-        default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
-    )
-    cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
-    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
-    output: str = field(default="", metadata={"help": "JSON file for the results."})
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
-        if self.num_workers < 0:
-            raise ValueError(f"--num_workers must not be negative, got {self.num_workers}.")
+        super().__post_init__()
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"--crop_ratio is above 0 and at most 1, got {self.crop_ratio}.")
         if any(size < 1 for size in self.image_sizes):
@@ -159,17 +144,6 @@ def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int
     return numbers, f"{differences} Label i of the data is taken as label i of the model."
 
 
-class _RenumberedSample:
-    """A [`ClassificationSample`] with the model's labels; a class, because loader workers may have to pickle it."""
-
-    def __init__(self, sample: ClassificationSample, labels: list[int]):
-        self.sample, self.labels = sample, labels
-
-    def __call__(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
-        tensors = self.sample(example)
-        return {**tensors, "labels": torch.tensor(self.labels[tensors["labels"]])}
-
-
 def run(settings: EvaluationSettings) -> dict[str, Any]:
     """
     Evaluates a checkpoint at each size; prints a line for each, writes `settings.output`, and returns what is in it.
@@ -200,10 +174,11 @@ def run(settings: EvaluationSettings) -> dict[str, Any]:
     results, skipped = [], {}
     for image_size in settings.image_sizes or [None]:
         transform = evaluation_transform(processor, image_size, settings.crop_ratio)
+        sample = ClassificationSample(stream, transform, stream.class_names or model_names)
         size = (image_size, image_size) if image_size else output_size(processor)
         batches = BatchStream(
             stream,
-            _RenumberedSample(ClassificationSample(stream, transform, stream.class_names or model_names), labels),
+            RenumberedSample(sample, torch.tensor(labels)),
             settings.batch_size,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,

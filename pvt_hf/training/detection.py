@@ -31,8 +31,7 @@ from .checkpoint import ensure_output_dir
 from .detection_evaluation import evaluate_detector, without_nan
 from .feed import Batch
 from .launch import make_accelerator
-from .models import label_fields, open_trained_model, start_backbone
-from .segmentation import read_class_names, synchronize_batch_norm
+from .models import label_fields, open_trained_model, read_class_names, start_backbone, synchronize_batch_norm
 from .task import run_task
 
 

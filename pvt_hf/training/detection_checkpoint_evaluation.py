@@ -17,18 +17,14 @@ from ..data.detection_streams import open_detection_stream
 from ..metrics.coco_ap import FIGURES, coco_results
 from .detection import ProcessImage
 from .detection_evaluation import evaluate_detector, without_nan
-from .evaluation_frame import Monitor, open_checkpoint, write_report
-from .segmentation import read_class_names
+from .evaluation_frame import CheckpointSettings, Monitor, open_checkpoint, write_report
+from .models import read_class_names
 
 
 @dataclass
-class DetectionEvaluationSettings:
+class DetectionEvaluationSettings(CheckpointSettings):
     """Arguments of `scripts/evaluate_object_detection.py`."""
 
-    model: str = field(metadata={"help": "Any detector that AutoModel opens: a folder or Hub id."})
-    dataset: str = field(metadata={"help": "'digit-scenes', a folder, or a Hub data set id."})
-    split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    image_column: str = field(default="", metadata={"help": "If it cannot be found by its type."})
     objects_column: str = field(default="", metadata={"help": "If it cannot be found by its type."})
     class_names: str = field(
         default="", metadata={"help": "Of the data: names separated by commas, or a text file; or the source's."}
@@ -40,21 +36,7 @@ class DetectionEvaluationSettings:
         metadata={"help": "Smallest and largest digit in them, in pixels; by default a sixth to a half of the side."},
     )
     batch_size: int = field(default=1, metadata={"help": "Images per batch and process; small ones are padded."})
-    num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})
-    mixed_precision: str = field(
-        default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
-    )
-    cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
-    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
-    output: str = field(default="", metadata={"help": "JSON file for the figures."})
     results: str = field(default="", metadata={"help": "JSON file for the detections, in COCO's results format."})
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
-        if self.num_workers < 0:
-            raise ValueError(f"--num_workers must not be negative, got {self.num_workers}.")
 
 
 def format_table(metrics: dict[str, Any], class_names: tuple[str, ...], masks: bool) -> str:

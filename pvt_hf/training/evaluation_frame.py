@@ -8,7 +8,8 @@ import os
 import platform
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,47 @@ from .feed import Batch
 from .launch import check_world_size, gather_objects, limit_cpu_threads
 
 
+@dataclass
+class CheckpointSettings:
+    """Arguments that the evaluation of any checkpoint has."""
+
+    model: str = field(metadata={"help": "Any model of the task that AutoModel opens: a folder or Hub id."})
+    dataset: str = field(metadata={"help": "A built-in data set ('digits', 'digit-scenes'), a folder, or a Hub id."})
+    split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    image_column: str = field(default="", metadata={"help": "If it cannot be found by its type and name."})
+    num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})
+    mixed_precision: str = field(
+        default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
+    )
+    cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
+    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
+    output: str = field(default="", metadata={"help": "JSON file for the results."})
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
+        if self.num_workers < 0:
+            raise ValueError(f"--num_workers must not be negative, got {self.num_workers}.")
+
+
+class RenumberedSample:
+    """
+    A sample with the model's labels; a class, because loader workers may have to pickle it.
+
+    Args:
+        sample: example to a dict with `labels`, integers of any shape.
+        table: (n,) int64, the model's label for each of these integers.
+    """
+
+    def __init__(self, sample: Callable[[dict[str, Any]], dict[str, Any]], table: torch.Tensor):
+        self.sample, self.table = sample, table
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        tensors = self.sample(example)
+        return {**tensors, "labels": self.table[tensors["labels"]]}
+
+
 def check_model_path(model: str) -> None:
     """Raises a FileNotFoundError for what is written like a path and is none: as a Hub id its message would puzzle."""
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
@@ -34,12 +76,11 @@ def shorten(names: list[str], limit: int = 10) -> str:
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
 
-def open_checkpoint(settings: Any, auto_class: type) -> tuple[Accelerator, PreTrainedModel, Any]:
+def open_checkpoint(settings: CheckpointSettings, auto_class: type) -> tuple[Accelerator, PreTrainedModel, Any]:
     """
     The devices, the model in eval mode on this process' one, and its processor.
 
     Args:
-        settings: an evaluation's; `model`, `output`, `cpu`, `mixed_precision`, `num_workers`, `trust_remote_code`.
         auto_class: Transformers' class that opens the model.
 
     Raises:
@@ -113,7 +154,11 @@ class Monitor:
 
 
 def write_report(
-    accelerator: Accelerator, settings: Any, model: PreTrainedModel, skipped: dict[str, str], **content: Any
+    accelerator: Accelerator,
+    settings: CheckpointSettings,
+    model: PreTrainedModel,
+    skipped: dict[str, str],
+    **content: Any,
 ) -> dict[str, Any]:
     """The report of an evaluation, which all processes get and the first writes to `settings.output`, whole or not."""
     cuda = accelerator.device.type == "cuda"

@@ -123,7 +123,7 @@ def train(
     drop_path = DropPathSchedule(model, settings.drop_path_zero_epochs) if settings.drop_path_zero_epochs else None
     ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
     groups = parameter_groups(model, settings.weight_decay, settings.decay_all, settings.backbone_learning_rate or None)
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     scheduler = make_schedule(
         optimizer,
         settings.schedule,

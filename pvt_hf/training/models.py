@@ -1,4 +1,4 @@
-"""Models to train, as the tasks of dense prediction open them: one that was trained before, or a backbone's weights."""
+"""What the tasks of dense prediction need for the models that they train: class names, weights, BatchNorm."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from ..backbone_loading import load_pretrained_backbone
+from ..data.ade20k import ADE20K_CLASS_NAMES
 from .evaluation_frame import check_model_path
 
 
@@ -48,3 +50,44 @@ def start_backbone(accelerator: Accelerator, model: PreTrainedModel, checkpoint:
     if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).exists():
         raise FileNotFoundError(f"There is no {checkpoint} to start from: give a file, folder or Hub id.")
     accelerator.print(f"Backbone from {checkpoint}: {load_pretrained_backbone(model, checkpoint)}")
+
+
+def read_class_names(text: str) -> tuple[str, ...] | None:
+    """
+    The names that `--class_names` stands for; None for an empty text.
+
+    Raises:
+        FileNotFoundError: a file that is not there.
+        ValueError: a single name, or one that comes twice.
+    """
+    if not text or text == "ade20k":
+        return ADE20K_CLASS_NAMES if text else None
+    if text.endswith(".txt"):
+        names = [line for line in Path(text).read_text().splitlines() if line.strip()]
+    else:
+        names = text.split(",")
+    names = tuple(name.strip() for name in names)
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if len(names) < 2 or repeated:
+        raise ValueError(
+            f"--class_names gives {len(names)} name(s){f', {repeated} more than once' if repeated else ''}: expected "
+            "two or more different ones, separated by commas or in a .txt file with one per line."
+        )
+    return names
+
+
+def synchronize_batch_norm(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """
+    On several GPUs the statistics of a BatchNorm are taken over all processes, as in the official training. Where torch
+    has no such BatchNorm (it is for CUDA), the model stays as it is, with a message.
+    """
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if accelerator.num_processes == 1 or not has_batch_norm:
+        return model
+    if accelerator.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    accelerator.print(
+        f"BatchNorm is not synchronised: torch does it on CUDA only, and this is {accelerator.device.type}. Each "
+        "process normalises with the statistics of its own batch."
+    )
+    return model

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from ..configuration_pvt import PvtConfig
 from ..configuration_semantic_fpn import SemanticFpnConfig
 from ..configuration_trans2seg import Trans2SegConfig
-from ..data.ade20k import ADE20K_CLASS_NAMES
 from ..data.segmentation import SegmentationEvaluationSample, SegmentationSample, collate_lists
 from ..data.segmentation_streams import open_segmentation_stream
 from ..data.segmentation_transforms import SegmentationTransform
@@ -26,7 +23,7 @@ from .arguments import TrainingSettings, parse_overrides
 from .checkpoint import ensure_output_dir
 from .feed import Batch
 from .launch import make_accelerator
-from .models import label_fields, open_trained_model, start_backbone
+from .models import label_fields, open_trained_model, read_class_names, start_backbone, synchronize_batch_norm
 from .segmentation_evaluation import evaluate_segmenter
 from .segmentation_inference import SingleScale
 from .task import run_task
@@ -106,30 +103,6 @@ class SegmentationSettings(TrainingSettings):
         return head, parse_overrides("backbone_overrides", self.backbone_overrides, PvtConfig)
 
 
-def read_class_names(text: str) -> tuple[str, ...] | None:
-    """
-    The names that `--class_names` stands for; None for an empty text.
-
-    Raises:
-        FileNotFoundError: a file that is not there.
-        ValueError: a single name, or one that comes twice.
-    """
-    if not text or text == "ade20k":
-        return ADE20K_CLASS_NAMES if text else None
-    if text.endswith(".txt"):
-        names = [line for line in Path(text).read_text().splitlines() if line.strip()]
-    else:
-        names = text.split(",")
-    names = tuple(name.strip() for name in names)
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if len(names) < 2 or repeated:
-        raise ValueError(
-            f"--class_names gives {len(names)} name(s){f', {repeated} more than once' if repeated else ''}: expected "
-            "two or more different ones, separated by commas or in a .txt file with one per line."
-        )
-    return names
-
-
 def build_model(settings: SegmentationSettings, class_names: tuple[str, ...]) -> PreTrainedModel:
     """The model to train: a segmenter with a classifier of the right size, or a new one."""
     if settings.model:
@@ -182,23 +155,6 @@ def training_transform(settings: Any, processor: Any) -> SegmentationTransform:
         horizontal_flip=settings.horizontal_flip,
         photometric=settings.photometric,
     )
-
-
-def synchronize_batch_norm(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """
-    On several GPUs the statistics of a BatchNorm are taken over all processes, as in the official training. Where torch
-    has no such BatchNorm (it is for CUDA), the model stays as it is, with a message.
-    """
-    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if accelerator.num_processes == 1 or not has_batch_norm:
-        return model
-    if accelerator.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    accelerator.print(
-        f"BatchNorm is not synchronised: torch does it on CUDA only, and this is {accelerator.device.type}. Each "
-        "process normalises with the statistics of its own batch."
-    )
-    return model
 
 
 def segmentation_loss(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -15,20 +15,16 @@ from ..data.segmentation import SegmentationEvaluationSample, collate_lists
 from ..data.segmentation_streams import open_segmentation_stream
 from ..image_processing_pil_semantic import IGNORE_LABEL
 from .checkpoint_evaluation import match_labels
-from .evaluation_frame import Monitor, open_checkpoint, write_report
-from .segmentation import read_class_names
+from .evaluation_frame import CheckpointSettings, Monitor, RenumberedSample, open_checkpoint, write_report
+from .models import read_class_names
 from .segmentation_evaluation import Inference, evaluate_segmenter
 from .segmentation_inference import RATIOS, MultiScale, SingleScale, SlidingWindow
 
 
 @dataclass
-class SegmentationEvaluationSettings:
+class SegmentationEvaluationSettings(CheckpointSettings):
     """Arguments of `scripts/evaluate_semantic_segmentation.py`."""
 
-    model: str = field(metadata={"help": "Any semantic segmenter that AutoModel opens: a folder or Hub id."})
-    dataset: str = field(metadata={"help": "'digit-scenes', a folder, or a Hub data set id."})
-    split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    image_column: str = field(default="", metadata={"help": "If it cannot be found by its type and name."})
     mask_column: str = field(default="", metadata={"help": "If it cannot be found by its type and name."})
     class_names: str = field(
         default="", metadata={"help": "'ade20k', names separated by commas, or a text file with a name per line."}
@@ -55,20 +51,9 @@ class SegmentationEvaluationSettings:
     batch_size: int = field(
         default=1, metadata={"help": "Images that a loader worker hands over at once; they are labelled one by one."}
     )
-    num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})
-    mixed_precision: str = field(
-        default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
-    )
-    cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
-    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
-    output: str = field(default="", metadata={"help": "JSON file for the results."})
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
-        if self.num_workers < 0:
-            raise ValueError(f"--num_workers must not be negative, got {self.num_workers}.")
+        super().__post_init__()
         if not self.ratios or min(self.ratios) <= 0:
             raise ValueError(f"--ratios must be positive, and at least one, got {self.ratios}.")
         if not 1 <= self.stride <= self.window:
@@ -82,19 +67,6 @@ def make_inference(settings: SegmentationEvaluationSettings, processor: Any) -> 
     if settings.mode == "multi_scale":
         return MultiScale(processor, settings.ratios, settings.flip)
     return SlidingWindow(processor, settings.window, settings.stride)
-
-
-class _RenumberedSample:
-    """A sample with the model's labels; a class, because loader workers may have to pickle it."""
-
-    def __init__(self, sample: SegmentationEvaluationSample, labels: list[int]):
-        self.sample = sample
-        self.table = torch.full((IGNORE_LABEL + 1,), IGNORE_LABEL)
-        self.table[: len(labels)] = torch.tensor(labels)
-
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        tensors = self.sample(example)
-        return {**tensors, "labels": self.table[tensors["labels"]]}
 
 
 def class_table(metrics: dict[str, Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -157,6 +129,8 @@ def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
     if warning:
         accelerator.print(f"warning: {warning}")
     sample = SegmentationEvaluationSample(stream, inference, data_names or model_names, reduce_labels)
+    table = torch.full((IGNORE_LABEL + 1,), IGNORE_LABEL)
+    table[: len(labels)] = torch.tensor(labels)
 
     skipped = {}
     with Monitor(accelerator, stream, settings.mode, skipped) as monitor:
@@ -165,7 +139,7 @@ def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
             model,
             BatchStream(
                 stream,
-                _RenumberedSample(sample, labels),
+                RenumberedSample(sample, table),
                 settings.batch_size,
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,

@@ -1,0 +1,77 @@
+"""What the configurations of heads share: a backbone, default classes and checks of ranges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+from .configuration_pvt import build_backbone_config
+
+
+@strict
+class HeadConfig(PreTrainedConfig):
+    """
+    Base of the configurations of heads, which set the two class attributes and check their fields in `_validate`.
+
+    Attributes:
+        default_out_features: stages of the PVT-Tiny that an absent `backbone_config` stands for.
+        default_num_labels: number of classes if neither `num_labels` nor `id2label` is given.
+    """
+
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="pvt")}
+    default_out_features = ("stage1", "stage2", "stage3", "stage4")
+    default_num_labels = 80
+
+    backbone_config: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        self.backbone_config = build_backbone_config(self.backbone_config, self.default_out_features)
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            kwargs["num_labels"] = self.default_num_labels
+        super().__post_init__(**kwargs)
+        self._validate()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `config.json`, with `num_labels`: the file leaves out default names of two classes."""
+        return {**super().to_dict(), "num_labels": self.num_labels}
+
+    def _validate(self) -> None:
+        """Raises a ValueError that names the field from which no model can be built."""
+
+    def _check_at_least(self, minimum: int, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
+
+    def _check_from_zero_to_one(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}.")
+
+    def _check_overlaps(self, lower: str, upper: str) -> None:
+        if not 0 <= getattr(self, lower) <= getattr(self, upper) <= 1:
+            raise ValueError(
+                f"{lower} must be from 0 to {upper}, and that at most 1, got {getattr(self, lower)} and "
+                f"{getattr(self, upper)}."
+            )
+
+    def _check_anchors(self) -> None:
+        if self.anchor_scale <= 0:
+            raise ValueError(f"anchor_scale must be positive, got {self.anchor_scale}.")
+        if not self.anchor_ratios or min(self.anchor_ratios) <= 0:
+            raise ValueError(f"anchor_ratios must be positive, and at least one, got {self.anchor_ratios}.")
+
+    def _check_semantic_labels(self) -> None:
+        if self.num_labels < 2:
+            raise ValueError(f"num_labels must be at least 2 (background counts as a class), got {self.num_labels}.")
+        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
+            raise ValueError(
+                f"semantic_loss_ignore_index is {self.semantic_loss_ignore_index}, which is also one of the "
+                f"{self.num_labels} classes: choose a number that is none, such as -100."
+            )
+
+
+__all__ = ["HeadConfig"]
