@@ -448,7 +448,7 @@ def two_backbones():
         (lambda: PvtForImageClassification(tiny_pvt_config()), "classifier", ValueError, ["exactly one", "none"]),
         (two_backbones, "classifier", ValueError, ["PvtBackbone, SwinBackbone", "Pass the backbone itself"]),
         (make_backbone, "resnet", ValueError, ["'resnet'", "'pvt'"]),
-        (make_detr, "detr", ValueError, ["Nothing in", "model.backbone"]),
+        (make_detr, "detr", ValueError, ["Nothing in", "PvtBackbone"]),
         (
             lambda: make_detr(hidden_sizes=[32, 64, 160, 256]),
             "classifier",
