@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.constants import REGEX_COMMIT_OID, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
@@ -80,17 +81,17 @@ def push(
         commit_message: the commit's title.
 
     Raises:
-        ValueError: `repo_id` is no such name, `revision` is a commit, the model or the processor cannot be pushed, or the
-            Hub refuses the content.
+        ValueError: `repo_id` is no such name, `revision` is a commit, the model or the processor cannot be pushed, or
+            the Hub refuses the content.
         PermissionError: no token, one that the Hub does not know, or one without write access.
         FileNotFoundError: the repository is not there, or is private and not visible to the token.
         ConnectionError: offline mode, no connection, or the Hub failed.
     """
     check_repo_id(repo_id)
-    if revision is not None and REGEX_COMMIT_OID.fullmatch(revision):
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         raise ValueError(f"revision {revision} is a commit, which cannot be added to: give the name of a branch.")
     if not dry_run:
-        token = token or _find_token(repo_id)
+        token = check_target(repo_id, token)
     with tempfile.TemporaryDirectory() as folder:
         card = build_card(model, processor, repo_id=repo_id, run=run, evaluation=evaluation)
         save_repository(model, processor, folder, with_code=with_code, card=card, max_shard_size=max_shard_size)
@@ -157,14 +158,22 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"{repo_id!r} is no name of a repository, expected org/name, such as me/pvt-small: {reason}")
 
 
-def _find_token(repo_id: str) -> str:
+def check_target(repo_id: str, token: str | None = None) -> str:
+    """
+    Checks what can be known without asking the Hub: the name, whether the client may go there, whether there is a
+    token, which is returned.
+
+    Raises:
+        ValueError, ConnectionError, PermissionError: as [`push`].
+    """
+    check_repo_id(repo_id)
     if is_offline_mode():
         raise ConnectionError(f"HF_HUB_OFFLINE is set, so nothing goes to {repo_id}: unset it, or try a dry run.")
-    token = get_token()
+    token = token or get_token()
     if token is None:
         raise PermissionError(
-            f"There is no token, and the Hub takes {repo_id} from known users only: run `hf auth login`, or set HF_TOKEN "
-            "to a token with write access."
+            f"There is no token, and the Hub takes {repo_id} from known users only: run `hf auth login`, or set "
+            "HF_TOKEN to a token with write access."
         )
     return token
 
@@ -184,29 +193,28 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
     """Turns what the Hub's client raises into errors that say what happened and what to do."""
     try:
         yield
-    except RuntimeError as error:  # an upload of a large file, with the reason as its cause
+    except RuntimeError as error:  # of a weights file, with the reason as its cause
         raise _explanation(error.__cause__ or error, repo_id, endpoint) from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except httpx.HTTPError as error:
         raise _explanation(error, repo_id, endpoint) from error
 
 
 def _explanation(error: BaseException, repo_id: str, endpoint: str) -> Exception:
     again = "The same command again uploads only what is still missing."
-    if isinstance(error, OfflineModeIsEnabled):
-        return ConnectionError(f"HF_HUB_OFFLINE is set, so nothing goes to {repo_id}: unset it, or try a dry run.")
     if not isinstance(error, HfHubHTTPError):
-        return ConnectionError(f"No answer from {endpoint} ({type(error).__name__}: {error}). {again}")
+        reason = f"{type(error).__name__}: {error}"
+        return ConnectionError(f"The way to {endpoint} is cut ({reason}). {again}")
     status = error.response.status_code
     said = f"{status}, {error.server_message}" if error.server_message else str(status)
     if status == 401:
         return PermissionError(
-            f"The Hub does not accept the token for {repo_id} ({said}): run `hf auth login`, or set HF_TOKEN to a token "
-            "with write access."
+            f"The Hub does not accept the token for {repo_id} ({said}): run `hf auth login`, or set HF_TOKEN to a "
+            "token with write access."
         )
     if status == 403:
         return PermissionError(
-            f"No permission to write to {repo_id} ({said}): use a token with write access to {repo_id.split('/')[0]}, or "
-            "another name."
+            f"No permission to write to {repo_id} ({said}): use a token with write access to "
+            f"{repo_id.split('/')[0]}, or another name."
         )
     if status == 404:
         return FileNotFoundError(

@@ -114,8 +114,8 @@ def code_files(model: PreTrainedModel, processor: BaseImageProcessor) -> list[Pa
 
 def open_folder(folder: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
-    The model and the image processor of a folder that training, conversion or `save_pretrained` wrote. Code that lies in
-    the folder is not run: the classes are those of the installed package.
+    The model and the image processor of a folder that training, conversion or `save_pretrained` wrote. Code that lies
+    in the folder is not run: the classes are those of the installed package.
 
     Raises:
         OSError: there is no such folder, or it lacks a file.
