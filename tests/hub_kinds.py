@@ -49,9 +49,7 @@ KINDS = {
         _classifier_processor,
         ("image-classification", "image-feature-extraction"),
     ),
-    "model": Kind(
-        lambda: pvt_hf.PvtModel(tiny_pvt_config()), _classifier_processor, ("image-feature-extraction",)
-    ),
+    "model": Kind(lambda: pvt_hf.PvtModel(tiny_pvt_config()), _classifier_processor, ("image-feature-extraction",)),
     "backbone": Kind(lambda: pvt_hf.PvtBackbone(tiny_pvt_config(out_features=STAGES)), _classifier_processor),
     **{
         name: Kind(make, lambda: pvt_hf.PvtSemanticImageProcessor(**SMALL), ("image-segmentation",))

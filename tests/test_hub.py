@@ -32,7 +32,7 @@ from pvt_hf.variants import VARIANTS
 
 from . import hub_client
 from .clean_process import run_python
-from .common import randomize, tiny_pvt_config
+from .common import randomize
 from .hub_kinds import ANIMALS, KINDS
 from .hub_server import File, HubServer
 
@@ -195,7 +195,9 @@ def test_it_opens_and_computes_the_same(kind, where, mode, root, request):
         assert len(answer) == len(facts[task]) > 0
         for one, other in zip(facts[task], answer):
             assert one == pytest.approx(other, abs=1e-5) if task == "image-feature-extraction" else one[0] == other[0]
-            assert np.allclose([v for v in one[1:] if v is not None], [v for v in other[1:] if v is not None], atol=1e-5)
+            assert np.allclose(
+                [v for v in one[1:] if v is not None], [v for v in other[1:] if v is not None], atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("where", ["repo", "folder"])
@@ -412,7 +414,9 @@ def test_no_traces(tmp_path):
         save_repository(model, processor, tmp_path / "plain", with_code=False)
     finally:
         type(model.config)._auto_class = None
-    assert not list((tmp_path / "plain").glob("*.py")) and "auto_map" not in (tmp_path / "plain/config.json").read_text()
+    assert (
+        not list((tmp_path / "plain").glob("*.py")) and "auto_map" not in (tmp_path / "plain/config.json").read_text()
+    )
     save_repository(model, processor, tmp_path / "code")
     assert "elsewhere" not in (tmp_path / "code" / "config.json").read_text()
     for value in (model, model.config, processor):
@@ -545,7 +549,7 @@ def test_the_local_hub_speaks_as_the_client_expects(hub, client, tmp_path):
     assert api.whoami()["name"] == "me"
     repo = api.create_repo("me/plain").repo_id
     api.upload_file(path_or_fileobj=bytes(1000), path_in_repo="x.safetensors", repo_id=repo)
-    (info,) = api.get_paths_info(repo, ["x.safetensors"])
+    info = next(file for file in api.list_repo_tree(repo) if file.path == "x.safetensors")
     assert info.lfs.size == 1000 and api.file_exists(repo, "x.safetensors") and not api.file_exists(repo, "y")
     url = huggingface_hub.hf_hub_url(repo, "x.safetensors")
     part = huggingface_hub.utils.get_session().get(url, headers={"Range": "bytes=10-19"})
