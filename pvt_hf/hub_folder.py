@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.image_processing_utils import BaseImageProcessor
@@ -136,9 +137,12 @@ def open_folder(folder: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor
             f"{', '.join(AUTO_CLASSES)}."
         )
     model_class = getattr(import_module(__package__), architectures[0])
-    model, loaded = model_class.from_pretrained(folder, output_loading_info=True)
-    if loaded["missing_keys"] or loaded["mismatched_keys"]:
-        keys = sorted(loaded["missing_keys"]) + sorted(str(key) for key in loaded["mismatched_keys"])
+    try:
+        model, loaded = model_class.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {folder} cannot be read, such as model.safetensors: {error}") from error
+    keys = sorted({*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])})
+    if keys:
         raise ValueError(
             f"{folder} is no trained {architectures[0]}: {len(keys)} tensors are missing or of another shape, "
             f"{', '.join(keys[:4])}{' ...' * (len(keys) > 4)}."

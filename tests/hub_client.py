@@ -1,6 +1,6 @@
 """
-What people do with repositories: open them with Auto classes and pipelines. Runs in processes of its own, where pvt_hf is
-imported ("package"), is not there at all ("stranger"), or is not there and nor is a network ("offline").
+What people do with repositories: open them with Auto classes and pipelines. Runs in processes of its own, where pvt_hf
+is imported ("package"), is not there at all ("stranger"), or is not there and nor is a network ("offline").
 
     python -c "$(cat hub_client.py)" MODE FOLDER
 

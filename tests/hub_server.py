@@ -149,13 +149,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         path, method = urlsplit(self.path).path, "GET" if self.command == "HEAD" else self.command
-        for wanted, pattern, name in self.routes:
+        name, parameters = "unknown", {}
+        for wanted, pattern, function in self.routes:
             match = re.fullmatch(pattern, path)
             if wanted == method and match:
+                name, parameters = function, {key: unquote(value) for key, value in match.groupdict().items() if value}
                 break
-        else:
-            name, match = "unknown", None
-        parameters = {key: unquote(value) for key, value in match.groupdict().items() if value} if match else {}
         try:
             if name != "upload":  # which is received as it comes, so that it can be cut
                 self.body = b"".join(self.chunks())

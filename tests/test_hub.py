@@ -1,7 +1,7 @@
 """
-What is pushed with the real client opens for everybody: on a Hub on localhost (`hub_server.py`) and from folders, in plain
-Transformers, with the package, and where there is no such package; from the cache without a network, too. And what goes
-wrong on the way up is said in one line.
+What is pushed with the real client opens for everybody: on a Hub on localhost (`hub_server.py`) and from folders, in
+plain Transformers, with the package, and where there is no such package; from the cache without a network, too. And
+what goes wrong on the way up is said in one line.
 
 Three clean processes (`hub_client.py`) open everything; their tensors are compared with those of the models pushed.
 
@@ -500,6 +500,7 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
         (lambda folder: change(folder, architectures=["UperNetForSemanticSegmentation"]), "UperNet"),
         (lambda folder: change(folder, architectures=["SemanticFpnForSemanticSegmentation"]), "missing"),
         (lambda folder: change(folder, depths=[2, 2, 1, 1]), "missing"),
+        (lambda folder: change(folder, mlp_ratios=[2, 4, 2, 2]), "another shape"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "model.safetensors"),
     ],
 )
@@ -536,11 +537,9 @@ def test_from_the_official_release_to_the_hub(hub, client, script, monkeypatch, 
     golden = load_file(GOLDEN / "official_layout_tiny_expected.safetensors")
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "pulled").eval()
     assert type(model) is pvt_hf.PvtForImageClassification and "modeling_pvt.py" in hub.files("me/pvt-small")
-    size = next(name for name in golden if name.startswith("pixel_values"))
     with torch.no_grad():
-        torch.testing.assert_close(
-            model(golden[size]).logits, golden[size.replace("pixel_values", "logits")], atol=1e-5, rtol=1e-5
-        )
+        logits = model(golden["64x64.pixel_values"]).logits
+    torch.testing.assert_close(logits, golden["64x64.logits"], atol=1e-5, rtol=1e-5)  # as in test_conversion.py
 
 
 def test_the_local_hub_speaks_as_the_client_expects(hub, client, tmp_path):
