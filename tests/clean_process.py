@@ -54,6 +54,7 @@ def run_python(
         [str(python), *options, "-c", dedent(code), *map(str, arguments)],
         cwd=cwd,
         env=variables,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )

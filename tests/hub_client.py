@@ -4,7 +4,7 @@ is imported ("package"), is not there at all ("stranger"), or is not there and n
 
     python -c "$(cat hub_client.py)" MODE FOLDER
 
-FOLDER/jobs.json says what to open; results go to FOLDER/MODE.safetensors and are printed as JSON.
+FOLDER/jobs.json says what to open; results go to FOLDER/MODE.safetensors and FOLDER/MODE.json.
 """
 
 import importlib.util
@@ -110,7 +110,7 @@ def main(mode: str, root: Path) -> None:
                 facts[f"{kind}/from_config"] = [type(backbone).__name__, [list(one.shape) for one in maps]]
         facts["imported"] = sorted(name for name in sys.modules if name.startswith("transformers_modules."))
     save_file(tensors, root / f"{mode}.safetensors")
-    print(json.dumps(facts))
+    (root / f"{mode}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":
