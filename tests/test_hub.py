@@ -185,7 +185,9 @@ def test_plain_transformers_opens_a_classifier(where, root, stranger):
     for auto_class in ("AutoModelForImageClassification", "AutoModel"):
         assert facts[auto_class][1] == "transformers.models.pvt.modeling_pvt"
     expected = torch.load(root / "expected.pt")["classifier"]
-    torch.testing.assert_close(tensors["AutoModelForImageClassification/logits"], expected["logits"], **SAME)
+    # Another implementation of the same arithmetic rounds otherwise
+    logits = tensors["AutoModelForImageClassification/logits"]
+    torch.testing.assert_close(logits, expected["logits"], atol=1e-5, rtol=1e-5)
     assert [row[0] for row in facts["image-classification"]][0] == ANIMALS[int(expected["logits"].argmax())]
 
 
