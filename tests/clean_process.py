@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from textwrap import dedent
 
@@ -16,7 +17,12 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def run_python(
-    code: str, *arguments: object, python: str | Path = sys.executable, cwd: str | Path = REPOSITORY
+    code: str,
+    *arguments: object,
+    python: str | Path = sys.executable,
+    cwd: str | Path = REPOSITORY,
+    environment: dict[str, str] | None = None,
+    installed: bool = True,
 ) -> subprocess.CompletedProcess:
     """
     Runs `code` with `sys.argv[1:] == arguments`, offline and with Transformers' own log level.
@@ -26,6 +32,9 @@ def run_python(
         arguments: passed as text.
         python: the interpreter.
         cwd: the working directory, which is also where modules are looked for first.
+        environment: variables to set.
+        installed: whether packages in development, which are installed by reference, are there: pvt_hf is one. The
+            working directory is then no place for modules either.
 
     Returns:
         The process with `stdout` and `stderr` as text.
@@ -33,13 +42,19 @@ def run_python(
     Raises:
         AssertionError: it failed; the message holds what it wrote.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1"}
     for name in ("TRANSFORMERS_VERBOSITY", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "PYTHONWARNINGS", "PYTHONPATH"):
-        environment.pop(name, None)
+        variables.pop(name, None)
+    variables.update(environment or {})
+    options = []
+    if not installed:
+        # Without Python's module `site`, nobody reads the files that refer to packages elsewhere
+        options, variables["PYTHONPATH"] = ["-S", "-P"], sysconfig.get_path("purelib")
     process = subprocess.run(
-        [str(python), "-c", dedent(code), *map(str, arguments)],
+        [str(python), *options, "-c", dedent(code), *map(str, arguments)],
         cwd=cwd,
-        env=environment,
+        env=variables,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )

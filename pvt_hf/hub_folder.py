@@ -1,0 +1,194 @@
+"""The folder of a Hub repository: weights, configuration, image processor, card, and the code that opens them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
+
+
+# By the class of a saved model: the Auto classes that open its repository, and what each of them builds. A classifier
+# and a model without a head also hold the weights of what is further down; a backbone has no cls token, hence no model.
+AUTO_CLASSES: dict[str, dict[str, str]] = {
+    "PvtForImageClassification": {
+        "AutoModelForImageClassification": "PvtForImageClassification",
+        "AutoModel": "PvtModel",
+        "AutoBackbone": "PvtBackbone",
+    },
+    "PvtModel": {"AutoModel": "PvtModel", "AutoBackbone": "PvtBackbone"},
+    "PvtBackbone": {"AutoBackbone": "PvtBackbone"},
+    **{
+        name: dict.fromkeys(auto_classes, name)
+        for name, *auto_classes in (
+            ("SemanticFpnForSemanticSegmentation", "AutoModelForSemanticSegmentation"),
+            ("Trans2SegForSemanticSegmentation", "AutoModelForSemanticSegmentation"),
+            ("RetinaNetForObjectDetection", "AutoModelForObjectDetection"),
+            ("PvtDetrForObjectDetection", "AutoModelForObjectDetection"),
+            (
+                "MaskRcnnForInstanceSegmentation",
+                "AutoModelForObjectDetection",
+                "AutoModelForInstanceSegmentation",
+                "AutoModelForImageSegmentation",
+            ),
+        )
+    },
+}
+
+
+def save_repository(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    folder: str | Path,
+    *,
+    with_code: bool = True,
+    card: ModelCard | None = None,
+    max_shard_size: int | str = "50GB",
+) -> None:
+    """
+    Writes all files of a Hub repository into `folder`.
+
+    Args:
+        model: of a class of this package with its own weights; see `AUTO_CLASSES`.
+        processor: of this package, in either backend, or of Transformers.
+        folder: absent or empty; it and its parents are made.
+        with_code: also copies the files of this package that define model and processor, and names them in the
+            `auto_map` of both configurations, so that `trust_remote_code=True` opens the repository where this package
+            is not installed. Without, there is no `auto_map`.
+        card: written as `README.md`.
+        max_shard_size: weights beyond it are split into several files, as in `save_pretrained`.
+
+    Raises:
+        FileExistsError: `folder` is a file or has content.
+        ValueError: the model or the processor is not of this package: its code would not open the repository.
+    """
+    folder = Path(folder)
+    _check_classes(model, processor)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is a file or has content, expected an empty folder or none: choose another.")
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    processor.save_pretrained(folder)
+    for file in folder.glob("*.py"):  # of classes that were registered with register_for_auto_class
+        file.unlink()
+
+    model_map, processor_map = auto_maps(model, processor) if with_code else ({}, {})
+    _write_auto_map(folder / CONFIG_NAME, model_map)
+    _write_auto_map(folder / IMAGE_PROCESSOR_NAME, processor_map)
+    for file in code_files(model, processor) if with_code else ():
+        shutil.copyfile(file, folder / file.name)
+    if card is not None:
+        card.save(folder / "README.md")
+
+
+def auto_maps(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[dict[str, str], dict[str, Any]]:
+    """
+    What `auto_map` of `config.json` and of `preprocessor_config.json` hold: by Auto class, "file.Class". Of an image
+    processor both backends are named; there is nothing for one that Transformers brings.
+    """
+    module = import_module(type(model).__module__)
+    classes = {"AutoConfig": type(model).config_class}
+    for auto_class, name in AUTO_CLASSES[type(model).__name__].items():
+        classes[auto_class] = getattr(module, name)
+    backends = {name: _reference(value) for name, value in _backends(processor).items()}
+    return (
+        {auto_class: _reference(value) for auto_class, value in classes.items()},
+        {"AutoImageProcessor": backends} if backends else {},
+    )
+
+
+def code_files(model: PreTrainedModel, processor: BaseImageProcessor) -> list[Path]:
+    """The files of this package that model and processor need, by following their relative imports."""
+    roots = [inspect.getfile(value) for value in (type(model), *_backends(processor).values())]
+    files = {Path(file).resolve() for root in roots for file in (root, *get_relative_import_files(root))}
+    return sorted(files)
+
+
+def open_folder(folder: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    The model and the image processor of a folder that training, conversion or `save_pretrained` wrote. Code that lies
+    in the folder is not run: the classes are those of the installed package.
+
+    Raises:
+        OSError: there is no such folder, or it lacks a file.
+        ValueError: `config.json` names another class than those in `AUTO_CLASSES`; the weights are not complete.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"There is no {CONFIG_NAME} in {folder}, expected the folder of a saved model.")
+    if not (folder / IMAGE_PROCESSOR_NAME).is_file():
+        raise FileNotFoundError(
+            f"There is no {IMAGE_PROCESSOR_NAME} in {folder}: save the image processor there, "
+            "PvtImageProcessor().save_pretrained(FOLDER) for a classifier."
+        )
+    architectures = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")).get("architectures") or ["nothing"]
+    if architectures[0] not in AUTO_CLASSES:
+        raise ValueError(
+            f"{folder / CONFIG_NAME} names {architectures[0]} as its architecture, expected one of "
+            f"{', '.join(AUTO_CLASSES)}."
+        )
+    model_class = getattr(import_module(__package__), architectures[0])
+    try:
+        model, loaded = model_class.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {folder} cannot be read, such as model.safetensors: {error}") from error
+    keys = sorted({*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])})
+    if keys:
+        raise ValueError(
+            f"{folder} is no trained {architectures[0]}: {len(keys)} tensors are missing or of another shape, "
+            f"{', '.join(keys[:4])}{' ...' * (len(keys) > 4)}."
+        )
+    return model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+
+
+def _check_classes(model: PreTrainedModel, processor: BaseImageProcessor) -> None:
+    for value, origins in ((model, (__package__,)), (processor, (__package__, "transformers"))):
+        module, name = type(value).__module__, type(value).__name__
+        origin = module.partition(".")[0]
+        if origin == "transformers_modules":
+            raise ValueError(
+                f"{name} is code that a repository brought ({module}). `import pvt_hf` first and open it again: "
+                "from_pretrained then builds the installed package's class, and its code is what is saved."
+            )
+        if origin not in origins or (value is model and name not in AUTO_CLASSES):
+            expected = ", ".join(AUTO_CLASSES) if value is model else "an image processor of pvt_hf or of Transformers"
+            raise ValueError(
+                f"{module}.{name} is not saved as a repository of this package, expected {expected}. Other classes "
+                "have their own push_to_hub."
+            )
+
+
+def _backends(processor: BaseImageProcessor) -> dict[str, type]:
+    """Both classes of an image processor of this package, which lie in two files; none of another one."""
+    module, name = type(processor).__module__, type(processor).__name__
+    if not module.startswith(f"{__package__}."):
+        return {}
+    task, name = module.rpartition(".")[2].split("_")[-1], name.removesuffix("Pil")
+    return {
+        "pil": getattr(import_module(f".image_processing_pil_{task}", __package__), f"{name}Pil"),
+        "torchvision": getattr(import_module(f".image_processing_{task}", __package__), name),
+    }
+
+
+def _reference(value: type) -> str:
+    return f"{value.__module__.rpartition('.')[2]}.{value.__name__}"
+
+
+def _write_auto_map(file: Path, auto_map: dict[str, Any]) -> None:
+    """Replaces `auto_map`, also that of a backbone's configuration that came from another repository."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    for part in (settings, settings.get("backbone_config")):
+        if isinstance(part, dict):
+            part.pop("auto_map", None)
+    if auto_map:
+        settings["auto_map"] = auto_map
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
