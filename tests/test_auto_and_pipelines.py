@@ -174,7 +174,7 @@ print(json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def pipeline_process(folder, image_files):
-    return run_python(PIPELINES, folder, *image_files)
+    return run_python(PIPELINES, folder, *image_files, warm=True)
 
 
 def test_pipelines_are_quiet(pipeline_process):

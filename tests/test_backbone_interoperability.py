@@ -539,6 +539,6 @@ print(json.dumps([report.resized for report in reports]))
 
 
 def test_loading_is_quiet(folder):
-    process = run_python(QUIET, folder, GOLDEN / "official_layout_tiny.pth", json.dumps(TINY_DETR))
+    process = run_python(QUIET, folder, GOLDEN / "official_layout_tiny.pth", json.dumps(TINY_DETR), warm=True)
     assert without_progress_bars(process.stderr) == ""
     assert json.loads(process.stdout) == [TABLES, [], []]

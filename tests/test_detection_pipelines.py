@@ -139,7 +139,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def package(root):
-    return run_python(WITH_THE_PACKAGE, root, json.dumps(CLASSES))
+    return run_python(WITH_THE_PACKAGE, root, json.dumps(CLASSES), warm=True)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,7 @@ import functools
 import http.server
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -30,6 +27,8 @@ from transformers.models.pvt.image_processing_pvt import PvtImageProcessor as Na
 import pvt_hf
 from pvt_hf.image_processing_pil_pvt import PvtImageProcessorPil
 from pvt_hf.image_processing_pvt import PvtImageProcessor
+
+from .clean_process import run_python
 
 
 BACKENDS = {"pil": (PvtImageProcessorPil, NativePil), "torchvision": (PvtImageProcessor, NativeTorchvision)}
@@ -84,19 +83,6 @@ def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
-
-
-def run_python(code: str, *arguments, **environment) -> str:
-    """Runs `code` in a clean process and returns what it printed."""
-    root = str(Path(pvt_hf.__file__).parents[1])
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": root, **environment},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 # --- The official evaluation ----------------------------------------------------------------------------------------
@@ -187,10 +173,11 @@ for name, backend in json.loads(rest[0]):
 """
 
 
-def reload_pixels(folder: Path, image_file: Path, names: list[str], code: str = RELOAD, **environment) -> dict:
+def reload_pixels(folder: Path, image_file: Path, names: list[str], code: str = RELOAD, **options) -> dict:
     """Loads the folders `folder/name` in one clean process: {(name, backend): (pixels, "module class")}."""
     jobs = [(name, backend) for name in names for backend in BACKENDS]
-    printed = run_python(code, folder, image_file, json.dumps(jobs), **environment).splitlines()
+    options = options or {"warm": True}
+    printed = run_python(code, folder, image_file, json.dumps(jobs), **options).stdout.splitlines()
     assert len(printed) == len(jobs)
     return {job: (np.load(folder / f"{job[0]}-{job[1]}.npy"), line) for job, line in zip(jobs, printed)}
 
@@ -379,7 +366,7 @@ def test_code_travels_with_the_files(tmp_path):
     code = RELOAD.replace(", pvt_hf", "").replace("backend=backend", "backend=backend, trust_remote_code=True")
     cache = str(tmp_path / "modules")
     for (_, backend), (found, loaded) in reload_pixels(
-        tmp_path, image_file, ["model"], code, HF_MODULES_CACHE=cache
+        tmp_path, image_file, ["model"], code, environment={"HF_MODULES_CACHE": cache}
     ).items():
         assert loaded.startswith("transformers_modules.")
         expected = pixels(BACKENDS[backend][0](size=100, crop_size=96), Image.open(image_file))
@@ -409,7 +396,7 @@ for backend in (None, "pil", "torchvision"):
 
 def test_without_torchvision_the_pillow_class_is_taken(tmp_path):
     PvtImageProcessor().save_pretrained(tmp_path)
-    printed = run_python(WITHOUT_TORCHVISION, tmp_path).split()
+    printed = run_python(WITHOUT_TORCHVISION, tmp_path).stdout.split()
     assert printed == ["refused", *["pvt_hf.image_processing_pil_pvt", "224"] * 3]
 
 

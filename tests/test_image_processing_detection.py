@@ -298,7 +298,7 @@ def test_code_travels_with_the_files(tmp_path, monkeypatch):
         folders.append(tmp_path / task)
         processor_class(**SETTINGS).save_pretrained(folders[-1])
         names += [f"transformers_modules {built.__name__}" for built in classes.values()]
-    printed = run_python(RELOAD, tmp_path / "image.png", json.dumps(annotation), *folders).stdout
+    printed = run_python(RELOAD, tmp_path / "image.png", json.dumps(annotation), *folders, warm=True).stdout
     assert printed.splitlines() == names
     for folder in folders:
         task = folder.name

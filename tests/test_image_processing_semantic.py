@@ -345,7 +345,7 @@ def reload(root, trust: str) -> list[str]:
     image = Image.fromarray(noise(60, 91))
     (root / "image.png").write_bytes(encode(image))
     folders = [root / backend for backend in BACKENDS]
-    printed = run_python(RELOAD, trust, root / "image.png", *folders).stdout.splitlines()
+    printed = run_python(RELOAD, trust, root / "image.png", *folders, warm=True).stdout.splitlines()
     for backend, processor_class in BACKENDS.items():
         expected = processor_class(**SETTINGS)(image, image.convert("L"), return_tensors="np")
         for folder in folders:

@@ -150,7 +150,7 @@ def exchange(tmp_path_factory):
     root = tmp_path_factory.mktemp("exchange")
 
     def run(code: str, settings: object):
-        return json.loads(run_python(SHARED + code, root, json.dumps(settings)).stdout)
+        return json.loads(run_python(SHARED + code, root, json.dumps(settings), warm=True).stdout)
 
     facts = SimpleNamespace(root=root)
     facts.native = run(NATIVE_WRITES, NATIVE)

@@ -171,7 +171,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def package(root):
-    return run_python(WITH_THE_PACKAGE, root)
+    return run_python(WITH_THE_PACKAGE, root, warm=True)
 
 
 @pytest.fixture(scope="module")
