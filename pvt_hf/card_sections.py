@@ -228,7 +228,7 @@ def preprocessing_section(kind: Kind, processor: Any) -> str:
     parts = ["## Input and preprocessing"]
     if processor is None:
         return "\n\n".join([*parts, "No image processor was saved with this model."])
-    settings = processor.to_dict()
+    name, settings = type(processor).__name__.removesuffix("Pil"), processor.to_dict()
     steps = []
     if settings.get("do_resize"):
         resample = Image.Resampling(settings["resample"]).name.lower()
@@ -248,7 +248,7 @@ def preprocessing_section(kind: Kind, processor: Any) -> str:
     if settings.get("do_reduce_labels"):
         steps.append("Segmentation maps, in training: 0 is no class (255, ignored), and label n becomes n - 1.")
     steps = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, start=1))
-    return "\n\n".join([*parts, f"RGB photographs; `{type(processor).__name__}` does the following.", steps])
+    return "\n\n".join([*parts, f"RGB photographs; `{name}` does the following.", steps])
 
 
 def _size_rule(size: Mapping[str, int]) -> str:

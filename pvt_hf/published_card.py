@@ -131,14 +131,17 @@ def _description(published: PublishedModel) -> str:
 
 def _facts(published: PublishedModel) -> str:
     config = get_config(published.variant)
+    blocks = str(list(config.depths))
+    if published.variant in ("pvt-small", "pvt-medium"):
+        blocks += " (Table 1 of the paper prints 3 in stage 2; its own counts and the official code have 4)"
     return table(
         ("", ""),
         [
             ("class", f"`{published.model_class}`"),
-            ("backbone", f"{published.variant}: blocks {config.depths}, channels {list(config.hidden_sizes)}"),
+            ("backbone", f"{published.variant}: channels {list(config.hidden_sizes)}, blocks {blocks}"),
             ("classes", f"{len(_class_range(published))}, of {published.data.name} (`id2label` in `config.json`)"),
             ("parameters", f"{published.params_m} M (the paper's)" if published.params_m else "not in the paper"),
-            ("GFLOPs", f"{published.gflops}, the paper's" if published.gflops else "not in the paper"),
+            ("GFLOPs (multiply-adds)", f"{published.gflops}, the paper's" if published.gflops else "not in the paper"),
         ],
     )
 
@@ -197,8 +200,8 @@ def _evaluation(published: PublishedModel, ours: list[Figure], evaluation: Mappi
             for figure in ours
         ]
     text = f"On {published.data.name}, {published.data.split}. "
-    if len(published.results) > 1:
-        text += "The first rows are of the recipe's training; the others of other trainings or tests, as they say. "
+    if len(published.results) > 1 and KINDS[published.model_class].paper:
+        text += f'This card is for the training "{published.results[0].setting}"; the others are for comparison. '
     text += "Measured by us: the last rows." if ours else "None of these figures was measured by us."
     return "\n\n".join(["## Evaluation", text, table(("metric", "value", "training and test", "source"), rows)])
 
