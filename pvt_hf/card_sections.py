@@ -224,17 +224,19 @@ def usage_section(kind: Kind, repo_id: str, image_size: int | Sequence[int]) -> 
 
 
 def preprocessing_section(kind: Kind, processor: Any) -> str:
-    """What an image processor of the package does, as its settings say; None: that there is none."""
+    """What an image processor does, as its settings say; None: that there is none."""
     parts = ["## Input and preprocessing"]
     if processor is None:
         return "\n\n".join([*parts, "No image processor was saved with this model."])
     name, settings = type(processor).__name__.removesuffix("Pil"), processor.to_dict()
     steps = []
     if settings.get("do_resize"):
-        resample = Image.Resampling(settings["resample"]).name.lower()
-        steps.append(f"Resize: {_size_rule(settings['size'])}, {resample} filter.")
-        if kind.size_rule:
-            steps[-1] = steps[-1][:-1] + f"; {kind.size_rule}."
+        step = f"Resize: {_size_rule(settings.get('size') or {})}"
+        if settings.get("resample") is not None:
+            step += f", {Image.Resampling(settings['resample']).name.lower()} filter"
+        if kind.size_rule and type(processor).__module__.startswith(f"{__package__}."):
+            step += f"; {kind.size_rule}"
+        steps.append(f"{step}.")
     if settings.get("do_center_crop"):
         crop = settings["crop_size"]
         steps.append(f"Centre crop of {crop['height']}x{crop['width']} pixels (height x width).")

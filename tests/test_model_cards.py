@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import ModelCardData, eval_results_to_model_index, model_index_to_eval_results
 from PIL import Image
-from transformers import ViTConfig, ViTModel
+from transformers import SegformerImageProcessor, ViTConfig, ViTModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import pvt_hf
@@ -443,6 +443,15 @@ def test_a_card_without_files_has_no_figures(name, models, tmp_path):
     assert size in section(text, "Input and preprocessing")
     if hasattr(processor, "post_process_object_detection") or "Segmentation" in name:
         assert "6 classes: " in text
+
+
+def test_a_processor_of_transformers(models):
+    """The size rule of our own is not told of it."""
+    processor = SegformerImageProcessor(size={"height": 64, "width": 96}, do_reduce_labels=True)
+    card = build_card(models["SemanticFpnForSemanticSegmentation"][0], processor, repo_id="me/mine")
+    text = section(str(card), "Input and preprocessing")
+    assert "`SegformerImageProcessor`" in text and "1. Resize: to 64x96 pixels (height x width), whatever" in text
+    assert "0 is no class" in text and "multiple of 32" not in text
 
 
 def test_figures_of_a_training(trained, tmp_path):
