@@ -12,20 +12,17 @@ from transformers import PreTrainedModel
 
 from .card_sections import (
     CITATION,
-    GENERAL_LIMITS,
-    KINDS,
     METRICS,
-    PVT_LIMITS,
     Figure,
-    Kind,
     eval_results,
+    limits_section,
     metric_types,
     one_line,
     preprocessing_section,
     relation_section,
     table,
-    usage_section,
 )
+from .card_usage import KINDS, Kind, usage_section
 from .published import IMAGENET, OFFICIAL_URL, PAPER_URL
 
 
@@ -53,7 +50,7 @@ def build_card(
     either it has none.
 
     Args:
-        model: of a class of this package, see [`pvt_hf.card_sections.KINDS`].
+        model: of a class of this package, see [`pvt_hf.card_usage.KINDS`].
         processor: its image processor, or None.
         repo_id: `org/name`.
         run: content of the `run.json` that a training leaves. Paths in it do not get into the card.
@@ -75,12 +72,15 @@ def build_card(
     kind, config = KINDS[name], model.config
     backbone = getattr(config, "backbone_config", config)
     is_pvt = backbone.model_type == "pvt"
-    source, figures = "", []
+    source, figures, images = "", [], None
     if run is not None:
         _require(run, "run", "the content of run.json", "settings", "metrics", "steps", "versions")
         source, figures = "the training's own evaluation", run_figures(run)
+        images = run["metrics"].get("eval_samples")
     if evaluation is not None:
         source, figures = "an evaluation with pvt_hf", evaluation_figures(evaluation, name, model.num_parameters())
+        results = evaluation["results"]
+        images = (results[0] if isinstance(results, list) else results).get("eval_samples")
     if conversion is not None:
         _require(conversion, "conversion", "the content of conversion.json", "source", "model", "verification")
 
@@ -105,14 +105,13 @@ def build_card(
     parts = [
         f"# {repo_id.rsplit('/', 1)[-1]}",
         _summary(model, kind, backbone),
-        usage_section(kind, repo_id, backbone.image_size if hasattr(backbone, "image_size") else ()),
+        usage_section(kind, repo_id, backbone),
         _classes(config) if kind.task != "image-feature-extraction" else "",
         preprocessing_section(kind, processor),
         _training(run, training_data, starts) if run is not None else "",
         _provenance(conversion) if conversion is not None else "",
-        _evaluation(figures, source, measured, data[0], split) if figures else "",
-        "## Limits",
-        f"{PVT_LIMITS}\n{GENERAL_LIMITS}" if is_pvt else GENERAL_LIMITS,
+        _evaluation(figures, source, measured, data[0], split, images) if figures else "",
+        limits_section(backbone),
         *((relation_section(kind), CITATION) if is_pvt else ()),
     ]
     return make_card(card_data, parts)
@@ -223,7 +222,7 @@ def _training(run: Mapping[str, Any], data: tuple[str, str | None], starts: list
         ("started from", ", ".join(name for name, _ in starts if name) or "random weights"),
         ("recipe", Path(run["recipe"]).name if run.get("recipe") else "arguments only"),
         ("steps", f"{run['steps']:,} of {per_step} images ({world} x {run.get('device', 'unknown device')})"),
-        ("time", f"{run['seconds'] / 3600:.2f} hours" if run.get("seconds") else "not recorded"),
+        ("time", f"{run['seconds'] / 60:,.1f} minutes" if run.get("seconds") else "not recorded"),
         ("seed", settings.get("seed")),
         ("versions", ", ".join(f"{name} {version}" for name, version in run["versions"].items())),
     ]
@@ -257,11 +256,14 @@ def _provenance(conversion: Mapping[str, Any]) -> str:
     )
 
 
-def _evaluation(figures: list[Figure], source: str, settings: Mapping[str, Any], data: str, split: str) -> str:
+def _evaluation(
+    figures: list[Figure], source: str, settings: Mapping[str, Any], data: str, split: str, images: int | None
+) -> str:
     rows = [
         (METRICS[figure.key].name, figure.setting or "as the image processor", figure.percent) for figure in figures
     ]
     precision = settings.get("mixed_precision", "no")
-    how = f"{source[0].upper()}{source[1:]}, on {one_line(data)} ({one_line(split)})"
+    how = f"{source[0].upper()}{source[1:]}, on {one_line(data)} ({one_line(split)}"
+    how += f"; {images:,} images)" if images else ")"
     how += "." if precision == "no" else f", in {precision}."
     return "\n\n".join(["## Evaluation", how, table(("metric", "size or mode", "value"), rows)])

@@ -11,18 +11,16 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .card_sections import (
     CITATION,
-    GENERAL_LIMITS,
-    KINDS,
     METRICS,
-    PVT_LIMITS,
     Figure,
     eval_results,
+    limits_section,
     metric_types,
     preprocessing_section,
     relation_section,
     table,
-    usage_section,
 )
+from .card_usage import KINDS, usage_section
 from .image_processing_pil_detection import PvtDetectionImageProcessorPil
 from .image_processing_pil_detr import PvtDetrImageProcessorPil
 from .image_processing_pil_instance import PvtInstanceImageProcessorPil
@@ -91,9 +89,9 @@ def build_published_card(
         f"# {published.title}",
         _description(published),
         _facts(published),
-        usage_section(kind, repo_id, get_config(published.variant).image_size),
+        usage_section(kind, repo_id, get_config(published.variant)),
         f"## Intended use\n\n{intended}",
-        f"## Limits\n\n{PVT_LIMITS}\n{GENERAL_LIMITS}",
+        limits_section(get_config(published.variant)),
         _training_data(published),
         preprocessing_section(kind, _processor(published, yaml.safe_load(recipe))),
         _training(published, recipe),
