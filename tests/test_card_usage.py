@@ -27,27 +27,29 @@ def models():
 
 
 def save_with_code(folder: Path, model, processor) -> None:
-    autos = AUTO_CLASSES[type(model).__name__]
+    """A repository's folder, with its code, for every Auto class of the model."""
+    auto_classes = AUTO_CLASSES[type(model).__name__]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(model), "_auto_class", autos[0])
+        patch.setattr(type(model), "_auto_class", auto_classes[0])
         patch.setattr(type(model.config), "_auto_class", "AutoConfig")
         patch.setattr(type(processor), "_auto_class", "AutoImageProcessor")
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     model.config.auto_map = None
-    for file, changes in (
-        ("config.json", lambda auto_map: {auto: auto_map[autos[0]] for auto in autos}),
-        ("preprocessor_config.json", lambda auto_map: {}),
-    ):
-        content = json.loads((folder / file).read_text())
-        content["auto_map"] |= changes(content["auto_map"])
-        (folder / file).write_text(json.dumps(content))
+    file = f"{type(model).__module__.rpartition('.')[2]}.{type(model).__name__}"
+    extend_auto_map(folder / "config.json", dict.fromkeys(auto_classes, file))
     if type(processor) is pvt_hf.PvtImageProcessor:
-        content["auto_map"]["AutoImageProcessor"] = {
+        backends = {
             "pil": "image_processing_pil_pvt.PvtImageProcessorPil",
             "torchvision": "image_processing_pvt.PvtImageProcessor",
         }
-        (folder / file).write_text(json.dumps(content))
+        extend_auto_map(folder / "preprocessor_config.json", {"AutoImageProcessor": backends})
+
+
+def extend_auto_map(file: Path, references: dict) -> None:
+    content = json.loads(file.read_text())
+    content["auto_map"] |= references
+    file.write_text(json.dumps(content))
 
 
 RUN_SNIPPETS = """
