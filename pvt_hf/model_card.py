@@ -75,12 +75,14 @@ def build_card(
     source, figures, images = "", [], None
     if run is not None:
         _require(run, "run", "the content of run.json", "settings", "metrics", "steps", "versions")
+        expected = "the settings of a training"
+        _require(run["settings"], "run['settings']", expected, "dataset", "batch_size", "gradient_accumulation_steps")
         source, figures = "the training's own evaluation", run_figures(run)
         images = run["metrics"].get("eval_samples")
     if evaluation is not None:
         source, figures = "an evaluation with pvt_hf", evaluation_figures(evaluation, name, model.num_parameters())
         results = evaluation["results"]
-        images = (results[0] if isinstance(results, list) else results).get("eval_samples")
+        images = (results if isinstance(results, Mapping) else results[0] if results else {}).get("eval_samples")
     if conversion is not None:
         _require(conversion, "conversion", "the content of conversion.json", "source", "model", "verification")
 

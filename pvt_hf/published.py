@@ -131,9 +131,7 @@ _MORE_RESULTS = {
     "pvt-small": (
         Results({"accuracy@1": 79.764, "accuracy@5": 94.950}, "log of an evaluation, 224x224 centre crop of 256"),
     ),
-    "semantic-fpn-pvt-large": (
-        Results({"mean_iou": 44.8}, "320,000 steps of 16 images; several scales, each also mirrored", 5),
-    ),
+    "semantic-fpn-pvt-large": (Results({"mean_iou": 44.8}, "320,000 steps; several scales, each also mirrored", 5),),
     "retinanet-pvt-small": (
         Results(dict(zip(BOXES, (38.7, 59.3, 40.8))), "1x schedule: 12 epochs, shorter side 640", 11),
     ),

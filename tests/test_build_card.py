@@ -228,6 +228,8 @@ def test_bad_input_is_named(trained):
     for repo_id in ("a/b/c", "me/mine.git", "-x", "me/with space"):
         refused("is not of the form org/name", repo_id=repo_id)
     refused("run has no settings, metrics, steps, versions: expected the content of run.json", run={})
+    without = {**trained.run, "settings": {"batch_size": 8}}
+    refused(r"run\['settings'\] has no dataset, gradient_accumulation_steps", run=without)
     refused("conversion has no verification", conversion={"source": {}, "model": {}})
     incomplete = {key: value for key, value in trained.evaluation.items() if key != "parameters"}
     refused("evaluation has no parameters", evaluation=incomplete)
