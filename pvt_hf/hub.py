@@ -60,6 +60,7 @@ def push(
     dry_run: bool = False,
     run: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = None,
+    conversion: dict[str, Any] | None = None,
     max_shard_size: int | str = "50GB",
     commit_message: str = "Upload model",
 ) -> Push:
@@ -78,6 +79,7 @@ def push(
         dry_run: builds everything and uploads nothing; needs neither token nor network.
         run: content of `run.json` of the training, for the card.
         evaluation: content of the file that an evaluation script wrote, for the card.
+        conversion: content of the `conversion.json` of converted weights, for the card.
         commit_message: the commit's title.
 
     Raises:
@@ -93,7 +95,7 @@ def push(
     if not dry_run:
         token = check_target(repo_id, token)
     with tempfile.TemporaryDirectory() as folder:
-        card = build_card(model, processor, repo_id=repo_id, run=run, evaluation=evaluation)
+        card = build_card(model, processor, repo_id=repo_id, run=run, evaluation=evaluation, conversion=conversion)
         save_repository(model, processor, folder, with_code=with_code, card=card, max_shard_size=max_shard_size)
         paths = sorted(Path(folder).iterdir())
         files = {path.name: path.stat().st_size for path in paths}
@@ -124,7 +126,8 @@ def push(
 
 def push_folder(folder: str | Path, repo_id: str, *, evaluation_file: str | Path | None = None, **options: Any) -> Push:
     """
-    Pushes the model in a folder that training, conversion or `save_pretrained` wrote, with what `run.json` there says.
+    Pushes the model in a folder that training, conversion or `save_pretrained` wrote, with what `run.json` or
+    `conversion.json` there says.
 
     Args:
         folder: as for [`pvt_hf.hub_folder.open_folder`].
@@ -136,12 +139,13 @@ def push_folder(folder: str | Path, repo_id: str, *, evaluation_file: str | Path
     """
     check_repo_id(repo_id)
     model, processor = open_folder(folder)
-    run_file = Path(folder) / "run.json"
+    run, conversion = (Path(folder) / name for name in ("run.json", "conversion.json"))
     return push(
         model,
         processor,
         repo_id,
-        run=_read_json(run_file) if run_file.is_file() else None,
+        run=_read_json(run) if run.is_file() else None,
+        conversion=_read_json(conversion) if conversion.is_file() else None,
         evaluation=_read_json(Path(evaluation_file)) if evaluation_file else None,
         **options,
     )
