@@ -1,0 +1,67 @@
+"""
+Writes the model cards of the paper's checkpoints, from the figures in `pvt_hf/published.py` and `variants.py`, the
+recipes, and evaluations of ours where there are some.
+
+    python scripts/make_model_cards.py            # writes model_cards/*.md
+    python scripts/make_model_cards.py --check    # writes nothing; exit code 1 if one of them is not as it would be
+
+An evaluation of a checkpoint, which an evaluation script writes with `--output model_cards/NAME.json`, goes into NAME's
+card.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from pvt_hf.published import PUBLISHED
+from pvt_hf.published_card import build_published_card
+
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass
+class Arguments:
+    output_dir: str = field(
+        default=str(REPOSITORY / "model_cards"), metadata={"help": "Folder of the cards and evaluations."}
+    )
+    check: bool = field(default=False, metadata={"help": "Compare instead of writing."})
+
+
+def main() -> int:
+    parser = HfArgumentParser(Arguments, description=__doc__.split("\n\n")[0])
+    (arguments,) = parser.parse_args_into_dataclasses()
+    folder, outdated = Path(arguments.output_dir), []
+    unknown = {file.stem for ending in ("md", "json") for file in folder.glob(f"*.{ending}")} - set(PUBLISHED)
+    if unknown:
+        print(f"error: {folder} has files of {', '.join(sorted(unknown))}, which are no checkpoints", file=sys.stderr)
+        return 1
+    for name, published in PUBLISHED.items():
+        evaluation = folder / f"{name}.json"
+        try:
+            content = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.exists() else None
+            card = str(build_published_card(published, REPOSITORY, content))
+        except (OSError, ValueError) as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            return 1
+        file = folder / f"{name}.md"
+        if arguments.check:
+            if not file.exists() or file.read_bytes() != card.encode():
+                outdated.append(str(file))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(card.encode())
+    if outdated:
+        print(f"error: run scripts/make_model_cards.py, because of {', '.join(outdated)}", file=sys.stderr)
+        return 1
+    print(f"{len(PUBLISHED)} cards in {folder}{' are up to date' if arguments.check else ''}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
