@@ -87,13 +87,21 @@ def test_a_hub_that_hiccups(hub, client):
     assert not any(hub.failures.values()) and "model.safetensors" in hub.files("me/hiccups")
 
 
+RUN = {
+    "settings": {"dataset": "digits", "eval_split": "test", "batch_size": 8, "gradient_accumulation_steps": 1},
+    "metrics": {"accuracy@1": 0.5, "eval_samples": 10},
+    "steps": 3,
+    "versions": {"torch": torch.__version__},
+}
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """A folder as training leaves it."""
     folder = tmp_path_factory.mktemp("small") / "model"
     KINDS["classifier"].model().save_pretrained(folder)
     KINDS["classifier"].make_processor().save_pretrained(folder)
-    (folder / "run.json").write_text('{"best": {"accuracy@1": 0.5}}')
+    (folder / "run.json").write_text(json.dumps(RUN))
     return folder
 
 
@@ -188,15 +196,19 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
     seen = {}
     build_card = pvt_hf.hub.build_card
     monkeypatch.setattr("pvt_hf.hub.build_card", lambda *a, **k: seen.update(k) or build_card(*a, **k))
-    (tmp_path / "evaluation.json").write_text('{"accuracy@1": 0.75}')
+    evaluation = {
+        "settings": {"dataset": "digits", "split": "test"},
+        "results": [{"height": 64, "width": 64, "accuracy@1": 0.75, "eval_samples": 10}],
+        "model_class": "PvtForImageClassification",
+        "parameters": KINDS["classifier"].model().num_parameters(),
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     arguments = ["--model", small, "--repo", "me/fruit", "--evaluation", tmp_path / "evaluation.json"]
     before = len(hub.requests)
     code, output, errors = script("push_to_hub", *arguments, "--dry-run", "--with-code")  # without a token
     assert code == 0, errors
     assert len(hub.requests) == before and "modeling_pvt.py" in output and "dry run" in output
-    assert seen == {
-        "repo_id": "me/fruit", "run": {"best": {"accuracy@1": 0.5}}, "evaluation": {"accuracy@1": 0.75}
-    }  # fmt: skip
+    assert seen == {"repo_id": "me/fruit", "run": RUN, "evaluation": evaluation, "conversion": None}
     weights = (small / "model.safetensors").stat().st_size
     assert any(line.split() == [f"{weights:,}", "model.safetensors"] for line in output.splitlines())
 
