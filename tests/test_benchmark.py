@@ -44,6 +44,7 @@ def report(tmp_path_factory):
     return json.loads(output.read_text()), result.stdout
 
 
+@pytest.mark.slow
 def test_every_row_is_there(report):
     content, table = report
     assert content["complete"] and content["matmul"]["gflop_per_second"] > 0
@@ -54,6 +55,7 @@ def test_every_row_is_there(report):
     assert "GFLOP/s" in table and "ours/native" in table and "sdpa/eager" in table
 
 
+@pytest.mark.slow
 def test_figures_follow_from_the_seconds(report):
     content, _ = report
     rate = content["matmul"]["gflop_per_second"]
@@ -68,6 +70,7 @@ def test_figures_follow_from_the_seconds(report):
             assert row[name]["matmul_share"] == pytest.approx(row["gflop"] / median / rate)
 
 
+@pytest.mark.slow
 def test_flop_are_twice_the_papers_multiply_adds(report):
     """PAPER_FACTS section 1.1: 1.933 G multiply-adds at 224; at 64 counted by the formula of every layer."""
     from pvt_hf import PvtConfig
@@ -222,6 +225,7 @@ def test_peak_memory_is_that_of_the_call_alone():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, as the script does on Linux alone")
+@pytest.mark.slow
 def test_peak_memory_of_a_model_is_that_of_its_widest_layer(report):
     """
     The stage-1 MLP (8 * 64 channels) holds input and output of its activation at once, with either attention: the

@@ -181,7 +181,9 @@ def test_several_sizes_groups_and_a_held_out_share(coco, tmp_path):
     assert report["steps"] == 3 and 0 < report["metrics"]["eval_samples"] < 12
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", ["retinanet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mask_rcnn", "detr"))]
+)
 def test_resuming_goes_on_with_the_same_bits(architecture, tmp_path):
     whole = run(settings(architecture, tmp_path / "whole"))
     run(settings(architecture, tmp_path / "parts", save_every_steps=2, save_total_limit=0))
