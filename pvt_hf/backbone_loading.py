@@ -18,7 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from .conversion import load_official_checkpoint
-from .modeling_pvt import PvtBackbone, PvtForImageClassification, resize_position_table
+from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtPatchEmbeddings, resize_position_table
 
 
 @dataclass
@@ -82,6 +82,7 @@ def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwa
         tensor = source_state[name]
         if isinstance(backbone, PvtBackbone) and name.endswith("position_embeddings"):
             old, new = source.get_submodule(name.rpartition(".")[0]), backbone.get_submodule(name.rpartition(".")[0])
+            assert isinstance(old, PvtPatchEmbeddings) and isinstance(new, PvtPatchEmbeddings)
             if old.grid != new.grid and tensor.shape[2] == target.shape[2]:
                 tensor = resize_position_table(tensor.float(), old.grid, new.grid, new.num_prefix_rows)
                 report.resized.append(name)
@@ -118,7 +119,7 @@ def _find_backbone(model: nn.Module) -> PreTrainedModel:
     backbones = [
         module
         for module in model.modules()
-        if isinstance(module, BackboneMixin) and isinstance(module, PreTrainedModel)
+        if isinstance(module, PreTrainedModel) and isinstance(module, BackboneMixin)
     ]
     if len(backbones) != 1:
         found = ", ".join(type(module).__name__ for module in backbones) or "none"
@@ -151,7 +152,9 @@ def _load_source(
             )
     config.out_features = list(config.stage_names)[-1:]  # every stage is built, whichever the checkpoint names
     # The class hides what it expects to find unused; the report shall name it.
-    source_class = type(type(backbone).__name__, (type(backbone),), {"_keys_to_ignore_on_load_unexpected": None})
+    source_class: type[PreTrainedModel] = type(
+        type(backbone).__name__, (type(backbone),), {"_keys_to_ignore_on_load_unexpected": None}
+    )
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

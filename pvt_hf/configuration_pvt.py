@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING
@@ -104,6 +104,11 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
     qkv_bias: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
+
+    if TYPE_CHECKING:  # what the constructor takes beside the fields
+        num_labels: int = 1000
+        out_features: list[str] | None = None
+        out_indices: list[int] | tuple[int, ...] | None = None
 
     def __post_init__(self, **kwargs):
         self._validate()
@@ -265,14 +270,13 @@ def build_backbone_config(
     """
     if backbone_config is None:
         return PvtConfig(out_features=list(default_out_features))
-    is_config = isinstance(backbone_config, PreTrainedConfig)
-    model_type = backbone_config.model_type if is_config else backbone_config.get("model_type", "pvt")
-    if model_type == "pvt":
-        if isinstance(backbone_config, PvtConfig):
+    if isinstance(backbone_config, PreTrainedConfig):
+        if backbone_config.model_type != "pvt" or isinstance(backbone_config, PvtConfig):
             return backbone_config
-        return PvtConfig.from_dict(backbone_config.to_dict() if is_config else backbone_config)
-    if is_config:
-        return backbone_config
+        return PvtConfig.from_dict(backbone_config.to_dict())
+    model_type = backbone_config.get("model_type", "pvt")
+    if model_type == "pvt":
+        return PvtConfig.from_dict(backbone_config)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"backbone_config has the model_type {model_type!r}, which Transformers does not know: give one that "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, DetrConfig
@@ -40,6 +40,9 @@ class PvtDetrConfig(DetrConfig):
     sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="pvt")}
 
     auxiliary_loss: bool = True
+
+    if TYPE_CHECKING:  # what the constructor takes beside the fields
+        num_labels: int = 80
 
     def __post_init__(self, **kwargs):
         self.backbone_config = build_backbone_config(self.backbone_config, ("stage4",))

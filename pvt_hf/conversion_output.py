@@ -122,7 +122,8 @@ def verify(source: Mapping[str, torch.Tensor], folder: str | Path, is_classifier
         attn_implementation="sdpa",  # the eager softmax is in fp32
     )
     config, source = model.config, {key: tensor.double() for key, tensor in source.items()}
-    size = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
+    side = config.image_size
+    size = (side, side) if isinstance(side, int) else (side[0], side[1])
     image_sizes = [size, (size[0] + 33, size[1] + 65)]
     generator = torch.Generator().manual_seed(0)
     differences, values = [], []
@@ -133,8 +134,8 @@ def verify(source: Mapping[str, torch.Tensor], folder: str | Path, is_classifier
             computed = [model(pixel_values).logits]
         else:
             stages = [config.stage_names.index(name) for name in model.out_features]
-            expected = official_feature_maps(source, pixel_values, config.num_attention_heads, size)
-            expected, computed = [expected[stage] for stage in stages], model(pixel_values).feature_maps
+            maps = official_feature_maps(source, pixel_values, config.num_attention_heads, size)
+            expected, computed = [maps[stage] for stage in stages], model(pixel_values).feature_maps
         for one, other in zip(expected, computed, strict=True):
             differences.append((one - other).abs().max())
             values.append(one.abs().max())
@@ -177,7 +178,7 @@ def imagenet_labels() -> dict[int, str]:
     return labels
 
 
-def _image_processor(image_size: int | list[int]) -> PvtImageProcessorPil:
+def _image_processor(image_size: int | list[int] | tuple[int, int]) -> PvtImageProcessorPil:
     """The official evaluation, 256 and 224 pixels scaled to the size that the model was built for."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     shortest_edge = int(256 / 224 * max(height, width))
