@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -152,7 +153,7 @@ def _load_source(
             )
     config.out_features = list(config.stage_names)[-1:]  # every stage is built, whichever the checkpoint names
     # The class hides what it expects to find unused; the report shall name it.
-    source_class: type[PreTrainedModel] = type(
+    source_class: Any = type(  # another subclass of PreTrainedModel
         type(backbone).__name__, (type(backbone),), {"_keys_to_ignore_on_load_unexpected": None}
     )
     verbosity = logging.get_verbosity()

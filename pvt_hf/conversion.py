@@ -25,11 +25,11 @@ from .modeling_pvt import PvtBackbone, PvtForImageClassification
 NUM_STAGES = 4  # the official code has no other number
 
 # Modules with weight and bias: official name, then ours; two of ours share the rows of one official matrix.
-_STAGE_MODULES = (
+_STAGE_MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("patch_embed{i}.proj", ("patch_embeddings.{s}.projection",)),
     ("patch_embed{i}.norm", ("patch_embeddings.{s}.layer_norm",)),
 )
-_BLOCK_MODULES = (
+_BLOCK_MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("norm1", ("layer_norm_1",)),
     ("attn.q", ("attention.self.query",)),
     ("attn.kv", ("attention.self.key", "attention.self.value")),
@@ -206,10 +206,10 @@ def _read_layout(
 def _key_pairs(layout: _Layout) -> list[tuple[str, tuple[str, ...]]]:
     """Every official key of the layout with the keys of ours that its rows go to, in order."""
     encoder = "pvt.encoder." if layout.is_classifier else "encoder."
-    pairs = []
+    pairs: list[tuple[str, tuple[str, ...]]] = []
 
     def add_module(official: str, ours: Iterable[str], has_bias: bool = True) -> None:
-        for parameter in ["weight", "bias"] if has_bias else ["weight"]:
+        for parameter in ("weight", "bias") if has_bias else ("weight",):
             pairs.append((f"{official}.{parameter}", tuple(f"{encoder}{name}.{parameter}" for name in ours)))
 
     for s, depth in enumerate(layout.depths):
@@ -223,7 +223,7 @@ def _key_pairs(layout: _Layout) -> list[tuple[str, tuple[str, ...]]]:
                 has_bias = layout.qkv_bias or official not in ("attn.q", "attn.kv")
                 add_module(f"block{s + 1}.{j}.{official}", [f"block.{s}.{j}.{name}" for name in ours], has_bias)
     if layout.is_classifier:
-        pairs += [(official, (ours,)) for official, ours in _CLASSIFIER_KEYS]
+        pairs += [(official, (key,)) for official, key in _CLASSIFIER_KEYS]
     return pairs
 
 

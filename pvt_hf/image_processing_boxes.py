@@ -104,7 +104,7 @@ class PvtBoxImageProcessorMixin(PvtImageProcessorMixin):
         annotations: Any = None,
         do_center_crop: bool | None = None,
         do_pad: bool | None = None,
-        pad_size: SizeDict | None = None,
+        pad_size: Any = None,
         size_divisor: int | None = None,
         return_segmentation_masks: bool | None = None,
         return_tensors: str | None = None,

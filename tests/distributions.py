@@ -43,3 +43,18 @@ def uv(*arguments: object) -> None:
     assert program.is_file(), f"{program} is missing: install the development environment with `make install`."
     process = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+def install_wheel(wheel: Path, folder: Path) -> Path:
+    """
+    Makes an environment in `folder` that has the wheel and, from this environment, its dependencies, but not this
+    checkout. Returns its interpreter. (tests/test_core_only.py installs the dependencies, too.)
+    """
+    uv("venv", "--python", sys.executable, folder)
+    python = folder / "bin" / "python"
+    uv("pip", "install", "--python", python, "--no-deps", "--no-index", wheel)
+    (site_packages,) = (folder / "lib").glob("*/site-packages")
+    # Path files in these folders are not read: an editable installation there has no effect.
+    dependencies = [path for path in sys.path if Path(path).name == "site-packages"]
+    (site_packages / "dependencies.pth").write_text("\n".join(dependencies))
+    return python

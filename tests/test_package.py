@@ -19,7 +19,7 @@ import pytest
 import pvt_hf
 
 from .clean_process import REPOSITORY, run_python
-from .distributions import build_distributions, tracked_files, uv
+from .distributions import build_distributions, install_wheel, tracked_files
 
 
 @pytest.fixture(scope="module")
@@ -101,18 +101,12 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def installed(distributions, tmp_path_factory):
     """
-    What a process finds that has the wheel and this environment's dependencies, but not this checkout, and that runs
-    the scripts of the unpacked source distribution. (tests/test_core_only.py installs dependencies, too.)
+    What a process finds in an environment with the wheel, where it runs the scripts of the unpacked source
+    distribution.
     """
     wheel, sdist = distributions
     folder = tmp_path_factory.mktemp("installed")
-    uv("venv", "--python", sys.executable, folder / "venv")
-    python = folder / "venv" / "bin" / "python"
-    uv("pip", "install", "--python", python, "--no-deps", "--no-index", wheel)
-    (site_packages,) = (folder / "venv" / "lib").glob("*/site-packages")
-    # Path files in these folders are not read: an editable installation there has no effect.
-    dependencies = [path for path in sys.path if Path(path).name == "site-packages"]
-    (site_packages / "dependencies.pth").write_text("\n".join(dependencies))
+    python = install_wheel(wheel, folder / "venv")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
     scripts = [
@@ -121,6 +115,7 @@ def installed(distributions, tmp_path_factory):
         if '__name__ == "__main__"' in script.read_text()
     ]
     facts = json.loads(run_python(INSTALLED, *scripts, python=python, cwd=folder).stdout)
+    (site_packages,) = (folder / "venv" / "lib").glob("*/site-packages")
     return facts, site_packages, scripts
 
 

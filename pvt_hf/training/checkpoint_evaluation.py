@@ -18,7 +18,15 @@ from ..data.samples import ClassificationSample
 from ..data.streams import Stream, open_stream
 from ..data.transforms import ProcessorTransform
 from .evaluation import Forward, evaluate_classifier
-from .evaluation_frame import CheckpointSettings, Monitor, RenumberedSample, open_checkpoint, shorten, write_report
+from .evaluation_frame import (
+    CheckpointSettings,
+    Monitor,
+    RenumberedSample,
+    class_names_of,
+    open_checkpoint,
+    shorten,
+    write_report,
+)
 
 
 @dataclass
@@ -166,13 +174,15 @@ def run(settings: EvaluationSettings) -> dict[str, Any]:
         # Built-in images: the same ones whatever the size of the evaluation
         image_size=max(output_size(processor)) if settings.dataset == "digits" else 64,
     )
-    model_names = tuple(model.config.id2label[label] for label in range(model.config.num_labels))
+    model_names = class_names_of(model)
     labels, warning = match_labels(stream, model_names)
     if warning:
         accelerator.print(f"warning: {warning}")
 
-    results, skipped = [], {}
-    for image_size in settings.image_sizes or [None]:
+    results: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    image_sizes: list[Any] = settings.image_sizes or [None]
+    for image_size in image_sizes:
         transform = evaluation_transform(processor, image_size, settings.crop_ratio)
         sample = ClassificationSample(stream, transform, stream.class_names or model_names)
         size = (image_size, image_size) if image_size else output_size(processor)

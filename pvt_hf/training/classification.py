@@ -91,7 +91,7 @@ def build_processor(settings: ClassificationSettings) -> Any:
 
 def open_streams(settings: ClassificationSettings) -> tuple[Stream, Stream]:
     """Training and evaluation streams; the same one twice where a share is held out."""
-    columns = {
+    columns: dict[str, Any] = {
         "image_column": settings.image_column or None,
         "label_column": settings.label_column or None,
         "class_names": [name.strip() for name in settings.class_names.split(",")] if settings.class_names else None,

@@ -151,7 +151,7 @@ def build_processor(settings: DetectionSettings) -> Any:
 
 def open_streams(settings: DetectionSettings) -> tuple[Stream, Stream]:
     """Training and evaluation streams; of the same split where a share is held out."""
-    options = {
+    options: dict[str, Any] = {
         "image_column": settings.image_column or None,
         "objects_column": settings.objects_column or None,
         "image_size": settings.scene_size,
@@ -208,11 +208,12 @@ def run(settings: DetectionSettings) -> dict[str, Any]:
     output_dir = ensure_output_dir(settings.output_dir, settings.resume_from_checkpoint)
     train_stream, eval_stream = open_streams(settings)
     processor = build_processor(settings)
-    class_names = read_class_names(settings.class_names) or train_stream.class_names
-    model = build_model(settings, class_names)
+    class_names = read_class_names(settings.class_names)
     with_masks = settings.masks and hasattr(processor, "post_process_instance_segmentation")
     train_sample = DetectionSample(train_stream, training_transform(settings, processor), class_names, with_masks)
+    class_names = train_sample.class_names
     eval_sample = DetectionEvaluationSample(eval_stream, ProcessImage(processor), class_names, with_masks)
+    model = build_model(settings, class_names)
     if settings.backbone:
         start_backbone(accelerator, model, settings.backbone)
 

@@ -129,7 +129,7 @@ def build_processor(settings: SegmentationSettings) -> Any:
 
 def open_streams(settings: SegmentationSettings) -> tuple[Stream, Stream]:
     """Training and evaluation streams; the same one twice where a share is held out."""
-    options = {
+    options: dict[str, Any] = {
         "image_column": settings.image_column or None,
         "mask_column": settings.mask_column or None,
         "image_size": settings.scene_size,
