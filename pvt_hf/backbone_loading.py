@@ -49,7 +49,7 @@ class BackboneLoadReport:
         return "; ".join(lines)
 
 
-def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwargs) -> BackboneLoadReport:
+def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwargs: Any) -> BackboneLoadReport:
     """
     Loads the weights of a classifier into the backbone of `model`, in place.
 

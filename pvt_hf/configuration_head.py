@@ -30,7 +30,7 @@ class HeadConfig(PreTrainedConfig):
     if TYPE_CHECKING:  # what the constructor takes beside the fields; by default `default_num_labels`
         num_labels: int = 80
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = build_backbone_config(self.backbone_config, self.default_out_features)
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = self.default_num_labels

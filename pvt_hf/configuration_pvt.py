@@ -110,7 +110,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features: list[str] | None = None
         out_indices: list[int] | tuple[int, ...] | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self._validate()
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 1000  # ImageNet-1K, as the native default
@@ -125,7 +125,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> PvtConfig:
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PvtConfig:
         """
         Builds a configuration from the content of a `config.json`; `kwargs` override it.
 

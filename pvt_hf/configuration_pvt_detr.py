@@ -44,7 +44,7 @@ class PvtDetrConfig(DetrConfig):
     if TYPE_CHECKING:  # what the constructor takes beside the fields
         num_labels: int = 80
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = build_backbone_config(self.backbone_config, ("stage4",))
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 80

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -207,7 +207,7 @@ def _check_output(output: Path, checkpoint: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _folder_written_whole(output: Path):
+def _folder_written_whole(output: Path) -> Iterator[Path]:
     """
     Yields an empty folder on the same file system; renames it to `output` at the end, or removes it on any error.
 

@@ -96,7 +96,7 @@ class PhotometricDistortion(v2.RandomPhotometricDistort):
     grey image here and is a factor of HSV's saturation there. Hue is the same: ± 36 degrees.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(
             brightness=(1 - 32 / 255, 1 + 32 / 255), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.1, 0.1)
         )

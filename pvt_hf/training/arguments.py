@@ -83,7 +83,7 @@ class TrainingSettings:
         default="none", metadata={"help": "Trackers, comma-separated: tensorboard, trackio, wandb; or none."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")

@@ -41,7 +41,7 @@ class EvaluationSettings(CheckpointSettings):
     crop_ratio: float = field(default=0.875, metadata={"help": "With --image_sizes: crop over resized shorter side."})
     batch_size: int = field(default=64, metadata={"help": "Images per forward pass and process."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"--crop_ratio is above 0 and at most 1, got {self.crop_ratio}.")

@@ -47,7 +47,7 @@ class ClassificationSettings(TrainingSettings):
     cutmix: float = field(default=1.0, metadata={"help": "Alpha; 0 for none."})
     label_smoothing: float = field(default=0.1, metadata={"help": "Share given to the other classes."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"Mixing pairs the samples of a batch: --batch_size must be even, got {self.batch_size}.")

@@ -18,6 +18,7 @@ from ..configuration_mask_rcnn import MaskRcnnConfig
 from ..configuration_pvt import PvtConfig
 from ..configuration_pvt_detr import PvtDetrConfig
 from ..configuration_retinanet import RetinaNetConfig
+from ..data.batches import BatchStream
 from ..data.detection import DetectionEvaluationSample, DetectionSample, aspect_group, collate_detection
 from ..data.detection_streams import open_detection_stream
 from ..data.detection_transforms import DetectionTransform
@@ -96,7 +97,7 @@ class DetectionSettings(TrainingSettings):
         default=True, metadata={"help": "Batches of wide images, and of others, within --shuffle_window: less padding."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("scene_size", "eval_shortest_edge"):
             if getattr(self, name) < 32:
@@ -217,7 +218,7 @@ def run(settings: DetectionSettings) -> dict[str, Any]:
     if settings.backbone:
         start_backbone(accelerator, model, settings.backbone)
 
-    def evaluate(unwrapped, batches):
+    def evaluate(unwrapped: Any, batches: BatchStream) -> dict[str, Any]:
         metrics = evaluate_detector(
             accelerator, unwrapped, batches, settings.num_workers, processor, train_sample.class_names, with_masks
         )

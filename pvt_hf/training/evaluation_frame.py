@@ -44,7 +44,7 @@ class CheckpointSettings:
     if TYPE_CHECKING:
         batch_size: int = 1  # each task has its own default
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
         if self.num_workers < 0:

@@ -64,7 +64,7 @@ def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_s
 class StopSignal:
     """Turns SIGTERM and Ctrl-C into a wish that the loop reads between two steps; a second Ctrl-C interrupts now."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = None
 
     def __enter__(self) -> StopSignal:

@@ -59,7 +59,7 @@ class SegmentationEvaluationSettings(CheckpointSettings):
         default=1, metadata={"help": "Images that a loader worker hands over at once; they are labelled one by one."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.ratios or min(self.ratios) <= 0:
             raise ValueError(f"--ratios must be positive, and at least one, got {self.ratios}.")
