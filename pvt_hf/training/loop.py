@@ -65,7 +65,7 @@ class StopSignal:
     """Turns SIGTERM and Ctrl-C into a wish that the loop reads between two steps; a second Ctrl-C interrupts now."""
 
     def __init__(self) -> None:
-        self.received = None
+        self.received: str | None = None
 
     def __enter__(self) -> StopSignal:
         self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
