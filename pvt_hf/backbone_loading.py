@@ -1,5 +1,5 @@
 """
-Loading a classification checkpoint into the backbone of a dense-prediction model.
+Loading a checkpoint's backbone, usually a classifier, into the backbone of a dense-prediction model.
 
 Transformers builds the backbones of DETR, UperNet, MaskFormer and the like from a configuration and never loads
 their weights; strict=False loading elsewhere is silent when nothing matches. Here the result is a report, or an error.
@@ -51,12 +51,13 @@ class BackboneLoadReport:
 
 def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwargs: Any) -> BackboneLoadReport:
     """
-    Loads the weights of a classifier into the backbone of `model`, in place.
+    Loads the weights of a classifier, or of another model's backbone, into the backbone of `model`, in place.
 
     Args:
         model: a backbone, or any model that contains exactly one (`DetrForObjectDetection`,
             `UperNetForSemanticSegmentation`, this package's heads ...), PVT or another architecture.
-        checkpoint: a folder or a Hub id of the same architecture in Transformers' layout, or an official PVT `.pth`.
+        checkpoint: a folder or a Hub id of the same architecture in Transformers' layout, or of a model with a
+            `backbone` of that architecture (RetinaNet, Semantic FPN ...); or an official PVT `.pth`.
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only` ... as in `from_pretrained`.
 
     Returns:
@@ -140,7 +141,9 @@ def _load_source(
         if isinstance(model, PvtForImageClassification):
             return model.pvt, [name for name in model.state_dict() if name.startswith("classifier.")]
         return model, []
-    config = AutoConfig.from_pretrained(checkpoint, **hub_kwargs)
+    config, prefix = AutoConfig.from_pretrained(checkpoint, **hub_kwargs), backbone.base_model_prefix
+    if config.model_type != backbone.config.model_type and getattr(config, "backbone_config", None) is not None:
+        config, prefix = config.backbone_config, "backbone"
     if config.model_type != backbone.config.model_type:
         raise ValueError(
             f"{checkpoint} is a {config.model_type!r} checkpoint, the backbone is {backbone.config.model_type!r}."
@@ -153,9 +156,8 @@ def _load_source(
             )
     config.out_features = list(config.stage_names)[-1:]  # every stage is built, whichever the checkpoint names
     # The class hides what it expects to find unused; the report shall name it.
-    source_class: Any = type(  # another subclass of PreTrainedModel
-        type(backbone).__name__, (type(backbone),), {"_keys_to_ignore_on_load_unexpected": None}
-    )
+    attributes = {"_keys_to_ignore_on_load_unexpected": None, "base_model_prefix": prefix}
+    source_class: Any = type(type(backbone).__name__, (type(backbone),), attributes)  # a subclass of PreTrainedModel
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -165,4 +167,4 @@ def _load_source(
     for name in info["missing_keys"]:
         module_name, _, parameter_name = name.rpartition(".")
         delattr(source.get_submodule(module_name), parameter_name)
-    return source, [name.removeprefix(f"{backbone.base_model_prefix}.") for name in info["unexpected_keys"]]
+    return source, [name.removeprefix(f"{prefix}.") for name in info["unexpected_keys"]]

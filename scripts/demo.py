@@ -120,8 +120,8 @@ def main() -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     trained = train(output_dir)
-    segmenter = demo_segmentation.train(output_dir)
     detector = demo_detection.train(output_dir)
+    segmenter = demo_segmentation.train(output_dir, backbone=output_dir / "detector")
     print("Reloading in a new process ...", flush=True)
     subprocess.run([sys.executable, __file__, "--output_dir", str(output_dir), "--answer"], check=True)
     answers = output_dir / "answer.json"

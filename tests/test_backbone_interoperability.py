@@ -42,6 +42,8 @@ from pvt_hf import (
     BackboneLoadReport,
     PvtBackbone,
     PvtForImageClassification,
+    SemanticFpnConfig,
+    SemanticFpnForSemanticSegmentation,
     load_official_checkpoint,
     load_pretrained_backbone,
 )
@@ -370,6 +372,20 @@ def test_backbone_checkpoint_with_fewer_stages(tmp_path):
     assert_holds(source, backbone)
 
 
+def test_from_the_backbone_of_another_head(tmp_path):
+    """A segmenter's backbone for DETR's: of two stages that one computes the other uses the last."""
+    source = SemanticFpnForSemanticSegmentation(
+        SemanticFpnConfig(backbone_config=tiny_pvt_config(out_features=STAGES), fpn_channels=8, head_channels=8)
+    )
+    randomize(source, seed=5)
+    source.save_pretrained(tmp_path)
+    model = make_detr()
+    report = load_pretrained_backbone(model, tmp_path)
+    assert_holds(backbone_of(model), source.backbone)
+    assert set(report.loaded) == source.backbone.state_dict().keys() and report.missing == []
+    assert set(report.unused) == {name for name in source.state_dict() if not name.startswith("backbone.")}
+
+
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
 
 
@@ -432,7 +448,7 @@ def two_backbones():
         (lambda: PvtForImageClassification(tiny_pvt_config()), "classifier", ValueError, ["exactly one", "none"]),
         (two_backbones, "classifier", ValueError, ["PvtBackbone, SwinBackbone", "Pass the backbone itself"]),
         (make_backbone, "resnet", ValueError, ["'resnet'", "'pvt'"]),
-        (make_detr, "detr", ValueError, ["'detr'", "'pvt'"]),
+        (make_detr, "detr", ValueError, ["Nothing in", "model.backbone"]),
         (
             lambda: make_detr(hidden_sizes=[32, 64, 160, 256]),
             "classifier",
