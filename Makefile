@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow lint typecheck install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py --output_dir outputs/demo
@@ -19,6 +19,9 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+typecheck: $(INSTALLED)
+	$(BIN)/mypy
 
 install: $(INSTALLED)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from .conversion import load_official_checkpoint
-from .modeling_pvt import PvtBackbone, PvtForImageClassification, resize_position_table
+from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtPatchEmbeddings, resize_position_table
 
 
 @dataclass
@@ -48,7 +49,7 @@ class BackboneLoadReport:
         return "; ".join(lines)
 
 
-def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwargs) -> BackboneLoadReport:
+def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwargs: Any) -> BackboneLoadReport:
     """
     Loads the weights of a classifier, or of another model's backbone, into the backbone of `model`, in place.
 
@@ -83,6 +84,7 @@ def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwa
         tensor = source_state[name]
         if isinstance(backbone, PvtBackbone) and name.endswith("position_embeddings"):
             old, new = source.get_submodule(name.rpartition(".")[0]), backbone.get_submodule(name.rpartition(".")[0])
+            assert isinstance(old, PvtPatchEmbeddings) and isinstance(new, PvtPatchEmbeddings)
             if old.grid != new.grid and tensor.shape[2] == target.shape[2]:
                 tensor = resize_position_table(tensor.float(), old.grid, new.grid, new.num_prefix_rows)
                 report.resized.append(name)
@@ -119,7 +121,7 @@ def _find_backbone(model: nn.Module) -> PreTrainedModel:
     backbones = [
         module
         for module in model.modules()
-        if isinstance(module, BackboneMixin) and isinstance(module, PreTrainedModel)
+        if isinstance(module, PreTrainedModel) and isinstance(module, BackboneMixin)
     ]
     if len(backbones) != 1:
         found = ", ".join(type(module).__name__ for module in backbones) or "none"
@@ -155,7 +157,7 @@ def _load_source(
     config.out_features = list(config.stage_names)[-1:]  # every stage is built, whichever the checkpoint names
     # The class hides what it expects to find unused; the report shall name it.
     attributes = {"_keys_to_ignore_on_load_unexpected": None, "base_model_prefix": prefix}
-    source_class = type(type(backbone).__name__, (type(backbone),), attributes)
+    source_class: Any = type(type(backbone).__name__, (type(backbone),), attributes)  # a subclass of PreTrainedModel
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
@@ -22,12 +22,15 @@ class HeadConfig(PreTrainedConfig):
     """
 
     sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="pvt")}
-    default_out_features = ("stage1", "stage2", "stage3", "stage4")
-    default_num_labels = 80
+    default_out_features: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3", "stage4")
+    default_num_labels: ClassVar[int] = 80
 
     backbone_config: dict | PreTrainedConfig | None = None
 
-    def __post_init__(self, **kwargs):
+    if TYPE_CHECKING:  # what the constructor takes beside the fields; by default `default_num_labels`
+        num_labels: int = 80
+
+    def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = build_backbone_config(self.backbone_config, self.default_out_features)
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = self.default_num_labels

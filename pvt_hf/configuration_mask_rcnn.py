@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_head import HeadConfig
@@ -82,7 +84,7 @@ class MaskRcnnConfig(HeadConfig):
     nms_threshold: float | int = 0.5
     max_detections: int = 100
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.anchor_ratios, self.box_code_std = list(self.anchor_ratios), list(self.box_code_std)
         super().__post_init__(**kwargs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING
@@ -105,7 +105,12 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
-    def __post_init__(self, **kwargs):
+    if TYPE_CHECKING:  # what the constructor takes beside the fields
+        num_labels: int = 1000
+        out_features: list[str] | None = None
+        out_indices: list[int] | tuple[int, ...] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
         self._validate()
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 1000  # ImageNet-1K, as the native default
@@ -120,7 +125,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> PvtConfig:
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PvtConfig:
         """
         Builds a configuration from the content of a `config.json`; `kwargs` override it.
 
@@ -265,14 +270,13 @@ def build_backbone_config(
     """
     if backbone_config is None:
         return PvtConfig(out_features=list(default_out_features))
-    is_config = isinstance(backbone_config, PreTrainedConfig)
-    model_type = backbone_config.model_type if is_config else backbone_config.get("model_type", "pvt")
-    if model_type == "pvt":
-        if isinstance(backbone_config, PvtConfig):
+    if isinstance(backbone_config, PreTrainedConfig):
+        if backbone_config.model_type != "pvt" or isinstance(backbone_config, PvtConfig):
             return backbone_config
-        return PvtConfig.from_dict(backbone_config.to_dict() if is_config else backbone_config)
-    if is_config:
-        return backbone_config
+        return PvtConfig.from_dict(backbone_config.to_dict())
+    model_type = backbone_config.get("model_type", "pvt")
+    if model_type == "pvt":
+        return PvtConfig.from_dict(backbone_config)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"backbone_config has the model_type {model_type!r}, which Transformers does not know: give one that "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, DetrConfig
@@ -41,7 +41,10 @@ class PvtDetrConfig(DetrConfig):
 
     auxiliary_loss: bool = True
 
-    def __post_init__(self, **kwargs):
+    if TYPE_CHECKING:  # what the constructor takes beside the fields
+        num_labels: int = 80
+
+    def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = build_backbone_config(self.backbone_config, ("stage4",))
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 80

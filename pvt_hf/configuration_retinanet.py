@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_head import HeadConfig
@@ -59,7 +61,7 @@ class RetinaNetConfig(HeadConfig):
     prior_probability: float | int = 0.01
     num_candidates: int = 1000
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.anchor_ratios = list(self.anchor_ratios)
         super().__post_init__(**kwargs)
 

@@ -25,11 +25,11 @@ from .modeling_pvt import PvtBackbone, PvtForImageClassification
 NUM_STAGES = 4  # the official code has no other number
 
 # Modules with weight and bias: official name, then ours; two of ours share the rows of one official matrix.
-_STAGE_MODULES = (
+_STAGE_MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("patch_embed{i}.proj", ("patch_embeddings.{s}.projection",)),
     ("patch_embed{i}.norm", ("patch_embeddings.{s}.layer_norm",)),
 )
-_BLOCK_MODULES = (
+_BLOCK_MODULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("norm1", ("layer_norm_1",)),
     ("attn.q", ("attention.self.query",)),
     ("attn.kv", ("attention.self.key", "attention.self.value")),
@@ -80,7 +80,7 @@ def convert_official_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[
     _check_keys(
         state_dict, [official for official, _ in pairs], "the official PVT (our own layout: see from_pretrained)"
     )
-    converted = {}
+    converted: dict[str, torch.Tensor] = {}
     for official, ours in pairs:
         tensor = state_dict[official]
         if tensor.shape[0] % len(ours):
@@ -139,8 +139,9 @@ def model_from_official_state_dict(
         model = (PvtForImageClassification if "classifier.weight" in weights else PvtBackbone)(config)
 
     # A backbone builds no stage after its last output; nothing else may be left over.
-    unbuilt = range(len(model.base_model.encoder.block), NUM_STAGES)
-    unbuilt = tuple(f"encoder.{part}.{stage}." for part in ("patch_embeddings", "block") for stage in unbuilt)
+    encoder = model.pvt.encoder if isinstance(model, PvtForImageClassification) else model.encoder
+    stages = range(len(encoder.block), NUM_STAGES)
+    unbuilt = tuple(f"encoder.{part}.{stage}." for part in ("patch_embeddings", "block") for stage in stages)
     weights = {key: tensor for key, tensor in weights.items() if not key.startswith(unbuilt)}
     in_file = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     in_model = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -179,8 +180,16 @@ def _our_layout(keys: Iterable[str]) -> _Layout:
     )
 
 
-def _read_layout(keys, block_pattern, first_stage, reduction, qkv_biases, classifier_keys) -> _Layout:
-    blocks, has_reduction, qkv_bias = [set() for _ in range(NUM_STAGES)], [False] * NUM_STAGES, False
+def _read_layout(
+    keys: Iterable[str],
+    block_pattern: str,
+    first_stage: int,
+    reduction: tuple[str, ...],
+    qkv_biases: tuple[str, ...],
+    classifier_keys: list[str],
+) -> _Layout:
+    blocks: list[set[str]] = [set() for _ in range(NUM_STAGES)]
+    has_reduction, qkv_bias = [False] * NUM_STAGES, False
     for match in filter(None, (re.fullmatch(block_pattern, str(key)) for key in keys)):
         stage, name = int(match[1]) - first_stage, match[3]
         blocks[stage].add(match[2])
@@ -197,7 +206,7 @@ def _read_layout(keys, block_pattern, first_stage, reduction, qkv_biases, classi
 def _key_pairs(layout: _Layout) -> list[tuple[str, tuple[str, ...]]]:
     """Every official key of the layout with the keys of ours that its rows go to, in order."""
     encoder = "pvt.encoder." if layout.is_classifier else "encoder."
-    pairs = []
+    pairs: list[tuple[str, tuple[str, ...]]] = []
 
     def add_module(official: str, ours: Iterable[str], has_bias: bool = True) -> None:
         for parameter in ("weight", "bias") if has_bias else ("weight",):
@@ -214,7 +223,7 @@ def _key_pairs(layout: _Layout) -> list[tuple[str, tuple[str, ...]]]:
                 has_bias = layout.qkv_bias or official not in ("attn.q", "attn.kv")
                 add_module(f"block{s + 1}.{j}.{official}", [f"block.{s}.{j}.{name}" for name in ours], has_bias)
     if layout.is_classifier:
-        pairs += [(official, (ours,)) for official, ours in _CLASSIFIER_KEYS]
+        pairs += [(official, (key,)) for official, key in _CLASSIFIER_KEYS]
     return pairs
 
 
@@ -258,7 +267,7 @@ def _read_config(weights: Mapping[str, torch.Tensor], overrides: dict[str, Any])
                 f"The MLP of stage {s + 1} is {mlp_sizes[s]} wide, expected a multiple of its width {hidden_sizes[s]}."
             )
     reductions = [f"{encoder}block.{s}.0.attention.self.sequence_reduction.weight" for s in stages]
-    fields = {
+    fields: dict[str, Any] = {
         "num_channels": patches[0][1],
         "depths": list(depths),
         "hidden_sizes": hidden_sizes,

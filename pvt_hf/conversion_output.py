@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,19 +122,21 @@ def verify(source: Mapping[str, torch.Tensor], folder: str | Path, is_classifier
         attn_implementation="sdpa",  # the eager softmax is in fp32
     )
     config, source = model.config, {key: tensor.double() for key, tensor in source.items()}
-    size = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
+    side = config.image_size
+    size = (side, side) if isinstance(side, int) else (side[0], side[1])
     image_sizes = [size, (size[0] + 33, size[1] + 65)]
     generator = torch.Generator().manual_seed(0)
     differences, values = [], []
+    computed: Any
     for height, width in image_sizes:
         pixel_values = torch.randn(1, config.num_channels, height, width, generator=generator, dtype=torch.float64)
-        if is_classifier:
+        if isinstance(model, PvtForImageClassification):
             expected = [official_logits(source, pixel_values, config.num_attention_heads, size)]
             computed = [model(pixel_values).logits]
         else:
             stages = [config.stage_names.index(name) for name in model.out_features]
-            expected = official_feature_maps(source, pixel_values, config.num_attention_heads, size)
-            expected, computed = [expected[stage] for stage in stages], model(pixel_values).feature_maps
+            maps = official_feature_maps(source, pixel_values, config.num_attention_heads, size)
+            expected, computed = [maps[stage] for stage in stages], model(pixel_values).feature_maps
         for one, other in zip(expected, computed, strict=True):
             differences.append((one - other).abs().max())
             values.append(one.abs().max())
@@ -177,7 +179,7 @@ def imagenet_labels() -> dict[int, str]:
     return labels
 
 
-def _image_processor(image_size: int | list[int]) -> PvtImageProcessorPil:
+def _image_processor(image_size: int | list[int] | tuple[int, int]) -> PvtImageProcessorPil:
     """The official evaluation, 256 and 224 pixels scaled to the size that the model was built for."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     shortest_edge = int(256 / 224 * max(height, width))
@@ -205,7 +207,7 @@ def _check_output(output: Path, checkpoint: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _folder_written_whole(output: Path):
+def _folder_written_whole(output: Path) -> Iterator[Path]:
     """
     Yields an empty folder on the same file system; renames it to `output` at the end, or removes it on any error.
 

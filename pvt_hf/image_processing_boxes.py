@@ -6,7 +6,7 @@ padding with its mask, COCO annotations and the coordinates of predicted boxes. 
 the settings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from .image_processing_coco import annotation_to_labels
 from .image_processing_pil_pvt import PvtImageProcessorMixin, rescaled_size
 
 
-def sizes_per_image(target_sizes: Any, batch: int) -> list[tuple[int, int] | None]:
+def sizes_per_image(target_sizes: Any, batch: int) -> Sequence[tuple[int, int] | None]:
     """`target_sizes` (None, a list of (height, width) or a (batch, 2) tensor) as one entry per image.
 
     Raises:
@@ -26,7 +26,7 @@ def sizes_per_image(target_sizes: Any, batch: int) -> list[tuple[int, int] | Non
     """
     if target_sizes is None:
         return [None] * batch
-    sizes = [tuple(size.tolist() if hasattr(size, "tolist") else size) for size in target_sizes]
+    sizes: list[Any] = [tuple(size.tolist() if hasattr(size, "tolist") else size) for size in target_sizes]
     if len(sizes) != batch:
         raise ValueError(f"{len(sizes)} target_sizes for a batch of {batch}; expected one (height, width) per image.")
     if not all(len(size) == 2 and min(size) >= 1 for size in sizes):
@@ -56,7 +56,7 @@ class PvtBoxImageProcessorKwargs(ImagesKwargs, total=False):
     return_segmentation_masks: bool | None
 
 
-class PvtBoxImageProcessorMixin:
+class PvtBoxImageProcessorMixin(PvtImageProcessorMixin):
     """
     Preprocessing for detectors. Goes before a backend of `PvtImageProcessor`; the mixins of the tasks derive from it,
     and add their post-processing and `_backends`.
@@ -71,6 +71,11 @@ class PvtBoxImageProcessorMixin:
     do_pad = True
     size_divisor = 32
     return_segmentation_masks = False
+
+    @staticmethod
+    def _backends() -> dict[str, type]:
+        """The classes of the task: {"pil": ..., "torchvision": ...}."""
+        raise NotImplementedError
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> "PvtBoxImageProcessorMixin":
@@ -99,10 +104,11 @@ class PvtBoxImageProcessorMixin:
         annotations: Any = None,
         do_center_crop: bool | None = None,
         do_pad: bool | None = None,
-        pad_size: SizeDict | None = None,
+        pad_size: Any = None,
         size_divisor: int | None = None,
         return_segmentation_masks: bool | None = None,
         return_tensors: str | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> BatchFeature:
         if do_center_crop:
@@ -115,10 +121,10 @@ class PvtBoxImageProcessorMixin:
                 "do_pad=False; a batch holds images of different sizes, and the models leave out rows and columns "
                 "beyond a multiple of 32. `pixel_mask` says what is padding; size_divisor=1 keeps it to the least."
             )
-        if size_divisor < 1:
+        if size_divisor is None or size_divisor < 1:
             raise ValueError(f"size_divisor={size_divisor}; expected at least 1.")
         images = self._prepare_image_like_inputs(images, **kwargs)
-        originals = [tuple(image.shape[-2:]) for image in images]
+        originals = [(image.shape[-2], image.shape[-1]) for image in images]
         if annotations is not None:
             annotations = [annotations] if isinstance(annotations, Mapping) else list(annotations)
             if len(annotations) != len(images):
@@ -126,9 +132,10 @@ class PvtBoxImageProcessorMixin:
 
         unpadded = {"do_center_crop": False, "crop_size": None, "do_pad": False, "pad_size": None}
         pixels = self._preprocess(images, return_tensors=None, **{**kwargs, **unpadded})["pixel_values"]
-        resized = [tuple(image.shape[-2:]) for image in pixels]
-        largest = (pad_size.height, pad_size.width) if pad_size else [max(sides) for sides in zip(*resized)]
-        padded = tuple(-(-side // size_divisor) * size_divisor for side in largest)  # rounded up
+        resized = [(image.shape[-2], image.shape[-1]) for image in pixels]
+        largest: list[Any] = [pad_size.height, pad_size.width] if pad_size else [max(sides) for sides in zip(*resized)]
+        height, width = (-(-side // size_divisor) * size_divisor for side in largest)  # rounded up
+        padded = (height, width)
         pixels, masks = self.pad(pixels, pad_size=SizeDict(height=padded[0], width=padded[1]), return_mask=True)
 
         batch = BatchFeature({"pixel_values": pixels, "pixel_mask": masks}, tensor_type=return_tensors)
@@ -136,6 +143,7 @@ class PvtBoxImageProcessorMixin:
             batch["labels"] = []
             for index, annotation in enumerate(annotations):
                 sizes = originals[index], resized[index], padded
+                labels: dict[str, Any]
                 try:
                     labels = annotation_to_labels(annotation, *sizes, with_masks=bool(return_segmentation_masks))
                 except (ValueError, TypeError) as error:
@@ -145,10 +153,11 @@ class PvtBoxImageProcessorMixin:
                 batch["labels"].append(BatchFeature(labels, tensor_type=return_tensors))
         return batch
 
-    def resize(self, image: Any, size: SizeDict, **kwargs: Any) -> Any:
+    def resize(self, image: Any, size: SizeDict, *args: Any, **kwargs: Any) -> Any:
         """Resizes (..., C, H, W) by `rescaled_size`."""
-        height, width = rescaled_size(*image.shape[-2:], size)
-        return super().resize(image, SizeDict(height=height, width=width), **kwargs)
+        height, width = image.shape[-2:]
+        height, width = rescaled_size(height, width, size)
+        return super().resize(image, SizeDict(height=height, width=width), *args, **kwargs)
 
 
 __all__ = ["PvtBoxImageProcessorMixin"]

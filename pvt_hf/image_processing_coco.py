@@ -23,7 +23,8 @@ def run_lengths(counts: str | bytes) -> list[int]:
     Raises:
         ValueError: characters that no run lengths have, or an end within a number.
     """
-    lengths, number, shift = [], 0, 0
+    lengths: list[int] = []
+    number = shift = 0
     for character in counts.encode() if isinstance(counts, str) else counts:
         code = character - 48
         if not 0 <= code < 64:
@@ -136,15 +137,15 @@ def annotation_to_labels(
             if with_masks:
                 if item.get("segmentation") is None:
                     raise ValueError("no 'segmentation', which return_segmentation_masks=True needs.")
-                mask = Image.fromarray(segmentation_to_mask(item["segmentation"], height, width))
-                masks.append(np.array(mask.resize(resized[::-1], Image.Resampling.NEAREST)))
+                image = Image.fromarray(segmentation_to_mask(item["segmentation"], height, width))
+                masks.append(np.array(image.resize(resized[::-1], Image.Resampling.NEAREST)))
         except (ValueError, TypeError) as error:
             raise ValueError(f"object {index}: {error}") from error
         classes.append(category)
         boxes.append([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
         areas.append(area * ratio)
 
-    labels = {
+    labels: dict[str, np.ndarray] = {
         "class_labels": np.array(classes, dtype=np.int64),
         "boxes": (np.array(boxes, dtype=np.float64).reshape(-1, 4) / scale).astype(np.float32),
         "area": np.array(areas, dtype=np.float32),

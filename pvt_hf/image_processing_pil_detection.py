@@ -21,8 +21,12 @@ else:
 class PvtDetectionImageProcessorMixin(PvtBoxImageProcessorMixin):
     """What both backends of the detection processor share: settings and post-processing."""
 
+    nms_threshold: float
+    max_detections: int
+
     def __init__(self, *, nms_threshold: float = 0.5, max_detections: int = 100, **kwargs: Any):
-        super().__init__(nms_threshold=nms_threshold, max_detections=max_detections, **kwargs)
+        settings: dict[str, Any] = {"nms_threshold": nms_threshold, "max_detections": max_detections}
+        super().__init__(**settings, **kwargs)
 
     @staticmethod
     def _backends() -> dict[str, type]:

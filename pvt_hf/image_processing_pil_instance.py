@@ -142,13 +142,14 @@ class PvtInstanceImageProcessorMixin(PvtBoxImageProcessorMixin):
         for found, pred_masks, size in zip(
             self._detections(outputs, threshold, target_sizes), outputs.pred_masks, sizes
         ):
-            height, width = size = tuple(map(int, size))
+            assert size is not None  # since there are target_sizes
+            height, width = map(int, size)
             device, count = pred_masks.device, len(found["rows"])
             if return_binary_maps:
-                segmentation = torch.zeros((count, *size), dtype=torch.bool, device=device)
+                segmentation = torch.zeros((count, height, width), dtype=torch.bool, device=device)
             else:
-                segmentation = torch.zeros(size, dtype=torch.int32, device=device)
-            segments = []
+                segmentation = torch.zeros((height, width), dtype=torch.int32, device=device)
+            segments: list[dict[str, Any]] = []
             for index, (row, label, score, box) in enumerate(
                 zip(*(found[name].tolist() for name in ("rows", "labels", "scores", "boxes")))
             ):

@@ -10,13 +10,14 @@ import json
 import os
 import warnings
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from huggingface_hub.utils import httpx
 from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -98,7 +99,7 @@ def dtype_name(image: np.ndarray | torch.Tensor) -> str:
 
 
 def check_array(
-    image: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None, do_rescale: bool
+    image: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None, do_rescale: bool | None
 ) -> ChannelDimension | None:
     """Checks one array or tensor and returns where its channels are (None for a (height, width) image).
 
@@ -131,7 +132,8 @@ def check_array(
                 f"an array of shape {shape}, {layout.value if layout else 'channels first or last'}; expected 1 "
                 "(grey), 3 (RGB) or 4 (RGBA) channels. Select or stack channels so that there are 1, 3 or 4."
             )
-        layout = layout or infer_channel_dimension_format(image, num_channels=CHANNEL_COUNTS)
+        # looks at the shape only, of whichever it is
+        layout = layout or infer_channel_dimension_format(image, CHANNEL_COUNTS)  # type: ignore[arg-type]
 
     if "float" in dtype:
         finite = torch.isfinite(image) if isinstance(image, torch.Tensor) else np.isfinite(image)
@@ -155,7 +157,9 @@ def is_rgb(image: Any, layout: ChannelDimension | None) -> bool:
     """Whether `image` (checked) is 8-bit or float RGB, so that no conversion is due."""
     if isinstance(image, Image.Image):
         return image.mode == "RGB"
-    channels = {ChannelDimension.FIRST: image.shape[0], ChannelDimension.LAST: image.shape[-1]}.get(layout)
+    if layout is None:
+        return False
+    channels = image.shape[0] if layout == ChannelDimension.FIRST else image.shape[-1]
     return channels == 3 and ("float" in dtype_name(image) or dtype_name(image) == "uint8")
 
 
@@ -179,7 +183,7 @@ def to_eight_bit(array: np.ndarray) -> np.ndarray:
     return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # rounds to the nearest
 
 
-def pil_to_array(image: Image.Image, do_convert_rgb: bool) -> np.ndarray:
+def pil_to_array(image: Image.Image, do_convert_rgb: bool | None) -> np.ndarray:
     """A decoded image of any mode as (height, width) or (height, width, channels); RGBA where it is transparent."""
     if image.mode.startswith("I;16"):  # Pillow's own conversion saturates at 255
         grey, key = to_eight_bit(np.array(image)), image.info.get("transparency")
@@ -202,14 +206,14 @@ def composite_on_white(rgba: np.ndarray, white: float) -> np.ndarray:
     if rgba.dtype == np.uint8:
         colour, alpha = rgba[:3].astype(np.uint16), rgba[3:].astype(np.uint16)
         return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    alpha = rgba[3:] / np.float32(white)
-    if alpha.min() < 0 or alpha.max() > 1:
+    share: np.ndarray = rgba[3:] / np.float32(white)
+    if share.min() < 0 or share.max() > 1:
         raise ValueError(f"a float RGBA image with alpha outside of 0..{white:g} (0..255 with do_rescale, else 0..1).")
-    return rgba[:3] * alpha + np.float32(white) * (1 - alpha)
+    return rgba[:3] * share + np.float32(white) * (1 - share)
 
 
 def to_channels_first(
-    image: Image.Image | np.ndarray, layout: ChannelDimension | None, do_convert_rgb: bool, white: float
+    image: Image.Image | np.ndarray, layout: ChannelDimension | None, do_convert_rgb: bool | None, white: float
 ) -> np.ndarray:
     """A checked image as (channels, H, W), uint8 or float32; three channels when `do_convert_rgb`."""
     if isinstance(image, Image.Image):
@@ -294,7 +298,7 @@ def rescaled_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     return scaled
 
 
-class PvtImageProcessorMixin:
+class PvtImageProcessorMixin(BaseImageProcessor):
     """What both backends share: settings, reading of files, input checks and the size arithmetic of torchvision."""
 
     do_convert_rgb = True
@@ -303,12 +307,17 @@ class PvtImageProcessorMixin:
     default_to_square = False  # size=256 is the shorter side, as in the official evaluation
     resample = PILImageResampling.BICUBIC
     do_center_crop = True
-    crop_size = {"height": 224, "width": 224}
+    crop_size: dict[str, int] | None = {"height": 224, "width": 224}
     do_rescale = True
     do_normalize = True
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     match_native = False
+
+    if TYPE_CHECKING:  # of the backends: Transformers' (pad) and ours (crop)
+
+        def pad(self, images: Any, *args: Any, **kwargs: Any) -> Any: ...
+        def crop(self, image: Any, height: int, width: int) -> Any: ...
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> "PvtImageProcessorMixin":
@@ -371,7 +380,7 @@ class PvtImageProcessorMixin:
         return prepared
 
     def check_image(
-        self, image: Any, input_data_format: str | ChannelDimension | None, do_rescale: bool
+        self, image: Any, input_data_format: str | ChannelDimension | None, do_rescale: bool | None
     ) -> tuple[Any, ChannelDimension | None]:
         """Returns the decoded, upright image and its channel layout (None for Pillow and (H, W) images).
 
@@ -383,14 +392,15 @@ class PvtImageProcessorMixin:
         # The native class turns files upright, but not images that were already open.
         return decode_image(image, upright=not self.match_native), None
 
-    def resize(self, image: Any, size: SizeDict, **kwargs: Any) -> Any:
+    def resize(self, image: Any, size: SizeDict, *args: Any, **kwargs: Any) -> Any:
         """Resizes one image (C, H, W), or several of one size in the torchvision backend (N, C, H, W)."""
         if not self.match_native:
-            height, width = resized_size(*image.shape[-2:], size)
+            height, width = image.shape[-2:]
+            height, width = resized_size(height, width, size)
             size = SizeDict(height=height, width=width)
-        return super().resize(image, size, **kwargs)
+        return super().resize(image, size, *args, **kwargs)  # type: ignore[misc]  # a backend's, which comes next
 
-    def center_crop(self, image: Any, size: SizeDict, **kwargs: Any) -> Any:
+    def center_crop(self, image: Any, size: Any, *args: Any, **kwargs: Any) -> Any:
         """Crops to (height, width) as torchvision's `CenterCrop`, padding with black where the image is smaller.
 
         The base classes round an odd margin down; torchvision rounds a half to the even number.
@@ -398,7 +408,7 @@ class PvtImageProcessorMixin:
         if not (size.height and size.width):
             raise ValueError(f"crop_size={dict(size)}; expected positive 'height' and 'width', or an int.")
         if self.match_native:
-            return super().center_crop(image, size, **kwargs)
+            return super().center_crop(image, size, *args, **kwargs)
         if size.height > image.shape[-2] or size.width > image.shape[-1]:
             warnings.warn(
                 f"crop_size {size.height}x{size.width} exceeds the resized image, which is padded with black. Set "
@@ -460,16 +470,17 @@ class PvtImageProcessorPil(PvtImageProcessorMixin, PilBackend):
             return super().process_image(image, do_convert_rgb=False, input_data_format=layout)
         return to_channels_first(image, layout, do_convert_rgb, white=255.0 if do_rescale else 1.0)
 
-    def resize(self, image: np.ndarray, size: SizeDict, resample: int | None = None, **kwargs: Any) -> np.ndarray:
+    def resize(self, image: Any, size: SizeDict, resample: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Resizes (C, H, W); floats in Pillow's float mode, where the base class truncates them to 8 bits."""
         if image.dtype == np.uint8:
-            return super().resize(image, size, resample=resample, **kwargs)
+            return super().resize(image, size, resample, *args, **kwargs)
         if self.match_native:
             try:
-                return super().resize(image, size, resample=resample, **kwargs)
+                return super().resize(image, size, resample, *args, **kwargs)
             except ValueError:
                 pass  # the native class refuses floats that are neither whole numbers nor in [0, 1]
-        height, width = resized_size(*image.shape[-2:], size)
+        height, width = image.shape[-2:]
+        height, width = resized_size(height, width, size)
         channels = [Image.fromarray(np.ascontiguousarray(channel, dtype=np.float32)) for channel in image]
         return np.stack([np.array(channel.resize((width, height), resample)) for channel in channels])
 

@@ -42,7 +42,8 @@ def resize_steps(height: int, width: int, size: SizeDict) -> list[tuple[int, int
     (segmentation/align_resize.py, `AlignResize`). {"height", "width"} is one step.
     """
     scaled = rescaled_size(height, width, size)
-    aligned = tuple(-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in scaled)  # rounded up
+    height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in scaled)  # rounded up
+    aligned = (height, width)
     return [scaled, aligned] if size.shortest_edge else [aligned]
 
 
@@ -100,12 +101,12 @@ def map_to_labels(array: np.ndarray, height: int, width: int, do_reduce_labels: 
 def best_classes(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """(classes, h, w) logits to the (height, width) int64 argmax of the resized logits, a few classes at a time."""
     count = max(MAX_SCORES // (height * width), 1)
-    best_scores = best = None
+    best_scores = best = torch.empty(0)
     for first in range(0, len(logits), count):
         few = logits[None, first : first + count].float()
         resized = F.interpolate(few, size=(height, width), mode="bilinear", align_corners=False)[0]
         scores, classes = resized.max(dim=0)
-        if best is None:
+        if first == 0:
             best_scores, best = scores, classes
         else:
             best = torch.where(scores > best_scores, classes + first, best)  # equal scores: the first class, as argmax
@@ -122,7 +123,7 @@ class PvtSemanticImageProcessorKwargs(ImagesKwargs, total=False):
     do_reduce_labels: bool | None
 
 
-class PvtSemanticImageProcessorMixin:
+class PvtSemanticImageProcessorMixin(PvtImageProcessorMixin):
     """What both backends of the semantic processor share. Goes before a backend of `PvtImageProcessor`."""
 
     valid_kwargs = PvtSemanticImageProcessorKwargs
@@ -161,6 +162,7 @@ class PvtSemanticImageProcessorMixin:
         segmentation_maps: Any = None,
         do_reduce_labels: bool | None = None,
         return_tensors: str | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> BatchFeature:
         for option in ("do_center_crop", "do_pad"):
@@ -184,10 +186,12 @@ class PvtSemanticImageProcessorMixin:
 
         data = {"pixel_values": pixels}
         if maps is not None:
-            labels = [map_to_labels(m, *p.shape[-2:], bool(do_reduce_labels)) for m, p in zip(maps, pixels)]
-            if isinstance(pixels[0], torch.Tensor):
-                labels = [torch.from_numpy(label).to(pixels[0].device) for label in labels]
-            data["labels"] = labels
+            labels = [
+                map_to_labels(array, image.shape[-2], image.shape[-1], bool(do_reduce_labels))
+                for array, image in zip(maps, pixels)
+            ]
+            is_tensor = isinstance(pixels[0], torch.Tensor)
+            data["labels"] = [torch.from_numpy(m).to(pixels[0].device) for m in labels] if is_tensor else labels
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _prepare_maps(self, segmentation_maps: Any, images: list, do_reduce_labels: bool) -> list[np.ndarray] | None:
@@ -219,11 +223,11 @@ class PvtSemanticImageProcessorMixin:
             maps.append(array)
         return maps
 
-    def resize(self, image: Any, size: SizeDict, **kwargs: Any) -> Any:
+    def resize(self, image: Any, size: SizeDict, *args: Any, **kwargs: Any) -> Any:
         """Resizes (..., C, H, W) so that both sides are multiples of 32, by `resize_steps`."""
-        for height, width in resize_steps(*image.shape[-2:], size):
+        for height, width in resize_steps(image.shape[-2], image.shape[-1], size):
             if tuple(image.shape[-2:]) != (height, width):
-                image = super().resize(image, SizeDict(height=height, width=width), **kwargs)
+                image = super().resize(image, SizeDict(height=height, width=width), *args, **kwargs)
         return image
 
     @torch.no_grad()

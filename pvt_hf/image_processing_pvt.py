@@ -41,17 +41,18 @@ class PvtImageProcessor(PvtImageProcessorMixin, TorchvisionBackend):
         image: Any,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
-        do_rescale: bool | None = None,
         device: "str | torch.device | None" = None,
+        do_rescale: bool | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """One image as (channels, H, W), uint8 or float32, on `device` (None leaves a tensor where it is)."""
         image, layout = self.check_image(image, input_data_format, do_rescale)
         if isinstance(image, np.ndarray):
             # torch refuses negative strides and warns of read-only arrays
-            image = np.require(image, requirements="CW")
+            image = np.require(image, requirements=["C", "W"])
         if is_rgb(image, layout) and (self.match_native or isinstance(image, torch.Tensor)):
-            image = super().process_image(image, do_convert_rgb=False, input_data_format=layout, device=device)
+            place = None if device is None else torch.device(device)
+            image = super().process_image(image, do_convert_rgb=False, input_data_format=layout, device=place)
             return image.float() if image.is_floating_point() and not self.match_native else image
         if isinstance(image, torch.Tensor):  # grey, RGBA, bool and wide integers are converted by NumPy
             device = image.device if device is None else device

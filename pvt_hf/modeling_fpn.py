@@ -25,7 +25,8 @@ class FpnConv2d(nn.Conv2d):
     def reset_parameters(self) -> None:
         """Draws new values, except for tensors that were loaded."""
         init.xavier_uniform_(self.weight)
-        init.zeros_(self.bias)
+        if self.bias is not None:
+            init.zeros_(self.bias)
 
 
 class FeaturePyramidNetwork(nn.Module):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_head import HeadConfig
@@ -15,8 +18,9 @@ class HeadPreTrainedModel(PreTrainedModel):
     """
 
     config: HeadConfig
+    backbone: Any  # a PreTrainedModel that is a BackboneMixin, too, for which Python has no type
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     # Attention is the backbone's, which refuses what it cannot do.
     _supports_sdpa = True
@@ -40,11 +44,13 @@ class HeadPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: the backbone returns another number of feature maps.
         """
-        self.backbone = build_backbone(self.config.backbone_config)
+        backbone_config = self.config.backbone_config
+        assert isinstance(backbone_config, PreTrainedConfig)  # HeadConfig makes one of what it is given
+        self.backbone = build_backbone(backbone_config)
         channels = self.backbone.channels
         if len(channels) < minimum or maximum is not None and len(channels) > maximum:
             raise ValueError(
-                f"{type(self).__name__} reads {wanted}; this {self.config.backbone_config.model_type!r} backbone gives "
+                f"{type(self).__name__} reads {wanted}; this {backbone_config.model_type!r} backbone gives "
                 f"{len(channels)} (out_features {self.backbone.out_features}, of {self.backbone.stage_names}): name "
                 "them in backbone_config, by out_features or out_indices."
             )

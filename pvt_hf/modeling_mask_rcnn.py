@@ -195,11 +195,11 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         elif module is self.box_head.box_regressor:
             init.normal_(module.weight, std=0.001)
         elif module is self.box_head.classifier or module in self.rpn.children():
-            if hasattr(module, "weight"):
+            if isinstance(module, (nn.Conv2d, nn.Linear)):  # not the anchors
                 init.normal_(module.weight, std=0.01)
         elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and module.bias is not None:
             init.zeros_(module.bias)
 
     @can_return_tuple
@@ -222,7 +222,7 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         Raises:
             ValueError: what the backbone raises for its input; labels or a mask of wrong shapes or values.
         """
-        objects = None
+        objects: list[torch.Tensor] | None = None
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
             check_masks(labels, pixel_values.shape[-2:])
@@ -235,7 +235,7 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         proposals, loss_dict = self.rpn([*maps, coarsest], image_sizes, objects)
 
         loss, detections = None, {}
-        if labels is not None:
+        if labels is not None and objects is not None:
             loss_dict |= self.region_losses(maps, self.sample_regions(proposals, objects, labels))
             loss = sum(loss_dict.values())
         if not self.training:
@@ -318,14 +318,14 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         scores = logits.float().softmax(dim=-1)[:, :-1]  # (regions, num_labels)
         counts = [len(boxes) for boxes in proposals]
         found = [
-            self.suppress_duplicates(*parts, image_size)
-            for *parts, image_size in zip(scores.split(counts), codes.float().split(counts), proposals, image_sizes)
+            self.suppress_duplicates(*parts)
+            for parts in zip(scores.split(counts), codes.float().split(counts), proposals, image_sizes)
         ]
-        boxes, found_scores, found_labels = zip(*found)
-        masks = self.mask_head(self.pooler(maps, as_rois(boxes), MASK_REGION_SIZE)).float()
+        found_boxes, found_scores, found_labels = zip(*found)
+        masks = self.mask_head(self.pooler(maps, as_rois(found_boxes), MASK_REGION_SIZE)).float()
         masks = masks[torch.arange(len(masks), device=masks.device), torch.cat(found_labels)]
-        num_detections = torch.tensor([len(image) for image in boxes], device=masks.device)
-        boxes = [normalised_boxes(image, size) for image, size in zip(boxes, image_sizes)]
+        num_detections = torch.tensor([len(image) for image in found_boxes], device=masks.device)
+        boxes = [normalised_boxes(image, size) for image, size in zip(found_boxes, image_sizes)]
 
         def padded(parts: tuple[torch.Tensor, ...] | list[torch.Tensor]) -> torch.Tensor:
             return torch.stack(
@@ -382,7 +382,7 @@ def mask_targets(masks: torch.Tensor, of_object: torch.Tensor, boxes_xyxy: torch
     return (cut[:, 0] >= 0.5).float()
 
 
-def check_masks(labels: list[dict[str, torch.Tensor]], image_size: tuple[int, int]) -> None:
+def check_masks(labels: list[dict[str, torch.Tensor]], image_size: tuple[int, int] | torch.Size) -> None:
     """Raises a ValueError for masks of only some images, or of another number or size than expected."""
     have = [index for index, label in enumerate(labels) if "masks" in label]
     if have and len(have) < len(labels):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -109,7 +110,7 @@ class PvtPatchEmbeddings(nn.Module):
         """The position table (1, [1 +] rows * columns, hidden_size) for a `grid` of (rows, columns)."""
         # A comparison of sizes would be frozen into a traced graph. Resizing to the same size is exact, only slower.
         tracing = torch.jit.is_tracing() or torch.compiler.is_exporting()
-        table = self.position_embeddings
+        table: torch.Tensor = self.position_embeddings
         if tracing or grid != self.grid:
             table = resize_position_table(table, self.grid, grid, self.num_prefix_rows)
         return table if self.cls_token is not None else table[:, self.num_prefix_rows :]
@@ -287,7 +288,7 @@ class PvtEncoder(nn.Module):
     ) -> tuple[torch.Tensor, tuple[int, int]]:
         """The tokens (batch, [1 +] rows * columns, hidden_size) of a stage after its last block, and its grid."""
         hidden_states, grid = self.patch_embeddings[stage](feature_map)
-        for layer in self.block[stage]:
+        for layer in self.block[stage]:  # type: ignore[attr-defined]  # a ModuleList, which torch types as Module
             hidden_states = layer(hidden_states, grid, **kwargs)
         return hidden_states, grid
 
@@ -305,7 +306,7 @@ class PvtPreTrainedModel(PreTrainedModel):
     config_class = PvtConfig
     base_model_prefix = "pvt"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["PvtPatchEmbeddings", "PvtLayer"]
     _supports_sdpa = True
@@ -322,6 +323,10 @@ class PvtPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(PvtAttention, index=1),
     }
 
+    if TYPE_CHECKING:  # Transformers would look PvtModel up before it is there
+        pvt: PvtModel  # of a classifier
+        encoder: PvtEncoder  # of the others
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
@@ -336,16 +341,17 @@ class PvtPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(module.weight[0].numel())
+            assert module.bias is not None
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, PvtPatchEmbeddings):
             init.trunc_normal_(module.position_embeddings, std=std)
             if module.cls_token is not None:
                 init.trunc_normal_(module.cls_token, std=std)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Conv2d:
         """The convolution that reads the image."""
         encoder = self.pvt.encoder if hasattr(self, "pvt") else self.encoder
-        return encoder.patch_embeddings[0].projection
+        return encoder.patch_embeddings[0].projection  # type: ignore[return-value]  # attributes of a torch Module
 
     def _check_pixel_values(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Raises a ValueError for what no PVT can read; casts to the dtype of the weights, as the other models do."""
@@ -458,6 +464,7 @@ class PvtBackbone(BackboneMixin, PvtPreTrainedModel):
 
     def __init__(self, config: PvtConfig):
         super().__init__(config)
+        assert config.out_features is not None  # the configuration names the last stage by default
         self.num_features = list(config.hidden_sizes)
         self.encoder = PvtEncoder(
             config, has_cls_token=False, num_stages=config.stage_names.index(config.out_features[-1]) + 1
@@ -485,13 +492,13 @@ class PvtBackbone(BackboneMixin, PvtPreTrainedModel):
                 f"out_features is {self.out_features}, but this backbone was built up to {built[-1]}: "
                 "set out_features in the configuration before building the model."
             )
-        feature_maps = ()
+        feature_maps: tuple[torch.Tensor, ...] = ()
         for stage, name in enumerate(built):
             hidden_states, grid = self.encoder.run_stage(stage, feature_map, **kwargs)
             feature_map = to_feature_map(hidden_states, grid)
             if name in self.out_features:
                 feature_maps += (feature_map.contiguous(),)
-        return BackboneOutput(feature_maps=feature_maps)
+        return BackboneOutput(feature_maps=feature_maps)  # type: ignore[arg-type]  # there a tuple of exactly one
 
 
 def build_backbone(backbone_config: PreTrainedConfig) -> PreTrainedModel:

@@ -6,7 +6,7 @@ backbone that travels with it. Parameter names, outputs, matching and losses are
 from __future__ import annotations
 
 from torch import nn
-from transformers import AutoBackbone, AutoModelForObjectDetection, DetrForObjectDetection
+from transformers import AutoBackbone, AutoModelForObjectDetection, DetrForObjectDetection, PreTrainedConfig
 from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
@@ -29,6 +29,7 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
 
     def __init__(self, config: PvtDetrConfig):
         backbone_config = config.backbone_config
+        assert isinstance(backbone_config, PreTrainedConfig)  # PvtDetrConfig makes one of what it is given
         if backbone_config.model_type == "pvt":
             # DETR asks AutoBackbone, which goes by class: of code loaded from a folder there may be several modules.
             AutoBackbone.register(type(backbone_config), PvtBackbone, exist_ok=True)

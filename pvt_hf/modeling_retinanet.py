@@ -151,6 +151,7 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, nn.Conv2d):
             init.normal_(module.weight, std=0.01)
+            assert module.bias is not None
             init.zeros_(module.bias)
             if module is self.head.classifier:
                 prior = self.config.prior_probability
@@ -183,12 +184,13 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
         logits, codes = zip(*(self.head(feature_map) for feature_map in maps))
         anchors, inside = self.anchors(maps), self.anchors.inside(maps, image_sizes)
 
-        loss = loss_dict = None
+        loss: torch.Tensor | None = None
+        loss_dict = None
         if labels is not None:
             loss_dict = self.losses(
                 torch.cat(logits, dim=1), torch.cat(codes, dim=1), torch.cat(anchors), inside, labels, image_sizes
             )
-            loss = sum(loss_dict.values())
+            loss = loss_dict["loss_classification"] + loss_dict["loss_box"]
         candidate_logits, pred_boxes = self.candidates(logits, codes, anchors, inside, image_sizes)
         return RetinaNetObjectDetectionOutput(
             loss=loss,

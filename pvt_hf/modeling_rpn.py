@@ -81,17 +81,17 @@ class RegionProposalNetwork(nn.Module):
         """Per image, the best anchors of each level, moved to where the codes say, without duplicates in a level."""
         limit = self.config.num_train_candidates if self.training else self.config.num_candidates
         coder, proposals = box_coder(), []
-        inside = inside.split([len(level) for level in anchors], dim=1)
+        inside_by_level = inside.split([len(level) for level in anchors], dim=1)
         for index, image_size in enumerate(image_sizes):
-            boxes, scores, levels = [], [], []
+            level_boxes, level_scores, level_numbers = [], [], []
             for level, level_anchors in enumerate(anchors):
-                score = logits[level][index].float().masked_fill(~inside[level][index], -torch.inf)
+                score = logits[level][index].float().masked_fill(~inside_by_level[level][index], -torch.inf)
                 score, best = score.topk(min(limit, len(score)))
                 box = coder.decode_single(codes[level][index][best].float(), level_anchors[best])
-                boxes.append(clip_to_image(box, image_size))
-                scores.append(score)
-                levels.append(torch.full_like(best, level))
-            boxes, scores, levels = torch.cat(boxes), torch.cat(scores), torch.cat(levels)
+                level_boxes.append(clip_to_image(box, image_size))
+                level_scores.append(score)
+                level_numbers.append(torch.full_like(best, level))
+            boxes, scores, levels = torch.cat(level_boxes), torch.cat(level_scores), torch.cat(level_numbers)
             usable = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1) & (scores > -torch.inf)
             boxes, scores, levels = boxes[usable], scores[usable], levels[usable]
             kept = batched_nms(boxes, scores, levels, self.config.rpn_nms_threshold)
@@ -108,7 +108,7 @@ class RegionProposalNetwork(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Binary cross-entropy and L1 over a sample of the anchors, both divided by the size of the sample."""
         sampler = BalancedPositiveNegativeSampler(self.config.rpn_num_samples, POSITIVE_SHARE)
-        coder, is_object, is_sampled, targets = box_coder(), [], [], []
+        coder, objects_of, sampled_of, targets = box_coder(), [], [], []
         for image_objects, is_inside in zip(objects, inside):
             assigned = assign_to_objects(
                 anchors,
@@ -120,10 +120,10 @@ class RegionProposalNetwork(nn.Module):
             assigned = torch.where(is_inside, assigned, IGNORED)
             (positive,), (negative,) = sampler([assigned + 1])  # 0 for background, below for what is ignored
             positive, negative = positive.bool(), negative.bool()
-            is_object.append(positive)
-            is_sampled.append(positive | negative)
+            objects_of.append(positive)
+            sampled_of.append(positive | negative)
             targets.append(coder.encode_single(image_objects[assigned[positive]], anchors[positive]))
-        is_object, is_sampled = torch.stack(is_object), torch.stack(is_sampled)
+        is_object, is_sampled = torch.stack(objects_of), torch.stack(sampled_of)
         total = is_sampled.sum().clamp(min=1)
         entropy = nn.functional.binary_cross_entropy_with_logits(
             logits[is_sampled].float(), is_object[is_sampled].float(), reduction="sum"

@@ -24,7 +24,7 @@ from .modeling_fpn import FeaturePyramidNetwork, FpnConv2d
 from .modeling_head import HeadPreTrainedModel
 
 
-def resize_bilinear(feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def resize_bilinear(feature_map: torch.Tensor, size: tuple[int, int] | torch.Size) -> torch.Tensor:
     """(batch, channels, rows, columns) to `size`, align_corners=False, without antialiasing."""
     # A comparison of sizes would be frozen into a traced graph. Resizing to the same size is exact, only slower.
     tracing = torch.jit.is_tracing() or torch.compiler.is_exporting()
@@ -103,7 +103,7 @@ class SemanticFpnHead(nn.Module):
         finest_size = feature_maps[0].shape[-2:]
         total = None
         for level, (layers, feature_map) in enumerate(zip(self.levels, feature_maps)):
-            for layer in layers:
+            for layer in layers:  # type: ignore[attr-defined]  # a ModuleList, which torch types as Module
                 feature_map = layer(feature_map)
                 if level > 0:
                     rows, columns = feature_map.shape[-2:]

@@ -127,7 +127,7 @@ class Trans2SegEncoder(nn.Module):
     def __init__(self, config: Trans2SegConfig, in_channels: int):
         super().__init__()
         grid = config.position_grid
-        self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
+        self.grid = (grid, grid) if isinstance(grid, int) else (grid[0], grid[1])
         rows, columns = self.grid
         self.projection = nn.Linear(in_channels, config.hidden_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))

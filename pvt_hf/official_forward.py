@@ -11,6 +11,7 @@ is not its own, while the official code compares the size of every stage's grid 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,13 @@ def official_feature_maps(
     return _forward(state_dict, pixel_values, num_attention_heads, image_size, classify=False)
 
 
-def _forward(state_dict, pixel_values, num_attention_heads, image_size, classify):
+def _forward(
+    state_dict: Mapping[str, torch.Tensor],
+    pixel_values: torch.Tensor,
+    num_attention_heads: Sequence[int],
+    image_size: tuple[int, int],
+    classify: bool,
+) -> Any:
     feature_maps, x, table_grid = [], pixel_values, tuple(image_size)
     for i, heads in enumerate(num_attention_heads, start=1):
         weight = state_dict[f"patch_embed{i}.proj.weight"]
@@ -89,7 +96,9 @@ def _forward(state_dict, pixel_values, num_attention_heads, image_size, classify
     return feature_maps
 
 
-def _attention(state_dict, name, x, grid, heads):
+def _attention(
+    state_dict: Mapping[str, torch.Tensor], name: str, x: torch.Tensor, grid: tuple[int, ...], heads: int
+) -> torch.Tensor:
     """Spatial-reduction attention of normed tokens (batch, [1 +] rows * columns, channels)."""
     batch, tokens, channels = x.shape
     q = _linear(state_dict, f"{name}.q", x).view(batch, tokens, heads, channels // heads).transpose(1, 2)
@@ -104,19 +113,21 @@ def _attention(state_dict, name, x, grid, heads):
     return _linear(state_dict, f"{name}.proj", (weights @ v).transpose(1, 2).reshape(batch, tokens, channels))
 
 
-def _mlp(state_dict, name, x):
+def _mlp(state_dict: Mapping[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
     return _linear(state_dict, f"{name}.fc2", F.gelu(_linear(state_dict, f"{name}.fc1", x)))
 
 
-def _resize(table, table_grid, grid):
+def _resize(table: torch.Tensor, table_grid: tuple[int, ...], grid: tuple[int, ...]) -> torch.Tensor:
     resized = table.unflatten(1, table_grid).permute(0, 3, 1, 2).float()  # (1, C, rows, columns), fp32 as officially
     resized = F.interpolate(resized, size=grid, mode="bilinear", align_corners=False)
     return resized.flatten(2).transpose(1, 2).to(table.dtype)
 
 
-def _linear(state_dict, name, x):
+def _linear(state_dict: Mapping[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
     return F.linear(x, state_dict[f"{name}.weight"], state_dict.get(f"{name}.bias"))  # q and kv may have no bias
 
 
-def _layer_norm(state_dict, name, x, eps=_BLOCK_EPS):
+def _layer_norm(
+    state_dict: Mapping[str, torch.Tensor], name: str, x: torch.Tensor, eps: float = _BLOCK_EPS
+) -> torch.Tensor:
     return F.layer_norm(x, x.shape[-1:], state_dict[f"{name}.weight"], state_dict[f"{name}.bias"], eps)

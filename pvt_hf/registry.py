@@ -48,8 +48,11 @@ def register() -> None:
     AutoBackbone.register(PvtConfig, PvtBackbone, exist_ok=True)
     # AutoImageProcessor.register first looks up what the name "PvtConfig" stands for natively, which imports the native
     # processors and, without torchvision, warns of a fallback that concerns nobody.
+    # (Its annotation is that of tokenizers, pairs of classes.)
     IMAGE_PROCESSOR_MAPPING.register(
-        PvtConfig, {"pil": PvtImageProcessorPil, "torchvision": PvtImageProcessor}, exist_ok=True
+        PvtConfig,
+        {"pil": PvtImageProcessorPil, "torchvision": PvtImageProcessor},  # type: ignore[arg-type]
+        exist_ok=True,
     )
 
     semantic = (MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,)
@@ -68,11 +71,12 @@ def register() -> None:
     ):
         AutoConfig.register(model_type, config_class, exist_ok=True)
         for mapping in mappings:  # not AutoModelForX.register, which asks the class for its `config_class`
-            mapping.register(config_class, _on_demand(f"modeling_{model_type}", model_name), exist_ok=True)
+            model_class = _on_demand(f"modeling_{model_type}", model_name)
+            mapping.register(config_class, model_class, exist_ok=True)  # type: ignore[arg-type]
         name = f"Pvt{processor.capitalize()}ImageProcessor"
         IMAGE_PROCESSOR_MAPPING.register(
             config_class,
-            {
+            {  # type: ignore[arg-type]
                 "pil": _on_demand(f"image_processing_pil_{processor}", f"{name}Pil"),
                 "torchvision": _on_demand(f"image_processing_{processor}", name),
             },

@@ -14,7 +14,7 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -149,11 +149,14 @@ class BatchStream(IterableDataset):
         worker_id = worker.id if worker is not None else 0
         resume, self._resume = self._resume, None
         start = {"window": 0, "taken": 0, "pending": 0, "source": None}
-        position = {"parts": dict.fromkeys(self.parts, start), "turn": 0, "seen": 0, "bad": 0}
+        position: dict[str, Any] = {"parts": dict.fromkeys(self.parts, start), "turn": 0, "seen": 0, "bad": 0}
         if resume:
             self.epoch, position = resume["epoch"], dict(resume["position"])
 
-        samples, ids, skipped, self._pending = [], [], [], 0
+        samples: list[Sample] = []
+        ids: list[str] = []
+        skipped: list[tuple[str, str]] = []
+        self._pending = 0
         for example, place in self._turns(position["parts"], position["turn"], worker_id):
             position.update(place)
             name = sample_id(example, self.stream.image_column)
@@ -203,7 +206,8 @@ class BatchStream(IterableDataset):
         """Examples of a part with the place behind each: source's state before the window, window, taken of it."""
         window, skip, start = place["window"], place["taken"], place["source"]
         size = self.shuffle_window or UNSHUFFLED_WINDOW
-        source = examples_left = None
+        source: Any = None
+        examples_left: Iterator[dict[str, Any]] | None = None
         while True:
             for wait in (*RETRY_SECONDS, None):
                 try:
@@ -223,15 +227,16 @@ class BatchStream(IterableDataset):
                     time.sleep(wait)
             if not examples:
                 return
-            order = np.arange(len(examples))
+            order: Sequence[int] | np.ndarray = np.arange(len(examples))
             # As it was at the window's start; states of before there were groups do not have it.
             pending = place.get("pending", 0) if skip else self._pending
             if self.shuffle_window:
                 rng = np.random.default_rng([self.seed, self.epoch, part, worker_id, window])
-                order = rng.permutation(len(examples))
+                shuffled = rng.permutation(len(examples))
+                order = shuffled
                 if self.group is not None:
                     groups = [self._group_of(example) for example in examples]
-                    order = in_groups(order, groups, self.batch_size, pending, rng)
+                    order = in_groups(shuffled, groups, self.batch_size, pending, rng)
             here = {"window": window, "pending": pending, "source": start}
             # The state is that after the window's last example: the start of the next window.
             following = source.state_dict()
@@ -244,7 +249,7 @@ class BatchStream(IterableDataset):
 
     def _group_of(self, example: dict[str, Any]) -> Hashable | None:
         kept = self.keep is None or self.keep(sample_id(example, self.stream.image_column))
-        return self.group(example) if kept else None
+        return self.group(example) if kept and self.group is not None else None
 
     def _open(self, part: int, state: dict[str, Any] | None) -> tuple[datasets.IterableDataset, Iterator]:
         # A copy of one's own: the epoch of a `datasets` stream lies in memory that workers and other streams share, and
@@ -273,8 +278,10 @@ _NUMPY_GENERATOR = np.random.MT19937(0)
 def _isolated_random(key: tuple[int, ...]) -> Iterator[None]:
     """Seeds Python's, NumPy's and torch's generators from `key` and puts back what was there afterwards."""
     seeds = np.random.SeedSequence(key).generate_state(3)
-    states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
-    np.random.set_bit_generator(_NUMPY_GENERATOR)
+    # (NumPy's stubs leave the two functions out.)
+    own_generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    states = random.getstate(), torch.get_rng_state()
+    np.random.set_bit_generator(_NUMPY_GENERATOR)  # type: ignore[attr-defined]
     random.seed(int(seeds[0]))
     np.random.seed(int(seeds[1]))
     torch.default_generator.manual_seed(int(seeds[2]))
@@ -282,8 +289,8 @@ def _isolated_random(key: tuple[int, ...]) -> Iterator[None]:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_bit_generator(states[1])
-        torch.set_rng_state(states[2])
+        np.random.set_bit_generator(own_generator)  # type: ignore[attr-defined]
+        torch.set_rng_state(states[1])
 
 
 def make_loader(batches: BatchStream, num_workers: int, pin_memory: bool = False) -> StatefulDataLoader:

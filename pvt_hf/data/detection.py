@@ -49,7 +49,7 @@ def decode_as_annotated(
     if not value or (not value.get("bytes") and not value.get("path")):
         raise BadSample("the image is missing or empty")
     try:
-        stored = Image.open(_open(value))
+        stored: Image.Image = Image.open(_open(value))
         stored.load()
         orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
@@ -89,7 +89,7 @@ class _DecodedSample:
             raise ValueError(
                 f"The labels of {stream.name} have no names: give class_names, in the order of the labels."
             )
-        self.stream, self.with_masks = stream, with_masks
+        self.stream, self.objects_column, self.with_masks = stream, stream.objects_column, with_masks
         own_names = stream.class_names or self.class_names
         own_ids = stream.category_ids or tuple(range(len(own_names)))
         if own_names == self.class_names:
@@ -108,7 +108,7 @@ class _DecodedSample:
 
     def decode(self, example: dict[str, Any]) -> tuple[Image.Image, Objects, dict[str, Any]]:
         """The RGB image, its objects as annotated, and the facts beside them. Raises [`BadSample`]."""
-        value = example[self.stream.objects_column]
+        value = example[self.objects_column]
         objects = inner_objects(value)
         facts = value if objects is not value else example
         masks = self.stream.object_masks_column
@@ -163,9 +163,9 @@ class DetectionSample(_DecodedSample):
         masks = None
         if self.with_masks:
             objects, masks = _decode_masks(objects, image.height, image.width)
-        boxes_xyxy = objects.boxes_xywh.copy()
-        boxes_xyxy[:, 2:] += boxes_xyxy[:, :2]
-        pixel_values, boxes_xyxy, masks = self.transform(image, torch.from_numpy(boxes_xyxy).float(), masks)
+        corners = objects.boxes_xywh.copy()
+        corners[:, 2:] += corners[:, :2]
+        pixel_values, boxes_xyxy, masks = self.transform(image, torch.from_numpy(corners).float(), masks)
         height, width = pixel_values.shape[-2:]
         first, last = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
         boxes_cxcywh = torch.cat([(first + last) / 2, last - first], dim=1) / torch.tensor([width, height] * 2)
@@ -267,7 +267,7 @@ def collate_detection(samples: list[dict[str, Any]], size_divisor: int = 32) -> 
     """
     sizes = [sample["pixel_values"].shape[-2:] for sample in samples]
     height, width = (-(-max(sides) // size_divisor) * size_divisor for sides in zip(*sizes))
-    batch = {key: [sample[key] for sample in samples] for key in samples[0] if key != "pixel_values"}
+    batch: dict[str, Any] = {key: [sample[key] for sample in samples] for key in samples[0] if key != "pixel_values"}
     batch["pixel_values"] = samples[0]["pixel_values"].new_zeros(len(samples), 3, height, width)
     batch["pixel_mask"] = torch.zeros(len(samples), height, width, dtype=torch.int64)
     for index, (sample, (rows, columns)) in enumerate(zip(samples, sizes)):
@@ -282,7 +282,7 @@ def collate_detection(samples: list[dict[str, Any]], size_divisor: int = 32) -> 
 
 def aspect_group(stream: Stream, example: dict[str, Any]) -> int:
     """0 for an image that is at least as high as wide, 1 for a wider one; unusable ones have 0. Nothing is decoded."""
-    value = example[stream.objects_column]
+    value = example[stream.objects_column or ""]  # a stream that came this far has one
     facts = value if inner_objects(value) is not value else example
     width, height = facts.get("width"), facts.get("height")
     if not width or not height:

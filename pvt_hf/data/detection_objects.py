@@ -42,8 +42,9 @@ class Objects:
     def where(self, chosen: np.ndarray) -> Objects:
         """Those for which `chosen`, (n,) bool, is true."""
         masks = tuple(mask for mask, keep in zip(self.masks, chosen) if keep)
-        rest = (self.boxes_xywh, self.class_labels, self.areas, self.is_crowd)
-        return Objects(*(values[chosen] for values in rest), masks)
+        return Objects(
+            self.boxes_xywh[chosen], self.class_labels[chosen], self.areas[chosen], self.is_crowd[chosen], masks
+        )
 
 
 def read_objects(value: Any, labels: Mapping[Any, int], masks: Any = None) -> Objects:

@@ -66,6 +66,7 @@ def open_detection_stream(
         ValueError: no column of images or objects, or several images and none named; annotations that cannot be read.
     """
     class_names = category_ids = coco = None
+    num_samples: int | None
     if source == "digit-scenes":
         dataset, num_samples = open_digit_scenes(split, image_size, digit_sizes)
     else:

@@ -37,7 +37,8 @@ class ResizeToShortestEdge(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         edge = self.shortest_edges[int(torch.randint(len(self.shortest_edges), ()))]
         limits = SizeDict(shortest_edge=edge, longest_edge=self.longest_edge)
-        return {"size": resize_steps(*F.get_size(flat_inputs[0]), limits)[0]}
+        height, width = F.get_size(flat_inputs[0])
+        return {"size": resize_steps(height, width, limits)[0]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(F.resize, inpt, size=list(params["size"]), antialias=True)

@@ -16,7 +16,8 @@ import itertools
 import math
 import numbers
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
@@ -103,7 +104,7 @@ def digit_scenes(
     width: int,
     *,
     objects: tuple[int, int] = (3, 8),
-    digit_sizes: tuple[int, int] | None = None,
+    digit_sizes: Sequence[int] | None = None,
     seed: int = 0,
     num_shards: int = 1,
     length: int | float = 1000,
@@ -166,13 +167,13 @@ def _check_split(split: str) -> None:
         raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}.")
 
 
-def _check_integer(name: str, value: int, minimum: int, maximum: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not minimum <= value <= maximum:
+def _check_integer(name: str, value: Any, minimum: int, maximum: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not minimum <= int(value) <= maximum:
         expected = f"of at least {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
         raise ValueError(f"{name} must be an integer {expected}, got {value!r}.")
 
 
-def _check_range(name: str, value: tuple[int, int], minimum: int, maximum: float = math.inf) -> tuple[int, int]:
+def _check_range(name: str, value: Sequence[int], minimum: int, maximum: float = math.inf) -> tuple[int, int]:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise ValueError(f"{name} must be a pair (smallest, largest), got {value!r}.")
     smallest, largest = value
@@ -240,7 +241,7 @@ def _sample_indices(shards: list[int], num_shards: int, length: int | float, pas
     see the digits of the others where the length of a pass is a multiple of their number.
     """
     for shard in shards:
-        for index in itertools.count() if length == math.inf else range(length):
+        for index in itertools.count() if length == math.inf else range(int(length)):
             if (index + index // pass_length) % num_shards == shard:
                 yield {"index": index}
 
@@ -272,14 +273,15 @@ def _render_scene(
     rng = np.random.default_rng([seed, 1, SPLITS.index(split), index])
     count = rng.integers(*objects, endpoint=True)
     sources = rng.choice(_split_indices(split), size=count)
-    sizes = np.exp(rng.uniform(*np.log(digit_sizes), size=count)).round().astype(int)
+    smallest, largest = np.log(digit_sizes)
+    sizes = np.exp(rng.uniform(smallest, largest, size=count)).round().astype(int)
     image, object_map, placed = _compose(rng, height, width, sources, np.sort(sizes)[::-1])
 
     _, classes = _source()
     categories = classes[placed]
     semantic_map = np.append(0, categories + 1).astype(np.uint8)[object_map]
     masks = [np.where(object_map == number, np.uint8(255), np.uint8(0)) for number in range(1, len(placed) + 1)]
-    boxes_xyxy = [Image.fromarray(mask).getbbox() for mask in masks]
+    boxes_xyxy: list[Any] = [Image.fromarray(mask).getbbox() for mask in masks]  # none of them is empty
     name = f"scenes/{split}/{index:06d}"
     return {
         "image": _png(image, name),
@@ -315,7 +317,8 @@ def _compose(
     placed = []
     for source_index, size in zip(sources, sizes, strict=True):
         opacity = _upsample(grey_levels[source_index], size)
-        left, top, right, bottom = Image.fromarray(opacity > 0).getbbox()
+        box: Any = Image.fromarray(opacity > 0).getbbox()  # there is ink in every digit
+        left, top, right, bottom = box
         opacity = opacity[top:bottom, left:right]
         ink = opacity >= 0.5
         for _ in range(PLACEMENT_TRIES):

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def in_groups(
-    order: Sequence[int],
+    order: Sequence[int] | np.ndarray,
     groups: Sequence[Hashable | None],
     batch_size: int,
     pending: int,

@@ -80,15 +80,16 @@ class ClassificationSample:
     ):
         if stream.label_column is None:
             raise ValueError(f"{stream.name} has no label column: name it with label_column.")
-        self.class_names = class_names or stream.class_names
-        if self.class_names is None:
+        names = class_names or stream.class_names
+        if names is None:
             raise ValueError(
                 f"The labels of {stream.name} have no names: give class_names, in the order of the labels."
             )
-        self.stream, self.transform = stream, transform
+        self.class_names = names
+        self.stream, self.transform, self.label_column = stream, transform, stream.label_column
 
     def __call__(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
-        label = example[self.stream.label_column]
+        label = example[self.label_column]
         if isinstance(label, bytes):
             label = label.decode()
         if isinstance(label, str) and label in self.class_names:

@@ -33,7 +33,7 @@ def decode_labels(value: dict[str, Any] | None, num_labels: int, reduce_labels: 
         raise BadSample("the mask is missing or empty")
     try:
         array = map_to_array(datasets.Image().decode_example(value), reduce_labels)
-        labels = map_to_labels(array, *array.shape, reduce_labels)
+        labels = map_to_labels(array, array.shape[0], array.shape[1], reduce_labels)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
         raise BadSample(f"mask: {type(error).__name__}: {error}") from error
     unknown = np.unique(array[(labels != IGNORE_LABEL) & (labels >= num_labels)]).tolist()
@@ -52,23 +52,24 @@ class _DecodedSample:
     def __init__(self, stream: Stream, class_names: tuple[str, ...] | None, reduce_labels: bool):
         if stream.mask_column is None:
             raise ValueError(f"{stream.name} has no mask column: open it with open_segmentation_stream.")
-        self.class_names = class_names or (stream.class_names and stream.class_names[int(reduce_labels) :])
-        if not self.class_names:
+        names = class_names or (stream.class_names and stream.class_names[int(reduce_labels) :])
+        if not names:
             raise ValueError(
                 f"The labels of {stream.name} have no names: give class_names, in the order of the labels"
                 f"{' from 1 on, since 0 is ignored' if reduce_labels else ''}."
             )
-        if len(self.class_names) > IGNORE_LABEL:
+        if len(names) > IGNORE_LABEL:
             raise ValueError(
-                f"{len(self.class_names)} classes: at most {IGNORE_LABEL} are possible, because the label "
+                f"{len(names)} classes: at most {IGNORE_LABEL} are possible, because the label "
                 f"{IGNORE_LABEL} is that of pixels without a class."
             )
-        self.stream, self.reduce_labels = stream, reduce_labels
+        self.class_names = names
+        self.stream, self.mask_column, self.reduce_labels = stream, stream.mask_column, reduce_labels
 
     def decode(self, example: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
         """The RGB image and its (H, W) int64 labels. Raises [`BadSample`], also if their sizes differ."""
         image = decode_rgb(example[self.stream.image_column])
-        labels = decode_labels(example[self.stream.mask_column], len(self.class_names), self.reduce_labels)
+        labels = decode_labels(example[self.mask_column], len(self.class_names), self.reduce_labels)
         if labels.shape != (image.height, image.width):
             raise BadSample(
                 f"the image has {image.height}x{image.width} pixels (height x width) and its mask "

@@ -62,6 +62,7 @@ def open_segmentation_stream(
         ValueError: fewer than two image columns, or more and none named.
     """
     class_names = None
+    num_samples: int | None
     if source == "digit-scenes":
         dataset, num_samples = open_digit_scenes(split, image_size, digit_sizes)
         dataset = dataset.select_columns(["image", "semantic_map", "image_id"])
@@ -127,9 +128,9 @@ def _find_pair_of_folders(folder: Path, split: str) -> tuple[Path, Path] | None:
     all_splits = {name for names in SPLIT_NAMES.values() for name in names}
     images, masks = _child(folder, IMAGE_FOLDERS), _child(folder, MASK_FOLDERS)
     if images is not None and masks is not None:
-        in_split = _child(images, splits), _child(masks, splits)
-        if None not in in_split:
-            return in_split
+        images_of_split, masks_of_split = _child(images, splits), _child(masks, splits)
+        if images_of_split is not None and masks_of_split is not None:
+            return images_of_split, masks_of_split
         if split == "train" and not any(path.name in all_splits for path in images.iterdir() if path.is_dir()):
             return images, masks
     root = _child(folder, splits)

@@ -47,7 +47,8 @@ class RandomRescale(v2.Transform):
         limits = SizeDict(
             shortest_edge=max(int(self.shortest_edge * factor), 1), longest_edge=max(int(self.longest_edge * factor), 1)
         )
-        return {"size": resize_steps(*F.get_size(flat_inputs[0]), limits)[0]}
+        height, width = F.get_size(flat_inputs[0])
+        return {"size": resize_steps(height, width, limits)[0]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(F.resize, inpt, size=list(params["size"]), antialias=True)
@@ -95,7 +96,7 @@ class PhotometricDistortion(v2.RandomPhotometricDistort):
     grey image here and is a factor of HSV's saturation there. Hue is the same: ± 36 degrees.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(
             brightness=(1 - 32 / 255, 1 + 32 / 255), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.1, 0.1)
         )

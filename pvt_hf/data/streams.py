@@ -88,6 +88,7 @@ def open_stream(
         FileNotFoundError: nothing there, or no such split; the message lists what there is.
         ValueError: no image column, or several and none named.
     """
+    num_samples: int | None
     if source in ("digits", "digit-scenes"):
         digits_split = "test" if split == "validation" else split
         if source == "digits":

@@ -46,7 +46,7 @@ def training_transform(
             scale=(min_scale, 1.0),
             ratio=(3 / 4, 4 / 3) if min_scale < 1 else (1.0, 1.0),
             hflip=horizontal_flip,
-            color_jitter=None,
+            color_jitter=None,  # type: ignore[arg-type]  # as its own default settings have it
             auto_augment=auto_augment or None,
             interpolation="bicubic",
             re_prob=random_erasing,

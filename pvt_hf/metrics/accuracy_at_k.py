@@ -33,8 +33,8 @@ class AccuracyAtK(evaluate.Metric):
     ) -> dict[str, float]:
         if not len(references):
             raise ValueError("There is no sample to compute an accuracy of.")
-        predictions, references = np.asarray(predictions), np.asarray(references)
-        if predictions.shape[1] < max(k):
-            raise ValueError(f"accuracy@{max(k)} needs {max(k)} predictions per sample, got {predictions.shape[1]}.")
-        hits = predictions == references[:, None]  # (samples, ranks)
+        ranked, labels = np.asarray(predictions), np.asarray(references)
+        if ranked.shape[1] < max(k):
+            raise ValueError(f"accuracy@{max(k)} needs {max(k)} predictions per sample, got {ranked.shape[1]}.")
+        hits = ranked == labels[:, None]  # (samples, ranks)
         return {f"accuracy@{rank}": float(hits[:, :rank].any(axis=1).mean()) for rank in k}

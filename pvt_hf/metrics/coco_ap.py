@@ -31,7 +31,8 @@ def coco_figures(images: Mapping[int | str, dict[str, dict[str, Any]]], num_labe
     The figures of [`CocoAP`] for its `images`, without prefix, by IoU of boxes or of `masks`. pycocotools computes
     them, with its own parameters; its printing is swallowed.
     """
-    detections, references = [], []
+    detections: list[dict[str, Any]] = []
+    references: list[dict[str, Any]] = []
     # by id, as pycocotools does: of equal scores the first counts first, whatever process saw which image
     names = sorted(images, key=lambda name: (isinstance(name, str), name))
     for index, name in enumerate(names):
@@ -63,7 +64,7 @@ def coco_figures(images: Mapping[int | str, dict[str, dict[str, Any]]], num_labe
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    figures = {name: _known(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
+    figures: dict[str, Any] = {name: _known(value) for name, value in zip(FIGURES, evaluation.stats, strict=True)}
     # (IoU thresholds, recalls, categories, areas, detections): all areas, the 100 best detections
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     figures["per_category_ap"] = [_known(precision[:, :, label].mean()) for label in range(num_labels)]
@@ -179,12 +180,15 @@ class CocoAP(evaluate.Metric):
             raise ValueError(f"image_id {image_id!r}; expected an int or str.")
         try:
             corners = _rows(prediction, "boxes_xyxy", width=4)
-            found = {
+            found: dict[str, Any] = {
                 "labels": self._labels(prediction),
                 "boxes_xywh": np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
                 "scores": _rows(prediction, "scores"),
             }
-            wanted = {"labels": self._labels(reference), "boxes_xywh": _rows(reference, "boxes_xywh", width=4)}
+            wanted: dict[str, Any] = {
+                "labels": self._labels(reference),
+                "boxes_xywh": _rows(reference, "boxes_xywh", width=4),
+            }
             for record in (found, wanted):
                 if (record["boxes_xywh"][:, 2:] < 0).any():
                     raise ValueError("a box has a negative side. Check xyxy (predictions) and xywh (references).")
@@ -237,7 +241,10 @@ class CocoAP(evaluate.Metric):
     ) -> dict[str, Any]:
         """The figures of all images added so far and of these, if there are any; the metric is empty afterwards."""
         if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references)
+            self.add_batch(
+                predictions=() if predictions is None else predictions,
+                references=() if references is None else references,
+            )
         if not self.images:
             raise ValueError("There is no image to compute an AP of.")
         images, self.images = self.images, {}

@@ -137,7 +137,10 @@ class MeanIoU(evaluate.Metric):
     ) -> dict[str, Any]:
         """The figures of all maps added so far and of these, if there are any; the metric is empty afterwards."""
         if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references)
+            self.add_batch(
+                predictions=() if predictions is None else predictions,
+                references=() if references is None else references,
+            )
         if not self.num_maps:
             raise ValueError("There is no label map to compute an IoU of.")
         matrix = self.confusion_matrix

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from accelerate.utils import DynamoBackend
 from transformers import HfArgumentParser, PreTrainedConfig
+
+
+Arguments = TypeVar("Arguments")
 
 
 @dataclass
@@ -80,7 +83,7 @@ class TrainingSettings:
         default="none", metadata={"help": "Trackers, comma-separated: tensorboard, trackio, wandb; or none."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
@@ -142,7 +145,7 @@ def parse_overrides(flag: str, text: str, config_class: type[PreTrainedConfig]) 
     return values
 
 
-def parse_arguments(argument_class: type, arguments: Sequence[str] | None = None) -> Any:
+def parse_arguments(argument_class: type[Arguments], arguments: Sequence[str] | None = None) -> Arguments:
     """
     Parses `[RECIPE.yaml] [--flag value ...]` into `argument_class`, a dataclass. Flags win over the recipe.
 
@@ -150,7 +153,8 @@ def parse_arguments(argument_class: type, arguments: Sequence[str] | None = None
     that are no arguments.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = HfArgumentParser(argument_class)
+    dataclass_type: Any = argument_class
+    parser = HfArgumentParser(dataclass_type)
     parser.usage = "%(prog)s [RECIPE.yaml] [--argument value ...]"
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         recipe = Path(arguments.pop(0))
@@ -162,7 +166,7 @@ def parse_arguments(argument_class: type, arguments: Sequence[str] | None = None
             parser.error(f"{recipe} is not valid YAML: {error}")
         if not isinstance(values, dict):
             parser.error(f"{recipe} must be a list of `argument: value` lines.")
-        known = {f.name: f for f in fields(argument_class)}
+        known = {f.name: f for f in fields(dataclass_type)}
         unknown = sorted(set(values) - set(known))
         if unknown:
             parser.error(f"{recipe} sets {', '.join(unknown)}, which this script does not have.")

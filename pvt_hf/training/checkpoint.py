@@ -63,7 +63,7 @@ def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
         FileNotFoundError: a folder that is not a complete checkpoint.
     """
     if wanted == "latest":
-        return (list_checkpoints(output_dir) or [None])[-1]
+        return next(reversed(list_checkpoints(output_dir)), None)
     if not (Path(wanted) / STATE_FILE).is_file():
         known = ", ".join(str(path) for path in list_checkpoints(output_dir)) or "none"
         raise FileNotFoundError(f"{wanted} is not a complete checkpoint (no {STATE_FILE}). In {output_dir}: {known}.")
@@ -120,7 +120,7 @@ def save_checkpoint(
         if agree(accelerator, error is not None, "any"):
             if accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
-            kept = (list_checkpoints(output_dir) or ["none"])[-1]
+            kept = next(reversed(list_checkpoints(output_dir)), None) or "none"
             reason = f"{type(error).__name__}: {error}" if error else "another process failed"
             room = shutil.disk_usage(output_dir).free / 1e6
             raise OSError(

@@ -18,7 +18,15 @@ from ..data.samples import ClassificationSample
 from ..data.streams import Stream, open_stream
 from ..data.transforms import ProcessorTransform
 from .evaluation import Forward, evaluate_classifier
-from .evaluation_frame import CheckpointSettings, Monitor, RenumberedSample, open_checkpoint, shorten, write_report
+from .evaluation_frame import (
+    CheckpointSettings,
+    Monitor,
+    RenumberedSample,
+    class_names_of,
+    open_checkpoint,
+    shorten,
+    write_report,
+)
 
 
 @dataclass
@@ -33,7 +41,7 @@ class EvaluationSettings(CheckpointSettings):
     crop_ratio: float = field(default=0.875, metadata={"help": "With --image_sizes: crop over resized shorter side."})
     batch_size: int = field(default=64, metadata={"help": "Images per forward pass and process."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"--crop_ratio is above 0 and at most 1, got {self.crop_ratio}.")
@@ -166,13 +174,15 @@ def run(settings: EvaluationSettings) -> dict[str, Any]:
         # Built-in images: the same ones whatever the size of the evaluation
         image_size=max(output_size(processor)) if settings.dataset == "digits" else 64,
     )
-    model_names = tuple(model.config.id2label[label] for label in range(model.config.num_labels))
+    model_names = class_names_of(model)
     labels, warning = match_labels(stream, model_names)
     if warning:
         accelerator.print(f"warning: {warning}")
 
-    results, skipped = [], {}
-    for image_size in settings.image_sizes or [None]:
+    results: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    image_sizes: list[Any] = settings.image_sizes or [None]
+    for image_size in image_sizes:
         transform = evaluation_transform(processor, image_size, settings.crop_ratio)
         sample = ClassificationSample(stream, transform, stream.class_names or model_names)
         size = (image_size, image_size) if image_size else output_size(processor)

@@ -47,7 +47,7 @@ class ClassificationSettings(TrainingSettings):
     cutmix: float = field(default=1.0, metadata={"help": "Alpha; 0 for none."})
     label_smoothing: float = field(default=0.1, metadata={"help": "Share given to the other classes."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"Mixing pairs the samples of a batch: --batch_size must be even, got {self.batch_size}.")
@@ -91,7 +91,7 @@ def build_processor(settings: ClassificationSettings) -> Any:
 
 def open_streams(settings: ClassificationSettings) -> tuple[Stream, Stream]:
     """Training and evaluation streams; the same one twice where a share is held out."""
-    columns = {
+    columns: dict[str, Any] = {
         "image_column": settings.image_column or None,
         "label_column": settings.label_column or None,
         "class_names": [name.strip() for name in settings.class_names.split(",")] if settings.class_names else None,

@@ -18,6 +18,7 @@ from ..configuration_mask_rcnn import MaskRcnnConfig
 from ..configuration_pvt import PvtConfig
 from ..configuration_pvt_detr import PvtDetrConfig
 from ..configuration_retinanet import RetinaNetConfig
+from ..data.batches import BatchStream
 from ..data.detection import DetectionEvaluationSample, DetectionSample, aspect_group, collate_detection
 from ..data.detection_streams import open_detection_stream
 from ..data.detection_transforms import DetectionTransform
@@ -96,7 +97,7 @@ class DetectionSettings(TrainingSettings):
         default=True, metadata={"help": "Batches of wide images, and of others, within --shuffle_window: less padding."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("scene_size", "eval_shortest_edge"):
             if getattr(self, name) < 32:
@@ -151,7 +152,7 @@ def build_processor(settings: DetectionSettings) -> Any:
 
 def open_streams(settings: DetectionSettings) -> tuple[Stream, Stream]:
     """Training and evaluation streams; of the same split where a share is held out."""
-    options = {
+    options: dict[str, Any] = {
         "image_column": settings.image_column or None,
         "objects_column": settings.objects_column or None,
         "image_size": settings.scene_size,
@@ -208,15 +209,16 @@ def run(settings: DetectionSettings) -> dict[str, Any]:
     output_dir = ensure_output_dir(settings.output_dir, settings.resume_from_checkpoint)
     train_stream, eval_stream = open_streams(settings)
     processor = build_processor(settings)
-    class_names = read_class_names(settings.class_names) or train_stream.class_names
-    model = build_model(settings, class_names)
+    class_names = read_class_names(settings.class_names)
     with_masks = settings.masks and hasattr(processor, "post_process_instance_segmentation")
     train_sample = DetectionSample(train_stream, training_transform(settings, processor), class_names, with_masks)
+    class_names = train_sample.class_names
     eval_sample = DetectionEvaluationSample(eval_stream, ProcessImage(processor), class_names, with_masks)
+    model = build_model(settings, class_names)
     if settings.backbone:
         start_backbone(accelerator, model, settings.backbone)
 
-    def evaluate(unwrapped, batches):
+    def evaluate(unwrapped: Any, batches: BatchStream) -> dict[str, Any]:
         metrics = evaluate_detector(
             accelerator, unwrapped, batches, settings.num_workers, processor, train_sample.class_names, with_masks
         )

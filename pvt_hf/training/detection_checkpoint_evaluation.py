@@ -17,7 +17,7 @@ from ..data.detection_streams import open_detection_stream
 from ..metrics.coco_ap import FIGURES, coco_results
 from .detection import ProcessImage
 from .detection_evaluation import evaluate_detector, without_nan
-from .evaluation_frame import CheckpointSettings, Monitor, open_checkpoint, write_report
+from .evaluation_frame import CheckpointSettings, Monitor, class_names_of, open_checkpoint, write_report
 from .models import read_class_names
 
 
@@ -91,7 +91,7 @@ def run(settings: DetectionEvaluationSettings) -> dict[str, Any]:
         image_size=settings.scene_size,
         digit_sizes=settings.digit_sizes,
     )
-    class_names = tuple(model.config.id2label[label] for label in range(model.config.num_labels))
+    class_names = class_names_of(model)
     if settings.class_names:
         stream = replace(stream, class_names=read_class_names(settings.class_names))
     sample = DetectionEvaluationSample(stream, ProcessImage(processor), class_names, masks)
@@ -100,7 +100,7 @@ def run(settings: DetectionEvaluationSettings) -> dict[str, Any]:
         if results_path is not None and accelerator.is_main_process:
             write_results(results_path, images, sample.category_ids)
 
-    skipped = {}
+    skipped: dict[str, str] = {}
     with Monitor(accelerator, stream, "boxes and masks" if masks else "boxes", skipped) as monitor:
         metrics = evaluate_detector(
             accelerator,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from transformers import PreTrainedModel
 
 from ..data.batches import BatchStream, make_loader
 from ..metrics.coco_ap import CocoAP
@@ -24,7 +24,7 @@ SCORE_THRESHOLD = 0.05
 @torch.no_grad()
 def evaluate_detector(
     accelerator: Accelerator,
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: BatchStream,
     num_workers: int,
     processor: Any,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 
@@ -21,11 +23,12 @@ class DropPathSchedule:
 
     def __init__(self, model: nn.Module, zero_epochs: int):
         self.zero_epochs = zero_epochs
-        self.rates = [
-            (module, module.drop_prob)
+        modules: list[Any] = [
+            module
             for module in model.modules()
             if type(module).__name__.endswith("DropPath") and getattr(module, "drop_prob", None)
         ]
+        self.rates: list[tuple[Any, float]] = [(module, module.drop_prob) for module in modules]
         if not self.rates:
             raise ValueError("--drop_path_zero_epochs: the model has no drop path; give a --drop_path_rate above 0.")
 

@@ -73,7 +73,7 @@ def _in_step(accelerator: Accelerator, model: Forward, loader: Iterator[Batch]) 
     The batches of `loader`. FSDP gathers the parameters in every forward pass, so all processes have to run equally
     often: one without a batch runs on an image of zeros, whose answer is thrown away, while another still has one.
     """
-    shape = None
+    shape: Any = None
     while True:
         batch = next(loader, None)
         while batch is not None and "sample_ids" not in batch:  # only skipped samples: nothing to run

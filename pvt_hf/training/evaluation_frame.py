@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -41,7 +41,10 @@ class CheckpointSettings:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
     output: str = field(default="", metadata={"help": "JSON file for the results."})
 
-    def __post_init__(self):
+    if TYPE_CHECKING:
+        batch_size: int = 1  # each task has its own default
+
+    def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
         if self.num_workers < 0:
@@ -76,7 +79,7 @@ def shorten(names: list[str], limit: int = 10) -> str:
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
 
-def open_checkpoint(settings: CheckpointSettings, auto_class: type) -> tuple[Accelerator, PreTrainedModel, Any]:
+def open_checkpoint(settings: CheckpointSettings, auto_class: Any) -> tuple[Accelerator, PreTrainedModel, Any]:
     """
     The devices, the model in eval mode on this process' one, and its processor.
 
@@ -109,6 +112,12 @@ def open_checkpoint(settings: CheckpointSettings, auto_class: type) -> tuple[Acc
     return accelerator, model.to(accelerator.device).eval(), processor
 
 
+def class_names_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """The names of a model's classes, by label."""
+    config: Any = model.config  # of which Transformers says that there may be no names, or numbers written as text
+    return tuple(config.id2label[label] for label in range(config.num_labels))
+
+
 class Monitor:
     """
     Progress bar (use as a context), names of skipped samples, and the time from the end of the first batch to that of
@@ -120,7 +129,8 @@ class Monitor:
 
     def __init__(self, accelerator: Accelerator, stream: Stream, title: str, skipped: dict[str, str]):
         self.accelerator, self.skipped = accelerator, skipped
-        self.start, self.images, self.seconds = None, 0, 0.0
+        self.start: float | None = None
+        self.images, self.seconds = 0, 0.0
         self.bar = tqdm(
             total=stream.num_samples and math.ceil(stream.num_samples / accelerator.num_processes),
             disable=not accelerator.is_main_process,

@@ -8,11 +8,14 @@ per process for the model and one for the optimiser (torch.distributed.checkpoin
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin, broadcast
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import PreTrainedModel
 
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,7 +62,7 @@ def check_fsdp(accelerator: Accelerator) -> None:
     )
 
 
-def layers_to_shard(model: nn.Module) -> list[str]:
+def layers_to_shard(model: PreTrainedModel) -> list[str]:
     """
     Names of the classes whose modules are gathered one at a time: those in the model's `_no_split_modules`. The rest
     of the model is one more unit.
@@ -85,8 +88,8 @@ def broadcast_weights(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def prepare_sharded(
-    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[nn.Module, torch.optim.Optimizer]:
+    accelerator: Accelerator, model: PreTrainedModel, optimizer: torch.optim.Optimizer
+) -> tuple[Any, torch.optim.Optimizer]:
     """
     Shards `model` in place, from the main process' weights, and points `optimizer` at the shards, group by group.
     """

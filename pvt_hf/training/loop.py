@@ -21,6 +21,7 @@ from accelerate.utils import send_to_device
 from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from ..data.batches import BatchStream, StreamError
 from ..data.fingerprint import stream_fingerprint
@@ -63,8 +64,8 @@ def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_s
 class StopSignal:
     """Turns SIGTERM and Ctrl-C into a wish that the loop reads between two steps; a second Ctrl-C interrupts now."""
 
-    def __init__(self):
-        self.received = None
+    def __init__(self) -> None:
+        self.received: str | None = None
 
     def __enter__(self) -> StopSignal:
         self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -83,13 +84,13 @@ class StopSignal:
 def train(
     accelerator: Accelerator,
     settings: TrainingSettings,
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: BatchStream,
     num_samples: int | None,
     compute_loss: Callable[[nn.Module, Batch], torch.Tensor],
     evaluate: Callable[[nn.Module], dict[str, float]],
     best_metric: str,
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """
     Trains `model`, with checkpoints in `settings.output_dir`, resuming if the settings say so.
 
@@ -119,11 +120,11 @@ def train(
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if settings.channels_last:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # Transformers' wrapper hides its self
     drop_path = DropPathSchedule(model, settings.drop_path_zero_epochs) if settings.drop_path_zero_epochs else None
     ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
     groups = parameter_groups(model, settings.weight_decay, settings.decay_all, settings.backbone_learning_rate or None)
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     scheduler = make_schedule(
         optimizer,
         settings.schedule,
@@ -333,7 +334,7 @@ def _step(
     One optimiser step over a group of batches; returns this process' mean loss, which is not finite where the step was
     dropped. FloatingPointError without `--skip_nonfinite`, or after too many such steps in a row.
     """
-    total = 0.0
+    total: Any = 0.0
     for index, batch in enumerate(group):
         tensors = {key: value for key, value in batch.items() if key not in ("sample_ids", "skipped")}
         tensors = send_to_device(tensors, accelerator.device, non_blocking=True)
@@ -351,7 +352,7 @@ def _step(
                 state["nonfinite_in_a_row"] += 1
                 too_many = state["nonfinite_in_a_row"] >= MAX_NONFINITE_IN_A_ROW
                 if too_many or not settings.skip_nonfinite:
-                    kept = (list_checkpoints(settings.output_dir) or ["none"])[-1]
+                    kept = next(reversed(list_checkpoints(settings.output_dir)), None) or "none"
                     names = "another process' batch" if finite else ", ".join(batch["sample_ids"])
                     row = (
                         f", like the {MAX_NONFINITE_IN_A_ROW - 1} before it: the training diverges" if too_many else ""

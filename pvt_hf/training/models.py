@@ -24,7 +24,7 @@ def label_fields(class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def open_trained_model(
-    model: str, auto_class: type, class_names: Sequence[str], drop_path_rate: float
+    model: str, auto_class: Any, class_names: Sequence[str], drop_path_rate: float
 ) -> PreTrainedModel:
     """
     A model to fine-tune, with a classifier of these classes: a new one if it had another number.
@@ -63,10 +63,10 @@ def read_class_names(text: str) -> tuple[str, ...] | None:
     if not text or text == "ade20k":
         return ADE20K_CLASS_NAMES if text else None
     if text.endswith(".txt"):
-        names = [line for line in Path(text).read_text().splitlines() if line.strip()]
+        lines = [line for line in Path(text).read_text().splitlines() if line.strip()]
     else:
-        names = text.split(",")
-    names = tuple(name.strip() for name in names)
+        lines = text.split(",")
+    names = tuple(name.strip() for name in lines)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if len(names) < 2 or repeated:
         raise ValueError(
@@ -76,7 +76,7 @@ def read_class_names(text: str) -> tuple[str, ...] | None:
     return names
 
 
-def synchronize_batch_norm(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+def synchronize_batch_norm(accelerator: Accelerator, model: PreTrainedModel) -> PreTrainedModel:
     """
     On several GPUs the statistics of a BatchNorm are taken over all processes, as in the official training. Where torch
     has no such BatchNorm (it is for CUDA), the model stays as it is, with a message.

@@ -21,7 +21,7 @@ def parameter_groups(
     With a `backbone_learning_rate`, of DETR, two more groups: the backbone's parameters, at that rate.
     Frozen parameters are left out.
     """
-    groups = {}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             spared = not decay_all and (parameter.ndim <= 1 or name.endswith("cls_token"))
@@ -57,7 +57,7 @@ def make_schedule(
     The official code for classification updates the rate once per epoch and a call late, so that its epochs 0 and 1
     both train at the warm-up rate; here it moves with every step, as mmsegmentation's poly does.
     """
-    shared = {
+    shared: dict[str, Any] = {
         "t_initial": total_steps,
         "lr_min": min_learning_rate,
         "warmup_t": warmup_steps,

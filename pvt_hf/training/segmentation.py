@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 from ..configuration_pvt import PvtConfig
 from ..configuration_semantic_fpn import SemanticFpnConfig
 from ..configuration_trans2seg import Trans2SegConfig
+from ..data.batches import BatchStream
 from ..data.segmentation import SegmentationEvaluationSample, SegmentationSample, collate_lists
 from ..data.segmentation_streams import open_segmentation_stream
 from ..data.segmentation_transforms import SegmentationTransform
@@ -81,7 +82,7 @@ class SegmentationSettings(TrainingSettings):
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability."})
     photometric: bool = field(default=True, metadata={"help": "Distort brightness, contrast, saturation and hue."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("scene_size", "crop_size", "shortest_edge"):
             if getattr(self, name) < 32:
@@ -129,7 +130,7 @@ def build_processor(settings: SegmentationSettings) -> Any:
 
 def open_streams(settings: SegmentationSettings) -> tuple[Stream, Stream]:
     """Training and evaluation streams; the same one twice where a share is held out."""
-    options = {
+    options: dict[str, Any] = {
         "image_column": settings.image_column or None,
         "mask_column": settings.mask_column or None,
         "image_size": settings.scene_size,
@@ -184,7 +185,7 @@ def run(settings: SegmentationSettings) -> dict[str, Any]:
     if settings.backbone:
         start_backbone(accelerator, model, settings.backbone)
 
-    def evaluate(unwrapped, batches):
+    def evaluate(unwrapped: Any, batches: BatchStream) -> dict[str, Any]:
         metrics = evaluate_segmenter(
             accelerator,
             unwrapped,

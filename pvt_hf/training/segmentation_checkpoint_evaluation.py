@@ -15,7 +15,14 @@ from ..data.segmentation import SegmentationEvaluationSample, collate_lists
 from ..data.segmentation_streams import open_segmentation_stream
 from ..image_processing_pil_semantic import IGNORE_LABEL
 from .checkpoint_evaluation import match_labels
-from .evaluation_frame import CheckpointSettings, Monitor, RenumberedSample, open_checkpoint, write_report
+from .evaluation_frame import (
+    CheckpointSettings,
+    Monitor,
+    RenumberedSample,
+    class_names_of,
+    open_checkpoint,
+    write_report,
+)
 from .models import read_class_names
 from .segmentation_evaluation import Inference, evaluate_segmenter
 from .segmentation_inference import RATIOS, MultiScale, SingleScale, SlidingWindow
@@ -52,7 +59,7 @@ class SegmentationEvaluationSettings(CheckpointSettings):
         default=1, metadata={"help": "Images that a loader worker hands over at once; they are labelled one by one."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.ratios or min(self.ratios) <= 0:
             raise ValueError(f"--ratios must be positive, and at least one, got {self.ratios}.")
@@ -124,7 +131,7 @@ def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
     data_names = read_class_names(settings.class_names) or (
         stream.class_names and stream.class_names[int(reduce_labels) :]
     )
-    model_names = tuple(model.config.id2label[label] for label in range(model.config.num_labels))
+    model_names = class_names_of(model)
     labels, warning = match_labels(replace(stream, class_names=data_names), model_names)
     if warning:
         accelerator.print(f"warning: {warning}")
@@ -132,7 +139,7 @@ def run(settings: SegmentationEvaluationSettings) -> dict[str, Any]:
     table = torch.full((IGNORE_LABEL + 1,), IGNORE_LABEL)
     table[: len(labels)] = torch.tensor(labels)
 
-    skipped = {}
+    skipped: dict[str, str] = {}
     with Monitor(accelerator, stream, settings.mode, skipped) as monitor:
         metrics = evaluate_segmenter(
             accelerator,

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from ..data.batches import BatchStream, make_loader
 from ..metrics.mean_iou import MeanIoU, figures_of_confusion_matrix
@@ -17,6 +18,8 @@ from .segmentation_inference import Forward
 
 class Inference(Protocol):
     """One of the classes of `pvt_hf.training.segmentation_inference`, where the arguments are described."""
+
+    def __call__(self, image: Image.Image) -> list[torch.Tensor]: ...
 
     def predict(self, model: Forward, views: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor: ...
 

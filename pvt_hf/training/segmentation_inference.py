@@ -169,7 +169,8 @@ class SlidingWindow:
         height, width = labels.shape
         tops, lefts = self._places(height), self._places(width)
         rows, columns = min(self.window, height), min(self.window, width)
-        band, stop = None, width
+        band: Any = None  # (classes, rows, columns) from the first window on
+        stop = width
         for top, next_top in zip(tops, [*tops[1:], height]):
             for left in (left for left in lefts if left + columns > start):
                 if left >= stop:

@@ -103,7 +103,7 @@ def run_task(
         split = describe_split(batches.stream, accelerator.num_processes, settings.num_workers, batches.strategy)
         accelerator.print("\n".join(split))
     start_trackers(accelerator, settings)
-    model, report = train(
+    trained, report = train(
         accelerator,
         settings,
         model,
@@ -119,9 +119,9 @@ def run_task(
             f"Stopped by {report['interrupted']}; the checkpoint is saved. Go on with --resume_from_checkpoint latest."
         )
     else:
-        weights = accelerator.get_state_dict(model)  # by all processes, each of which may hold a shard
+        weights = accelerator.get_state_dict(trained)  # by all processes, each of which may hold a shard
         if accelerator.is_main_process:
-            save_run(output_dir, model, weights, processor, report)
+            save_run(output_dir, trained, weights, processor, report)
         accelerator.print(
             f"{report['skipped']} unusable samples skipped, {report['dropped']} left over from incomplete batches.\n"
             f"Saved the model, its processor, run.json and curves.png in {output_dir}."
