@@ -122,8 +122,8 @@ def preprocessing_section(kind: Kind, processor: Any) -> str:
         )
     if settings.get("do_reduce_labels"):
         steps.append("Segmentation maps, in training: 0 is no class (255, ignored), and label n becomes n - 1.")
-    steps = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, start=1))
-    return "\n\n".join([*parts, f"RGB photographs; `{name}` does the following.", steps])
+    numbered = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, start=1))
+    return "\n\n".join([*parts, f"RGB photographs; `{name}` does the following.", numbered])
 
 
 def _size_rule(size: Mapping[str, int]) -> str:

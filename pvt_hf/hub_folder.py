@@ -96,7 +96,7 @@ def auto_maps(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[di
     processor both backends are named; there is nothing for one that Transformers brings.
     """
     module = import_module(type(model).__module__)
-    classes = {"AutoConfig": type(model).config_class}
+    classes = {"AutoConfig": type(model.config)}
     for auto_class, name in AUTO_CLASSES[type(model).__name__].items():
         classes[auto_class] = getattr(module, name)
     backends = {name: _reference(value) for name, value in _backends(processor).items()}

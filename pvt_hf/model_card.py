@@ -110,7 +110,7 @@ def build_card(
         usage_section(kind, repo_id, backbone),
         _classes(config) if kind.task != "image-feature-extraction" else "",
         preprocessing_section(kind, processor),
-        _training(run, training_data, starts) if run is not None else "",
+        _training(run, training_data, starts) if run is not None and training_data is not None else "",
         _provenance(conversion) if conversion is not None else "",
         _evaluation(figures, source, measured, data[0], split, images) if figures else "",
         limits_section(backbone),

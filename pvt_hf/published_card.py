@@ -107,7 +107,7 @@ def build_published_card(
 def _description(published: PublishedModel) -> str:
     kind, variant = KINDS[published.model_class], get_variant(published.variant)
     if not kind.paper:
-        file = Path(variant.checkpoint_url).name
+        file = str(variant.checkpoint_url).rsplit("/", 1)[-1]
         return (
             f"The {kind.what} of the [Pyramid Vision Transformer paper]({PAPER_URL}), trained on {published.data.name}."
             f" The weights are those of the [official release]({variant.checkpoint_url}) (`{file}`), converted by "
@@ -165,7 +165,8 @@ def _processor(published: PublishedModel, recipe: Mapping[str, Any]) -> Any:
         )
     if published.data is ADE20K:
         size = {name: recipe[name] for name in ("shortest_edge", "longest_edge")}
-        return PvtSemanticImageProcessorPil(size=size, do_reduce_labels=recipe["reduce_labels"])
+        # Transformers annotates the arguments that all processors have.
+        return PvtSemanticImageProcessorPil(size=size, do_reduce_labels=recipe["reduce_labels"])  # type: ignore[call-arg]
     size = {"shortest_edge": recipe["eval_shortest_edge"], "longest_edge": recipe["longest_edge"]}
     return _BOX_PROCESSORS[published.model_class](size=size)
 
