@@ -61,6 +61,7 @@ def push(
     run: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = None,
     conversion: dict[str, Any] | None = None,
+    license: str | None = None,
     max_shard_size: int | str = "50GB",
     commit_message: str = "Upload model",
 ) -> Push:
@@ -80,6 +81,7 @@ def push(
         run: content of `run.json` of the training, for the card.
         evaluation: content of the file that an evaluation script wrote, for the card.
         conversion: content of the `conversion.json` of converted weights, for the card.
+        license: of the weights, for the card, as [`pvt_hf.model_card.build_card`] takes it.
         commit_message: the commit's title.
 
     Raises:
@@ -95,7 +97,9 @@ def push(
     if not dry_run:
         token = check_target(repo_id, token)
     with tempfile.TemporaryDirectory() as folder:
-        card = build_card(model, processor, repo_id=repo_id, run=run, evaluation=evaluation, conversion=conversion)
+        card = build_card(
+            model, processor, repo_id=repo_id, run=run, evaluation=evaluation, conversion=conversion, license=license
+        )
         save_repository(model, processor, folder, with_code=with_code, card=card, max_shard_size=max_shard_size)
         paths = sorted(Path(folder).iterdir())
         files = {path.name: path.stat().st_size for path in paths}

@@ -43,7 +43,7 @@ def build_card(
     run: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     conversion: Mapping[str, Any] | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
 ) -> ModelCard:
     """
     The card of a model that is pushed to `repo_id`. Its figures are those of `evaluation`, or else of `run`; without
@@ -56,7 +56,8 @@ def build_card(
         run: content of the `run.json` that a training leaves. Paths in it do not get into the card.
         evaluation: content of an evaluation script's `--output`, of this model.
         conversion: content of the `conversion.json` that [`pvt_hf.conversion_output.convert_checkpoint`] writes.
-        license: of the weights, by the Hub's identifier; that of the package and the official weights by default.
+        license: of the weights, by the Hub's identifier; by default that of the official release for `conversion`, and
+            none otherwise: that is for their author to say.
 
     Raises:
         ValueError: another class of model, a `repo_id` that is none, or an `evaluation`, `run` or `conversion` that is
@@ -91,7 +92,7 @@ def build_card(
     data, split = dataset_label(measured.get("dataset", "")), _split(measured)
     starts = [dataset_label(run["settings"].get(key, "")) for key in ("model", "backbone")] if run is not None else []
     card_data = ModelCardData(
-        license=license,
+        license=license or ("apache-2.0" if conversion is not None else None),
         library_name="transformers",
         pipeline_tag=kind.task,
         tags=["vision", *(["pvt"] if is_pvt else []), kind.task],

@@ -33,6 +33,9 @@ class Arguments:
     evaluation: str | None = field(
         default=None, metadata={"help": "JSON file of an evaluation script's --output, for the model card."}
     )
+    license: str | None = field(
+        default=None, metadata={"help": "Of the weights, as the Hub calls it, such as apache-2.0; for the model card."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Say what would be uploaded, and upload nothing."})
 
 
@@ -47,6 +50,7 @@ def main() -> int:
             private=arguments.private,
             with_code=arguments.with_code,
             evaluation_file=arguments.evaluation,
+            license=arguments.license,
             dry_run=arguments.dry_run,
         )
     except (OSError, ValueError) as error:

@@ -38,8 +38,7 @@ def _classifier_processor() -> BaseImageProcessor:
 
 
 def _detector(name: str) -> PreTrainedModel:
-    model = getattr(pvt_hf, DETECTORS[name][0])(DETECTOR_CONFIGS[name]())
-    return model
+    return getattr(pvt_hf, DETECTORS[name][0])(DETECTOR_CONFIGS[name]())
 
 
 KINDS = {

@@ -67,7 +67,9 @@ def assert_valid(card: ModelCard, folder: Path) -> dict:
     assert str(ModelCard.load(folder / "README.md")) == str(card) == (folder / "README.md").read_text()
     metadata = metadata_load(folder / "README.md")
     assert metadata["pipeline_tag"] in PIPELINE_REGISTRY.get_supported_tasks()
-    assert (metadata["library_name"], metadata["license"]) == ("transformers", "apache-2.0")
+    assert metadata["library_name"] == "transformers"
+    # Of converted weights it is the official release's; of others, for their author to say
+    assert metadata.get("license") == ("apache-2.0" if "## Origin of the weights" in str(card) else None)
     return metadata
 
 

@@ -48,7 +48,7 @@ def root(hub, client, tmp_path_factory):
         model, processor = kind.model(), kind.make_processor()
         repo, folder = f"org/pvt-{name}.v1", root / "folders" / f"pvt-{name}"
         save_repository(model, processor, folder)
-        push(model, processor, repo, token=TOKEN)
+        push(model, processor, repo, token=TOKEN, license="mit")
         inputs[name] = processor(image, return_tensors="pt")["pixel_values"].contiguous()
         expected[name] = hub_client.compute(model, inputs[name])
         auto_classes = AUTO_CLASSES[type(model).__name__]
@@ -241,7 +241,7 @@ def test_a_push_is_one_commit(hub, root):
     assert {name for name, file in files.items() if file.lfs} == {"model.safetensors"}
     assert {"README.md", "config.json", "preprocessor_config.json", "model.safetensors"} < files.keys()
     card = ModelCard(files["README.md"].content.decode())
-    assert card.data.license == "apache-2.0"
+    assert card.data.license == "mit"
 
 
 def test_auto_map_names_every_auto_class_that_serves_the_class():

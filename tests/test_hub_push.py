@@ -208,7 +208,7 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
     code, output, errors = script("push_to_hub", *arguments, "--dry-run", "--with-code")  # without a token
     assert code == 0, errors
     assert len(hub.requests) == before and "modeling_pvt.py" in output and "dry run" in output
-    assert seen == {"repo_id": "me/fruit", "run": RUN, "evaluation": evaluation, "conversion": None}
+    assert seen == {"repo_id": "me/fruit", "run": RUN, "evaluation": evaluation, "conversion": None, "license": None}
     weights = (small / "model.safetensors").stat().st_size
     assert any(line.split() == [f"{weights:,}", "model.safetensors"] for line in output.splitlines())
 

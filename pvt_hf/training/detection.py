@@ -78,7 +78,7 @@ class DetectionSettings(TrainingSettings):
     variant: str = field(default="pvt-tiny", metadata={"help": "The backbone of a new model."})
     backbone: str = field(
         default="",
-        metadata={"help": "Classifier whose weights the backbone starts from: a folder, Hub id or official .pth."},
+        metadata={"help": "Its first weights: of a classifier, or of another head's backbone; folder, Hub id or .pth."},
     )
     config_overrides: str = field(default="{}", metadata={"help": "JSON of fields of the detector's configuration."})
     backbone_overrides: str = field(default="{}", metadata={"help": "JSON of PvtConfig fields for --variant."})

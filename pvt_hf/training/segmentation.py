@@ -63,7 +63,7 @@ class SegmentationSettings(TrainingSettings):
     variant: str = field(default="pvt-tiny", metadata={"help": "Its backbone."})
     backbone: str = field(
         default="",
-        metadata={"help": "Classifier whose weights the backbone starts from: a folder, Hub id or official .pth."},
+        metadata={"help": "Its first weights: of a classifier, or of another head's backbone; folder, Hub id or .pth."},
     )
     config_overrides: str = field(default="{}", metadata={"help": "JSON of fields of the head's configuration."})
     backbone_overrides: str = field(default="{}", metadata={"help": "JSON of PvtConfig fields for --variant."})
