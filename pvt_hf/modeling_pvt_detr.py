@@ -5,12 +5,16 @@ backbone that travels with it. Parameter names, outputs, matching and losses are
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn
 from transformers import AutoBackbone, AutoModelForObjectDetection, DetrForObjectDetection, PreTrainedConfig
 from transformers import initialization as init
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 from .configuration_pvt_detr import PvtDetrConfig
+from .modeling_anchors import check_detection_labels
 from .modeling_pvt import PvtBackbone
 
 
@@ -18,7 +22,8 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
     """
     DETR on a [`PvtBackbone`], or on any other backbone. It starts from random weights.
 
-    `forward` is that of `DetrForObjectDetection`. Boxes of labels and predictions are relative to the image without its
+    `forward` is that of `DetrForObjectDetection`, with a check of the labels, which would otherwise train something else
+    without a word: boxes in pixels, or a class beyond `num_labels`, which is "no object". Boxes of labels and predictions are relative to the image without its
     padding, as in the paper and as [`PvtDetrImageProcessor`] makes them (Transformers' processor relates them to the
     padded image). New weights of encoder and decoder are Xavier-uniform, as in the original code; in Transformers they
     are normal with a standard deviation of 0.02.
@@ -38,6 +43,33 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
             for module in part.modules():
                 if isinstance(module, nn.Linear):
                     init.xavier_uniform_(module.weight)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        *,
+        labels: list[dict[str, torch.Tensor]] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Args:
+            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone takes.
+            pixel_mask: (batch, height, width), 1 for the image and 0 for padding at the right and below.
+            labels: per image `class_labels` (objects,) int64 and `boxes` (objects, 4), cxcywh from 0 to 1 of the image
+                without its padding. Other keys are not looked at.
+            kwargs: whatever else `DetrForObjectDetection` takes.
+
+        Returns:
+            `DetrObjectDetectionOutput`: `loss` and `loss_dict` if labels are given, `logits` (batch, num_queries,
+            num_labels + 1), the last of "no object", `pred_boxes` (batch, num_queries, 4), as those of labels, and more.
+
+        Raises:
+            ValueError: what the backbone raises for its input; labels of wrong shapes or values.
+        """
+        if labels is not None:
+            check_detection_labels(labels, len(pixel_values), self.config.num_labels)
+        return super().forward(pixel_values, pixel_mask=pixel_mask, labels=labels, **kwargs)
 
 
 # Pipelines look the name up in this table and print an error if it is not there.

@@ -45,7 +45,7 @@ from pvt_hf.data.detection_streams import open_detection_stream
 from pvt_hf.data.detection_transforms import DetectionTransform
 from pvt_hf.metrics.coco_ap import FIGURES, CocoAP
 from pvt_hf.training.detection import ARCHITECTURES
-from pvt_hf.training.detection_evaluation import SCORE_THRESHOLD, SCORE_THRESHOLDS
+from pvt_hf.training.detection_evaluation import MODELS_WITH_MASKS, SCORE_THRESHOLDS
 from pvt_hf.training.evaluation_frame import check_model_path
 from pvt_hf.training.launch import check_world_size
 from pvt_hf.training.models import read_class_names
@@ -124,7 +124,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> dict[str, Any]
     train_sample, eval_sample = (DetectionSample(stream, None, class_names) for stream in streams)
     class_names = train_sample.class_names
     model, processor = load_model(script, class_names)
-    if hasattr(processor, "post_process_instance_segmentation"):
+    if model.config.model_type in MODELS_WITH_MASKS:
         raise ValueError(f"{script.model} finds masks: train it with train_object_detection.py.")
     for sample, edges, flip in (
         (train_sample, script.shortest_edges, script.horizontal_flip),
@@ -141,7 +141,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> dict[str, Any]
         Encode(sample.stream, sample, script.max_bad_share, is_main=True) for sample in (train_sample, eval_sample)
     )
     metric = CocoAP(num_labels=len(class_names))
-    threshold = SCORE_THRESHOLDS.get(model.config.model_type, SCORE_THRESHOLD)
+    threshold = SCORE_THRESHOLDS.get(model.config.model_type, 0.0)
 
     def detections(outputs: tuple[Any, ...], labels: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
         _, logits, pred_boxes = outputs[:3]  # behind the dict of losses, in RetinaNet's outputs as in DETR's

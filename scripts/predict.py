@@ -86,7 +86,9 @@ def find_objects(arguments: argparse.Namespace, with_masks: bool = False) -> Ans
     detector = open_pipeline("object-detection", arguments)
     config, processor = detector.model.config, detector.image_processor
     wanted = "post_process_instance_segmentation" if with_masks else "post_process_object_detection"
-    if not hasattr(processor, wanted):
+    # Transformers' processors of DETR have the method for another model as well
+    is_masked = "Segmentation" in type(detector.model).__name__
+    if not hasattr(processor, wanted) or with_masks and not is_masked:
         raise SystemExit(
             f"{arguments.model} holds a {type(detector.model).__name__} with a {type(processor).__name__}: no "
             f"{arguments.task} comes of it."

@@ -16,18 +16,28 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
+    RTDetrImageProcessor,
+    YolosConfig,
+    YolosForObjectDetection,
+)
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.data.digits import digit_scenes
 from pvt_hf.training.arguments import parse_arguments
-from pvt_hf.training.detection import ARCHITECTURES, DetectionSettings, build_model, run
+from pvt_hf.training.detection import ARCHITECTURES, DetectionSettings, ProcessImage, build_model, run
 from pvt_hf.training.detection_checkpoint_evaluation import DetectionEvaluationSettings
 from pvt_hf.training.detection_checkpoint_evaluation import run as evaluate_checkpoint
+from pvt_hf.training.detection_evaluation import check_takes_pixel_mask
 from pvt_hf.training.optimizer import make_schedule, parameter_groups
 
 from .common import tiny_pvt_config
-from .detection_cases import random_labels
+from .detection_cases import BACKBONES, random_labels
 from .test_modeling_pvt_detr import make_model as make_detr
 from .warm_processes import run as run_program
 
@@ -161,6 +171,45 @@ def test_prediction_script(trained, coco, tmp_path):
             assert 0 <= x0 <= x1 <= 80 and 0 <= y0 <= y1 <= 64 and one["score"] > 0.02
             assert ("segmentation" in one) == (architecture == "mask_rcnn")
     assert f"{files[0]}: " in process.stdout
+
+
+def test_detectors_of_transformers(coco, tmp_path):
+    """
+    DETR's processor can make masks of another model's outputs: of this one's nobody asks for any. All queries count.
+    """
+    config = DetrConfig(
+        backbone_config=BACKBONES["resnet"](["stage4"]), id2label={n: str(n) for n in range(10)}, **HEADS["detr"]
+    )
+    torch.manual_seed(0)
+    DetrForObjectDetection(config).save_pretrained(tmp_path / "detr")
+    processor = DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    processor.save_pretrained(tmp_path / "detr")
+    assert hasattr(processor, "post_process_instance_segmentation")
+    more = {"model": str(tmp_path / "detr"), "dataset": str(coco), "eval_split": "validation", "samples_per_epoch": 0}
+    report = run(settings("detr", tmp_path / "out", **more, max_steps=2))
+    assert report["steps"] == 2 and report["metrics"]["eval_samples"] == 6 and "mask_ap" not in report["metrics"]
+    evaluated = evaluate_checkpoint(
+        DetectionEvaluationSettings(
+            model=str(tmp_path / "out"),
+            dataset=str(coco),
+            num_workers=0,
+            cpu=True,
+            results=str(tmp_path / "detections.json"),
+        )
+    )
+    assert evaluated["results"]["ap"] == pytest.approx(report["metrics"]["ap"], abs=1e-9)
+    assert len(json.loads((tmp_path / "detections.json").read_text())) == 6 * config.num_queries
+
+
+def test_detectors_without_pixel_mask():
+    """A processor may give none, because it resizes to one size; a model has to take one."""
+    image = Image.fromarray(np.zeros((50, 75, 3), dtype=np.uint8))
+    process = ProcessImage(RTDetrImageProcessor(size={"height": 64, "width": 96}))
+    assert process(image).shape == (3, 64, 96)
+    with torch.device("meta"):
+        yolos = YolosForObjectDetection(YolosConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    with pytest.raises(ValueError, match="YolosForObjectDetection takes no pixel_mask"):
+        check_takes_pixel_mask(yolos)
 
 
 def test_several_sizes_groups_and_a_held_out_share(coco, tmp_path):

@@ -112,7 +112,7 @@ def test_saving_and_loading(tmp_path):
     assert again.auxiliary_loss and again.num_labels == 6 and again.num_queries == 12
 
 
-@pytest.mark.parametrize("height_width", [(33, 200), (64, 64), (45, 101)])
+@pytest.mark.parametrize("height_width", [(33, 2000), (64, 64), (45, 101)])
 def test_sizes(height_width):
     with torch.no_grad():
         outputs = make_model()(random_images(1, *height_width))
@@ -136,3 +136,21 @@ def test_every_parameter_has_a_gradient():
         loss.backward()
         assert torch.isfinite(loss)
         assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_extreme_labels():
+    """One-pixel and flat boxes, and more objects than queries; labels that would train something else are refused."""
+    model = make_model().train()
+    one_pixel = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 1 / 64, 1 / 64]])}
+    flat = {"class_labels": torch.tensor([5]), "boxes": torch.tensor([[0.5, 0.5, 0.0, 0.2]])}
+    many = boxes_only(random_labels(1, 64, 64, count=1000))[0]
+    for labels in ([one_pixel, flat], [many, one_pixel]):
+        model.zero_grad()
+        loss = model(random_images(2, 64, 64), labels=labels).loss
+        loss.backward()
+        assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())
+    for label in (6, 7, -1):  # 6 is "no object"
+        with pytest.raises(ValueError, match="num_labels 6"):
+            model(random_images(1, 64, 64), labels=[{**one_pixel, "class_labels": torch.tensor([label])}])
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        model(random_images(1, 64, 64), labels=[{**one_pixel, "boxes": torch.tensor([[32.0, 32, 10, 10]])}])

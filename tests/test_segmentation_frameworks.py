@@ -30,10 +30,10 @@ from .common import FP32_TOLERANCE, random_images, tiny_pvt_config
 README = Path(__file__).parents[1] / "README.md"
 
 
-def example(word: str) -> str:
-    """The block of Python in the README's section on segmentation that has this word."""
-    section = README.read_text().split("\n## Semantic segmentation\n")[1].split("\n## ")[0]
-    (block,) = [code for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL) if word in code]
+def example(word: str, section: str = "Semantic segmentation", language: str = "python") -> str:
+    """The block of code in a section of the README that has this word."""
+    text = README.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    (block,) = [code for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if word in code]
     return block
 
 

@@ -8,11 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 
 from ..configuration_mask_rcnn import MaskRcnnConfig
 from ..configuration_pvt import PvtConfig
@@ -29,7 +25,7 @@ from ..image_processing_instance import PvtInstanceImageProcessor
 from ..variants import get_config
 from .arguments import TrainingSettings, parse_overrides
 from .checkpoint import ensure_output_dir
-from .detection_evaluation import evaluate_detector, without_nan
+from .detection_evaluation import MODELS_WITH_MASKS, check_takes_pixel_mask, evaluate_detector, without_nan
 from .feed import Batch
 from .launch import make_accelerator
 from .models import label_fields, open_trained_model, read_class_names, start_backbone, synchronize_batch_norm
@@ -128,7 +124,9 @@ class DetectionSettings(TrainingSettings):
 def build_model(settings: DetectionSettings, class_names: tuple[str, ...]) -> PreTrainedModel:
     """The model to train: a detector with a classifier of the right size, or a new one."""
     if settings.model:
-        return open_trained_model(settings.model, AutoModelForObjectDetection, class_names, settings.drop_path_rate)
+        model = open_trained_model(settings.model, AutoModelForObjectDetection, class_names, settings.drop_path_rate)
+        check_takes_pixel_mask(model)
+        return model
     architecture = ARCHITECTURES[settings.architecture]
     head_fields, backbone_fields = settings.parsed_overrides()
     backbone_fields = {
@@ -140,6 +138,14 @@ def build_model(settings: DetectionSettings, class_names: tuple[str, ...]) -> Pr
         backbone_config=get_config(settings.variant, **backbone_fields), **head_fields, **label_fields(class_names)
     )
     return AutoModelForObjectDetection.from_config(config)
+
+
+def learns_masks(settings: DetectionSettings) -> bool:
+    """Whether the model has masks, and they are wanted."""
+    config: Any = ARCHITECTURES[settings.architecture].config_class
+    if settings.model:
+        config = AutoConfig.from_pretrained(settings.model)
+    return settings.masks and config.model_type in MODELS_WITH_MASKS
 
 
 def build_processor(settings: DetectionSettings) -> Any:
@@ -188,6 +194,8 @@ class ProcessImage:
 
     def __call__(self, image: Any) -> torch.Tensor:
         inputs = self.processor(image, return_tensors="pt")
+        if "pixel_mask" not in inputs:  # RT-DETR's, say, which resizes to one size
+            return inputs["pixel_values"][0]
         mask = inputs["pixel_mask"][0].bool()
         return inputs["pixel_values"][0, :, : mask.any(dim=1).sum(), : mask.any(dim=0).sum()]
 
@@ -210,7 +218,7 @@ def run(settings: DetectionSettings) -> dict[str, Any]:
     train_stream, eval_stream = open_streams(settings)
     processor = build_processor(settings)
     class_names = read_class_names(settings.class_names)
-    with_masks = settings.masks and hasattr(processor, "post_process_instance_segmentation")
+    with_masks = learns_masks(settings)
     train_sample = DetectionSample(train_stream, training_transform(settings, processor), class_names, with_masks)
     class_names = train_sample.class_names
     eval_sample = DetectionEvaluationSample(eval_stream, ProcessImage(processor), class_names, with_masks)

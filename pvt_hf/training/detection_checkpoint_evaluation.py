@@ -16,7 +16,7 @@ from ..data.detection import DetectionEvaluationSample, collate_detection
 from ..data.detection_streams import open_detection_stream
 from ..metrics.coco_ap import FIGURES, coco_results
 from .detection import ProcessImage
-from .detection_evaluation import evaluate_detector, without_nan
+from .detection_evaluation import MODELS_WITH_MASKS, check_takes_pixel_mask, evaluate_detector, without_nan
 from .evaluation_frame import CheckpointSettings, Monitor, class_names_of, open_checkpoint, write_report
 from .models import read_class_names
 
@@ -73,7 +73,7 @@ def run(settings: DetectionEvaluationSettings) -> dict[str, Any]:
 
     Raises:
         OSError: no such model or data set.
-        ValueError: the checkpoint is no detector, or none of its classes is the data's.
+        ValueError: the checkpoint is no detector or one without `pixel_mask`, or none of its classes is the data's.
         StreamError: the source cannot be read, or more than `max_bad_share` of the samples are unusable.
     """
     results_path = Path(settings.results) if settings.results else None
@@ -82,7 +82,8 @@ def run(settings: DetectionEvaluationSettings) -> dict[str, Any]:
             raise IsADirectoryError(f"--results {results_path} is a folder: name a JSON file.")
         results_path.parent.mkdir(parents=True, exist_ok=True)
     accelerator, model, processor = open_checkpoint(settings, AutoModelForObjectDetection)
-    masks = settings.masks and hasattr(processor, "post_process_instance_segmentation")
+    check_takes_pixel_mask(model)
+    masks = settings.masks and model.config.model_type in MODELS_WITH_MASKS
     stream = open_detection_stream(
         settings.dataset,
         settings.split,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,9 +17,20 @@ from .feed import Batch
 from .launch import agree, gather_objects
 
 
-# Least score of a detection that AP counts, by the model's type; DETR's are as many as its queries.
-SCORE_THRESHOLDS = {"pvt_detr": 0.0}
-SCORE_THRESHOLD = 0.05
+# Least score of a detection that AP counts, by the model's type: the paper's. Other models, such as DETR, make a set of
+# a fixed number of detections, which all count.
+SCORE_THRESHOLDS = {"retinanet": 0.05, "mask_rcnn": 0.05}
+# By the model's type, not by what the processor can do: those of Transformers for DETR have the post-processing of masks
+# for another model as well.
+MODELS_WITH_MASKS = ("mask_rcnn",)
+
+
+def check_takes_pixel_mask(model: PreTrainedModel) -> None:
+    """Raises a ValueError for a model that would take the padding of a batch for a part of the image."""
+    if "pixel_mask" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"{type(model).__name__} takes no pixel_mask, so that it would take the padding of a batch for image."
+        )
 
 
 @torch.no_grad()
@@ -54,7 +66,7 @@ def evaluate_detector(
         ValueError: there is no sample, or two have the same image id.
     """
     metric, skipped = CocoAP(num_labels=len(class_names), masks=masks), 0
-    threshold = SCORE_THRESHOLDS.get(model.config.model_type, SCORE_THRESHOLD)
+    threshold = SCORE_THRESHOLDS.get(model.config.model_type, 0.0)
 
     def forward(pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> Any:
         with accelerator.autocast():
