@@ -22,10 +22,10 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
     """
     DETR on a [`PvtBackbone`], or on any other backbone. It starts from random weights.
 
-    `forward` is that of `DetrForObjectDetection`, with a check of the labels, which would otherwise train something else
-    without a word: boxes in pixels, or a class beyond `num_labels`, which is "no object". Boxes of labels and predictions are relative to the image without its
-    padding, as in the paper and as [`PvtDetrImageProcessor`] makes them (Transformers' processor relates them to the
-    padded image). New weights of encoder and decoder are Xavier-uniform, as in the original code; in Transformers they
+    `forward` is that of `DetrForObjectDetection`, and checks the labels first: boxes in pixels, or the class num_labels,
+    which is "no object", would be learnt without a word. Boxes of labels and predictions are relative to the image
+    without its padding, as in the paper and as [`PvtDetrImageProcessor`] makes them (Transformers' processor relates
+    them to the padded image). New weights of encoder and decoder are Xavier-uniform, as in the original code; in Transformers they
     are normal with a standard deviation of 0.02.
     """
 
@@ -62,7 +62,7 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
 
         Returns:
             `DetrObjectDetectionOutput`: `loss` and `loss_dict` if labels are given, `logits` (batch, num_queries,
-            num_labels + 1), the last of "no object", `pred_boxes` (batch, num_queries, 4), as those of labels, and more.
+            num_labels + 1), the last of "no object", `pred_boxes` (batch, num_queries, 4) as those of labels, and more.
 
         Raises:
             ValueError: what the backbone raises for its input; labels of wrong shapes or values.

@@ -20,7 +20,7 @@ from .launch import agree, gather_objects
 # Least score of a detection that AP counts, by the model's type: the paper's. Other models, such as DETR, make a set of
 # a fixed number of detections, which all count.
 SCORE_THRESHOLDS = {"retinanet": 0.05, "mask_rcnn": 0.05}
-# By the model's type, not by what the processor can do: those of Transformers for DETR have the post-processing of masks
+# By the model's type, not by what the processor can do: that of Transformers for DETR has the post-processing of masks
 # for another model as well.
 MODELS_WITH_MASKS = ("mask_rcnn",)
 
