@@ -22,10 +22,10 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
     """
     DETR on a [`PvtBackbone`], or on any other backbone. It starts from random weights.
 
-    `forward` is that of `DetrForObjectDetection`, and checks the labels first: boxes in pixels, or the class num_labels,
-    which is "no object", would be learnt without a word. Boxes of labels and predictions are relative to the image
-    without its padding, as in the paper and as [`PvtDetrImageProcessor`] makes them (Transformers' processor relates
-    them to the padded image). New weights of encoder and decoder are Xavier-uniform, as in the original code; in Transformers they
+    `forward` is that of `DetrForObjectDetection`, and checks the labels first: boxes in pixels, or the class of "no
+    object", would be learnt without a word. Boxes of labels and predictions are relative to the image without its
+    padding, as in the paper and as [`PvtDetrImageProcessor`] makes them (Transformers' processor relates them to the
+    padded image). New weights of encoder and decoder are Xavier-uniform, as in the original code; in Transformers they
     are normal with a standard deviation of 0.02.
     """
 
