@@ -11,6 +11,7 @@ import io
 import json
 import sys
 import tarfile
+import tracemalloc
 from functools import partial
 
 import datasets
@@ -152,6 +153,26 @@ def test_annotations_are_shared_and_not_copied(tmp_path):
         return iterable.kwargs["table"].table.column("image_id").chunk(0).buffers()[1].address
 
     assert address(copy.deepcopy(dataset)) == address(dataset)
+
+
+def test_polygons_are_not_held_as_lists_of_numbers(tmp_path):
+    """
+    Of a file of polygons, which each process reads: the text, and the polygons as texts, each once, and some more. As
+    lists of Python's numbers the polygons alone would be nearly five times the file.
+    """
+    random = np.random.default_rng(0)
+    objects = [{**random_objects(0, 40, 40, 1)[0], "segmentation": random.uniform(0, 40, (1, 60)).round(2).tolist()}]
+    sizes = {f"{index}.png": (40, 40) for index in range(20)}
+    file = tmp_path / "annotations.json"
+    content = write_coco(file, tmp_path / "images", sizes, objects=dict.fromkeys(sizes, objects * 100))
+    rows = list(open_detection_stream(str(tmp_path)).dataset.take(1))  # imports what is needed, too
+    tracemalloc.start()
+    open_detection_stream(str(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * file.stat().st_size, peak / file.stat().st_size
+    (first, *_), polygons = rows[0]["objects"]["segmentation"], content["annotations"][0]["segmentation"]
+    assert json.loads(first) == polygons
 
 
 def rows_of(file, images, as_list):

@@ -91,7 +91,8 @@ def open_coco_folder(
         ValueError: the file is no JSON of COCO's kind.
     """
     try:
-        content = json.loads(file.read_bytes())
+        with file.open(encoding="utf-8-sig") as opened:
+            content = json.load(opened, object_hook=_with_text)
         categories = {category["id"]: str(category["name"]) for category in content["categories"]}
         annotations = defaultdict(list)
         for annotation in content["annotations"]:
@@ -164,10 +165,13 @@ def _lists(annotations: list[dict[str, Any]]) -> dict[str, Any]:
             "category": [annotation.get("category_id") for annotation in annotations],
             "area": [annotation.get("area") for annotation in annotations],
             "iscrowd": [int(annotation.get("iscrowd") or 0) for annotation in annotations],
-            "segmentation": [_text(annotation.get("segmentation")) for annotation in annotations],
+            "segmentation": [annotation.get("segmentation") for annotation in annotations],
         }
     }
 
 
-def _text(segmentation: Any) -> str | None:
-    return json.dumps(segmentation) if segmentation else None
+def _with_text(item: dict[str, Any]) -> dict[str, Any]:
+    """An object of the file as soon as it is parsed: with its segmentation as text, or None if that is empty."""
+    if "segmentation" in item:
+        item["segmentation"] = json.dumps(item["segmentation"]) if item["segmentation"] else None
+    return item
