@@ -1,8 +1,10 @@
 """
 A folder of images with COCO's annotations in one JSON file, as a stream of examples.
 
-The file is parsed once, before any worker starts, into an Arrow table, whose memory forked workers share. (As Python
-objects, COCO's 450 MB are several GB, which every worker would copy bit by bit as it counts references.)
+Each process parses the file once, before any worker starts, into an Arrow table of 0.8 times its size, whose memory
+forked workers share. (As Python objects, COCO's 450 MB are several GB, which every worker would copy bit by bit as it
+counts references.) Parsing takes 2.7 times the size of a file of polygons of 30 points, because these become texts as
+they are read; as lists of numbers it would be 5.9 times.
 """
 
 from __future__ import annotations
