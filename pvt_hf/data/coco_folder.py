@@ -2,9 +2,9 @@
 A folder of images with COCO's annotations in one JSON file, as a stream of examples.
 
 Each process parses the file once, before any worker starts, into an Arrow table of 0.8 times its size, whose memory
-forked workers share. (As Python objects, COCO's annotations are several times the file, and every worker would copy them
-bit by bit as it counts references.) Polygons become texts as they are parsed: at its peak a process holds 4.7 times the
-size of the file, and 9.3 times with polygons as lists of numbers (files of 8 and 25 MB; by that, 2.1 GB for COCO's 450).
+forked workers share. (Python's objects are several times the file, and every worker would copy them bit by bit as it
+counts references.) Polygons become texts as they are parsed: at its peak a process holds 4.7 times the size of the
+file, with polygons as lists of numbers 9.3 times. (Files of 8 and 25 MB; by that, 2.1 GB for COCO's 450 MB.)
 """
 
 from __future__ import annotations
