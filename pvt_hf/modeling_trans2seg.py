@@ -352,8 +352,10 @@ class Trans2SegForSemanticSegmentation(HeadPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        Truncated normal for linear weights, prototypes, positions and cls token; Kaiming-normal by inputs for
-        convolutions (of a depthwise one, each channel has one input). The backbone initialises itself.
+        Truncated normal for linear weights, positions and cls token; Kaiming-normal by inputs for convolutions (of a
+        depthwise one, each channel has one input). Normal of unit variance for prototypes, like the queries of DETR:
+        they are what tells the classes apart, and have to stay larger than what the first blocks add to all of them
+        alike. (0.02 in the released code, which adds them again in front of the blocks.) The backbone initialises itself.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -365,7 +367,7 @@ class Trans2SegForSemanticSegmentation(HeadPreTrainedModel):
             init.trunc_normal_(module.position_embeddings, std=std)
             init.trunc_normal_(module.cls_token, std=std)
         elif isinstance(module, Trans2SegDecoder):
-            init.trunc_normal_(module.prototypes, std=std)
+            init.normal_(module.prototypes)
 
     @can_return_tuple
     def forward(
