@@ -7,7 +7,7 @@ the settings.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from transformers.image_processing_base import BatchFeature
@@ -71,6 +71,13 @@ class PvtBoxImageProcessorMixin(PvtImageProcessorMixin):
     do_pad = True
     size_divisor = 32
     return_segmentation_masks = False
+
+    if TYPE_CHECKING:  # Transformers', which take these arguments too, but know nothing of them (annotations: *args)
+
+        def __init__(self, **kwargs: Unpack[PvtBoxImageProcessorKwargs]) -> None: ...
+        def __call__(  # type: ignore[override]
+            self, images: Any, annotations: Any = None, **kwargs: Unpack[PvtBoxImageProcessorKwargs]
+        ) -> BatchFeature: ...
 
     @staticmethod
     def _backends() -> dict[str, type]:

@@ -3,12 +3,17 @@ Image processor for object detectors with one sigmoid score per class (RetinaNet
 post-processing that it shares with the torchvision backend.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from transformers.utils import is_torchvision_available
 
-from .image_processing_boxes import PvtBoxImageProcessorMixin, sizes_per_image, to_image_boxes
+from .image_processing_boxes import (
+    PvtBoxImageProcessorKwargs,
+    PvtBoxImageProcessorMixin,
+    sizes_per_image,
+    to_image_boxes,
+)
 from .image_processing_pil_pvt import PvtImageProcessorPil
 
 
@@ -24,7 +29,9 @@ class PvtDetectionImageProcessorMixin(PvtBoxImageProcessorMixin):
     nms_threshold: float
     max_detections: int
 
-    def __init__(self, *, nms_threshold: float = 0.5, max_detections: int = 100, **kwargs: Any):
+    def __init__(
+        self, *, nms_threshold: float = 0.5, max_detections: int = 100, **kwargs: Unpack[PvtBoxImageProcessorKwargs]
+    ):
         settings: dict[str, Any] = {"nms_threshold": nms_threshold, "max_detections": max_detections}
         super().__init__(**settings, **kwargs)
 

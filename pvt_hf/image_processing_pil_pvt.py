@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
     is_valid_image,
 )
+from transformers.processing_utils import ImagesKwargs
 
 
 CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
@@ -298,6 +299,15 @@ def rescaled_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     return scaled
 
 
+class PvtImageProcessorSettings(ImagesKwargs, total=False):
+    """
+    match_native (`bool`, defaults to False):
+        Whether the processor gives the pixels of Transformers' own. In the constructor only.
+    """
+
+    match_native: bool
+
+
 class PvtImageProcessorMixin(BaseImageProcessor):
     """What both backends share: settings, reading of files, input checks and the size arithmetic of torchvision."""
 
@@ -314,8 +324,9 @@ class PvtImageProcessorMixin(BaseImageProcessor):
     image_std = IMAGENET_DEFAULT_STD
     match_native = False
 
-    if TYPE_CHECKING:  # of the backends: Transformers' (pad) and ours (crop)
+    if TYPE_CHECKING:  # of the backends: Transformers' (__init__, pad) and ours (crop)
 
+        def __init__(self, **kwargs: Unpack[PvtImageProcessorSettings]) -> None: ...
         def pad(self, images: Any, *args: Any, **kwargs: Any) -> Any: ...
         def crop(self, image: Any, height: int, width: int) -> Any: ...
 

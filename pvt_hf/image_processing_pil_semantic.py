@@ -7,7 +7,7 @@ the segmentation maps and the post-processing. See `PvtSemanticImageProcessorPil
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -132,6 +132,13 @@ class PvtSemanticImageProcessorMixin(PvtImageProcessorMixin):
     do_center_crop = False
     crop_size = None
     do_reduce_labels = False
+
+    if TYPE_CHECKING:  # Transformers', which take these arguments too, but know nothing of them (maps: *args)
+
+        def __init__(self, **kwargs: Unpack[PvtSemanticImageProcessorKwargs]) -> None: ...
+        def __call__(  # type: ignore[override]
+            self, images: Any, segmentation_maps: Any = None, **kwargs: Unpack[PvtSemanticImageProcessorKwargs]
+        ) -> BatchFeature: ...
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> "PvtSemanticImageProcessorMixin":

@@ -1,6 +1,6 @@
 """Image processor for PVT on torchvision. Imports without torchvision; AutoImageProcessor then takes the Pillow one."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ChannelDimension
 from transformers.utils import is_torchvision_available, requires_backends
 
-from .image_processing_pil_pvt import PvtImageProcessorMixin, is_rgb, to_channels_first
+from .image_processing_pil_pvt import PvtImageProcessorMixin, PvtImageProcessorSettings, is_rgb, to_channels_first
 
 
 if is_torchvision_available():
@@ -32,7 +32,7 @@ class PvtImageProcessor(PvtImageProcessorMixin, TorchvisionBackend):
     # AutoImageProcessor passes over classes marked so, and falls back to the Pillow class.
     is_dummy = not is_torchvision_available()
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, **kwargs: Unpack[PvtImageProcessorSettings]):
         requires_backends(self, "torchvision")
         super().__init__(**kwargs)
 

@@ -165,8 +165,7 @@ def _processor(published: PublishedModel, recipe: Mapping[str, Any]) -> Any:
         )
     if published.data is ADE20K:
         size = {name: recipe[name] for name in ("shortest_edge", "longest_edge")}
-        # Transformers annotates the arguments that all processors have.
-        return PvtSemanticImageProcessorPil(size=size, do_reduce_labels=recipe["reduce_labels"])  # type: ignore[call-arg]
+        return PvtSemanticImageProcessorPil(size=size, do_reduce_labels=recipe["reduce_labels"])
     size = {"shortest_edge": recipe["eval_shortest_edge"], "longest_edge": recipe["longest_edge"]}
     return _BOX_PROCESSORS[published.model_class](size=size)
 

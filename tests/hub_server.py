@@ -302,7 +302,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.answer({"transfer": "basic", "objects": answers})
 
     def upload(self, oid: str):
-        received = b""
+        received = bytearray()
         for chunk in self.chunks():
             received += chunk
             with self.hub.lock:
@@ -314,7 +314,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return
         if hashlib.sha256(received).hexdigest() != oid:
             raise Refusal(400, "Content does not have this sha256")
-        self.hub.objects[oid] = received
+        self.hub.objects[oid] = bytes(received)
         self.answer()
 
     def lfs_verify(self):

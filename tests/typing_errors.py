@@ -8,6 +8,9 @@ from pvt_hf import (
     PvtConfig,
     PvtForImageClassification,
     PvtImageProcessor,
+    PvtImageProcessorPil,
+    PvtInstanceImageProcessor,
+    PvtSemanticImageProcessorPil,
     RetinaNetConfig,
     SemanticFpnConfig,
     load_official_checkpoint,
@@ -31,4 +34,8 @@ loaded = load_pretrained_backbone(PvtForImageClassification(PvtConfig())).loaded
 lost = load_pretrained_backbone(PvtForImageClassification(PvtConfig()), "pvt_small.pth").lost  # error: [attr-defined]
 PvtForImageClassification("pvt-small")  # error: [arg-type]
 process = PvtImageProcessor.from_pretrained("pvt-small").post_process_semantic_segmentation  # error: [attr-defined]
+PvtImageProcessorPil(do_reduce_labels=True)  # error: [call-arg]
+PvtSemanticImageProcessorPil(do_reduce_labels="yes")  # error: [arg-type]
+PvtInstanceImageProcessor(nms_threshold=0.5)  # error: [call-arg]
+PvtInstanceImageProcessor()("photo.jpg", annotations=[], size_divisor=0.5)  # error: [arg-type]
 torch.relu(PvtForImageClassification.from_pretrained("pvt-small"))  # error: [arg-type]

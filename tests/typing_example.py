@@ -28,7 +28,9 @@ from pvt_hf import (
     PvtImageProcessor,
     PvtImageProcessorPil,
     PvtInstanceImageProcessor,
+    PvtInstanceImageProcessorPil,
     PvtSemanticImageProcessor,
+    PvtSemanticImageProcessorPil,
     RetinaNetConfig,
     RetinaNetForObjectDetection,
     SemanticFpnConfig,
@@ -77,6 +79,19 @@ def segment(checkpoint: Path | str, images: list[Image.Image]) -> list[torch.Ten
     processor = PvtSemanticImageProcessor(size={"shortest_edge": 512})
     outputs: SemanticSegmenterOutput = model(processor(images, return_tensors="pt")["pixel_values"])
     return processor.post_process_semantic_segmentation(outputs, target_sizes=[(i.height, i.width) for i in images])
+
+
+def prepare(image: Image.Image, mask: Image.Image, annotation: dict[str, object]) -> list[BatchFeature]:
+    """Every processor's own arguments, of the constructor and of the call."""
+    semantic = PvtSemanticImageProcessorPil(size=512, do_reduce_labels=True)
+    boxes = PvtInstanceImageProcessorPil(size={"shortest_edge": 800, "longest_edge": 1333}, size_divisor=64)
+    return [
+        PvtImageProcessorPil(crop_size=192, match_native=True)(image, do_center_crop=False, return_tensors="pt"),
+        semantic(image, segmentation_maps=mask, do_reduce_labels=False),
+        PvtSemanticImageProcessor(do_reduce_labels=True)([image], [mask], return_tensors="pt", device="cpu"),
+        boxes(image, annotations=annotation, return_segmentation_masks=True),
+        PvtDetectionImageProcessor(nms_threshold=0.6, size_divisor=32)(image, annotation, pad_size=1344),
+    ]
 
 
 def detect(model: RetinaNetForObjectDetection, image: Image.Image) -> dict[str, torch.Tensor]:

@@ -46,12 +46,12 @@ def run_program(arguments: list[str]) -> None:
         runpy.run_path(arguments[0], run_name="__main__")
 
 
-def _child(arguments: list[str], processes: int, stdout: str, stderr: str) -> None:
+def _child(arguments: list[str], processes: int, cwd: Path, stdout: str, stderr: str) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # a process that starts cold has this default
     for path, descriptor in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(path, os.O_WRONLY), descriptor)
-    os.chdir(ROOT)
+    os.chdir(cwd)
     os.environ.update(environment())
     if processes == 1:
         run_program(arguments)
@@ -75,7 +75,7 @@ def _worker(arguments: list[str]) -> None:
 class Launched:
     """A program that runs, in one process or under torchrun. Its output goes to files, which never fill up."""
 
-    def __init__(self, arguments: list[str], processes: int = 1, warm: bool = True):
+    def __init__(self, arguments: list[str], processes: int = 1, warm: bool = True, cwd: Path = ROOT):
         self.arguments = [str(argument) for argument in arguments]
         self._files = [tempfile.NamedTemporaryFile("w+", suffix=name) for name in (".out", ".err")]
         self._warm = warm
@@ -83,14 +83,14 @@ class Launched:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["tests.warm_processes"])
             self._process = context.Process(
-                target=_child, args=(self.arguments, processes, *(file.name for file in self._files))
+                target=_child, args=(self.arguments, processes, cwd, *(file.name for file in self._files))
             )
             self._process.start()
         else:
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
             self._process = subprocess.Popen(
                 [sys.executable, *(torchrun if processes > 1 else []), *self.arguments],
-                env=environment(), cwd=ROOT, stdout=self._files[0], stderr=self._files[1], start_new_session=True,
+                env=environment(), cwd=cwd, stdout=self._files[0], stderr=self._files[1], start_new_session=True,
             )  # fmt: skip
         self.pid = self._process.pid
 
@@ -121,9 +121,14 @@ class Launched:
 
 
 def run(
-    arguments: list[str], processes: int = 1, check: bool = True, timeout: float = 500, warm: bool = True
+    arguments: list[str],
+    processes: int = 1,
+    check: bool = True,
+    timeout: float = 500,
+    warm: bool = True,
+    cwd: Path = ROOT,
 ) -> subprocess.CompletedProcess:
-    """Runs a program to its end; `check` asserts success."""
-    result = Launched(arguments, processes, warm).wait(timeout)
+    """Runs a program in the folder `cwd` to its end; `check` asserts success."""
+    result = Launched(arguments, processes, warm, cwd).wait(timeout)
     assert not check or result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result

@@ -79,7 +79,7 @@ def build_model(settings: ClassificationSettings, class_names: tuple[str, ...]) 
 
 def build_processor(settings: ClassificationSettings) -> Any:
     """The evaluation's processor: shorter side to size / crop ratio, centre crop; mean and std of the checkpoint."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "size": {"shortest_edge": int(settings.image_size / settings.crop_ratio)},
         "crop_size": {"height": settings.image_size, "width": settings.image_size},
         "do_center_crop": True,
