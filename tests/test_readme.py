@@ -47,6 +47,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ELSEWHERE = {
     "models/upernet": "test_segmentation_frameworks.py",
     "outputs/mask2former": "test_segmentation_frameworks.py",
+    "models/deformable_detr": "test_detection_frameworks.py",
+    "outputs/mask2former_instances": "test_detection_frameworks.py",
 }
 
 # How commands begin that are run here, and the arguments that are added to make them small: they win over those before
