@@ -1,20 +1,32 @@
-# `make demo` and `make test` work on a fresh machine with Python >= 3.11 and make: they create .venv, install, run.
+# `make demo`, `make app` and `make test` work on a fresh machine with Python >= 3.11 and make: they create .venv,
+# install, run.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint typecheck install clean
+.PHONY: demo app test test-slow browser lint typecheck install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py --output_dir outputs/demo
 
+app: $(INSTALLED)
+	$(BIN)/python scripts/app.py
+
 # Two processes of one thread each suit two cores better than one of two.
-test: $(INSTALLED)
+test: $(INSTALLED) browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not network"
 
-test-slow: $(INSTALLED)
+test-slow: $(INSTALLED) browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu and not network"
+
+# tests/test_app.py needs it. Where it cannot be installed here, that file fails, and the others run.
+browser:
+	@if ! command -v chromium >/dev/null; then \
+		if [ "$$(id -u)" = 0 ]; then root=; else root="sudo -n"; fi; \
+		export DEBIAN_FRONTEND=noninteractive; $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium >/dev/null \
+		|| echo "Chromium is missing and could not be installed: as root, apt-get install chromium" >&2; \
+	fi
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

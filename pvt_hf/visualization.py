@@ -196,24 +196,31 @@ def overlay_objects(
         An RGB image of the same size.
     """
     from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
-    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+    from torchvision.utils import draw_segmentation_masks
 
-    canvas = pil_to_tensor(image.convert("RGB"))
+    canvas = image.convert("RGB")
     if len(labels) == 0:
-        return to_pil_image(canvas)
-    colors = [tuple(class_colors(max(id2label) + 1)[label].tolist()) for label in labels]
+        return canvas
+    palette = class_colors(max(id2label) + 1)
+    colors = [tuple(palette[label].tolist()) for label in labels]
     if masks is not None:
-        canvas = draw_segmentation_masks(canvas, masks, alpha=0.5, colors=colors)
-    # The likeliest are drawn last, over the others. torchvision wants boxes with an area.
+        canvas = to_pil_image(draw_segmentation_masks(pil_to_tensor(canvas), masks, alpha=0.5, colors=colors))
+    draw, width = ImageDraw.Draw(canvas), max(1, min(image.size) // 200)
+    font = ImageFont.load_default(max(10, min(image.size) // 24))
+    # The likeliest are drawn last, over the others. Pillow wants boxes with an area, and so do people.
     order = [i for i in reversed(range(len(labels))) if (boxes_xyxy[i, 2:] >= boxes_xyxy[i, :2]).all()]
-    canvas = draw_bounding_boxes(
-        canvas,
-        boxes_xyxy[order],
-        labels=[f"{id2label[labels[i]]} {scores[i]:.0%}" for i in order],
-        colors=[colors[i] for i in order],
-        width=max(1, min(image.size) // 200),
-    )
-    return to_pil_image(canvas)
+    for i in order:
+        draw.rectangle(boxes_xyxy[i].tolist(), outline=colors[i], width=width)
+    for i in order:
+        text = f"{id2label[labels[i]]} {scores[i]:.0%}"
+        # Inside the box, at its upper left corner, as far as that is in sight
+        left, top, right, bottom = draw.textbbox((0, 0), text, font)
+        x = min(max(boxes_xyxy[i, 0].item(), 0), max(image.width - right - 2 * width, 0))
+        y = min(max(boxes_xyxy[i, 1].item(), 0), max(image.height - bottom - 2 * width, 0))
+        draw.rectangle((x, y, x + right + 2 * width, y + bottom + 2 * width), fill=colors[i])
+        light = np.dot(colors[i], (0.299, 0.587, 0.114)) > 140
+        draw.text((x + width, y + width), text, INK if light else "white", font)
+    return canvas
 
 
 def cls_attention(attention: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
@@ -228,6 +235,34 @@ def cls_attention(attention: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
         (heads, rows, columns) float32, each head summing to its share of attention on patches.
     """
     return attention[:, 0, 1:].unflatten(1, grid).float().cpu().numpy()
+
+
+def overlay_attention(image: Image.Image, attention: np.ndarray, patch: Sequence[float] | None = None) -> Image.Image:
+    """
+    The image in grey under the colours of an attention map, which is scaled to its own largest value.
+
+    Args:
+        image: PIL image of any mode.
+        attention: (rows, columns), of any grid over the whole image.
+        patch: box (x and y of two corners, in pixels) of what looks there, to be outlined.
+
+    Returns:
+        An RGB image of the same size.
+    """
+    from matplotlib import colormaps
+
+    # The least that can be divided by, if nothing is looked at
+    scaled = Image.fromarray((attention / max(attention.max(), np.finfo(np.float32).tiny)).astype(np.float32))
+    colors = colormaps["magma"](np.asarray(scaled.resize(image.size, Image.Resampling.BICUBIC)), bytes=True)[..., :3]
+    blend = Image.blend(image.convert("L").convert("RGB"), Image.fromarray(colors), 0.6)
+    if patch is not None:
+        left, top, right, bottom = patch
+        draw, width = ImageDraw.Draw(blend), max(2, min(image.size) // 100)
+        # Around the patch, dark outside light: seen on every ground
+        for distance, color in ((2 * width, INK), (width, "white")):
+            box = (left - distance, top - distance, right + distance - 1, bottom + distance - 1)
+            draw.rectangle(box, outline=color, width=width)
+    return blend
 
 
 def plot_attention(
@@ -248,15 +283,10 @@ def plot_attention(
     figure = matplotlib.figure.Figure(figsize=(2.2 * len(images) + 0.4, 1.85 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), len(images), squeeze=False)
     for column, (image, attention, title) in enumerate(zip(images, maps, titles)):
-        grey = np.asarray(image.convert("L"))
         axes[0, column].imshow(image)
         axes[0, column].set_title(title, fontsize=10)
         for row, panel in enumerate([attention.mean(axis=0), *attention], start=1):
-            overlay = Image.fromarray((panel / panel.max()).astype(np.float32)).resize(
-                image.size, Image.Resampling.BICUBIC
-            )
-            axes[row, column].imshow(grey, cmap="gray", vmin=0, vmax=255)
-            axes[row, column].imshow(np.asarray(overlay), cmap="magma", alpha=0.6, vmin=0, vmax=1)
+            axes[row, column].imshow(overlay_attention(image, panel))
             if column == 0:
                 axes[row, column].set_ylabel(names[row], fontsize=9)
     for panel in axes.flat:

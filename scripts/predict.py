@@ -28,11 +28,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers import Pipeline, pipeline
+from transformers import Pipeline
 from transformers.utils import logging
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
 from pvt_hf.data.samples import decode_rgb
+from pvt_hf.prediction import find_objects, label_map, open_pipeline
 from pvt_hf.visualization import annotate_classes, class_shares, label_image, overlay_classes, overlay_objects
 
 
@@ -41,17 +42,15 @@ Files = dict[str, Image.Image | str]
 Answer = Callable[[Image.Image], tuple[str, Files]]
 
 
-def open_pipeline(task: str, arguments: argparse.Namespace) -> Pipeline:
+def open_for(task: str, arguments: argparse.Namespace) -> Pipeline:
     try:
-        return pipeline(task, model=arguments.model, device=arguments.device)
-    except (OSError, ValueError) as error:
-        source = "the folder" if Path(arguments.model).is_dir() else "no such folder here, and as a Hub id it"
-        reason = str(error).splitlines()[0]
-        raise SystemExit(f"Cannot load {arguments.model} for {task}: {source} gave: {reason}") from None
+        return open_pipeline(task, arguments.model, device=arguments.device)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 def classify(arguments: argparse.Namespace) -> Answer:
-    classifier = open_pipeline("image-classification", arguments)
+    classifier = open_for("image-classification", arguments)
 
     def answer(image: Image.Image) -> tuple[str, Files]:
         predictions = classifier(image, top_k=arguments.top_k)
@@ -62,19 +61,11 @@ def classify(arguments: argparse.Namespace) -> Answer:
 
 
 def segment(arguments: argparse.Namespace) -> Answer:
-    segmenter = open_pipeline("image-segmentation", arguments)
-    config, processor = segmenter.model.config, segmenter.image_processor
-    name = type(segmenter.model).__name__  # the pipeline opens others, with a message
-    if "Segmentation" not in name or not hasattr(processor, "post_process_semantic_segmentation"):
-        raise SystemExit(
-            f"{arguments.model} holds a {name} with a {type(processor).__name__}: no semantic segmentation comes of it."
-        )
+    segmenter = open_for("semantic-segmentation", arguments)
+    config = segmenter.model.config
 
     def answer(image: Image.Image) -> tuple[str, Files]:
-        # Not the pipeline's own answer: its masks are told apart by names, which several classes may share.
-        outputs = segmenter.forward(segmenter.preprocess(image, subtask="semantic"))
-        labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[(image.height, image.width)])[0]
-        labels = labels.numpy()
+        labels = label_map(segmenter, image)
         text = ", ".join(f"{config.id2label[label]} {share:.1%}" for label, share in class_shares(labels))
         overlay = overlay_classes(image, labels, config.id2label)
         return text, {"overlay.png": overlay, "labels.png": label_image(labels, config.num_labels)}
@@ -82,18 +73,9 @@ def segment(arguments: argparse.Namespace) -> Answer:
     return answer
 
 
-def find_objects(arguments: argparse.Namespace, with_masks: bool = False) -> Answer:
-    detector = open_pipeline("object-detection", arguments)
-    config, processor = detector.model.config, detector.image_processor
-    wanted = "post_process_instance_segmentation" if with_masks else "post_process_object_detection"
-    # Transformers' processors of DETR have the method for another model as well
-    is_masked = "Segmentation" in type(detector.model).__name__
-    if not hasattr(processor, wanted) or with_masks and not is_masked:
-        raise SystemExit(
-            f"{arguments.model} holds a {type(detector.model).__name__} with a {type(processor).__name__}: no "
-            f"{arguments.task} comes of it."
-        )
-
+def detect(arguments: argparse.Namespace, with_masks: bool = False) -> Answer:
+    detector = open_for(arguments.task, arguments)
+    config = detector.model.config
     if with_masks:
         try:
             from pycocotools.mask import encode
@@ -101,25 +83,18 @@ def find_objects(arguments: argparse.Namespace, with_masks: bool = False) -> Ans
             raise SystemExit("Masks are written by pycocotools: `pip install pvt-hf[detection]`.") from None
 
     def answer(image: Image.Image) -> tuple[str, Files]:
-        # Not the pipelines' own answers: one cuts coordinates to whole numbers, the other lets no masks overlap.
-        outputs, size = detector.forward(detector.preprocess(image)), [(image.height, image.width)]
-        options = {"threshold": arguments.threshold, "target_sizes": size}
-        found = processor.post_process_object_detection(outputs, **options)[0]
-        labels, scores = found["labels"].tolist(), found["scores"].tolist()
+        found = find_objects(detector, image, arguments.threshold, with_masks)
+        names = [config.id2label[label] for label in found.labels]
         objects = [
-            {"label": config.id2label[label], "score": score, "box": box}
-            for label, score, box in zip(labels, scores, found["boxes"].tolist())
+            {"label": name, "score": score, "box": box}
+            for name, score, box in zip(names, found.scores, found.boxes_xyxy.tolist())
         ]
-        masks = None
-        if with_masks:
-            maps = processor.post_process_instance_segmentation(outputs, return_binary_maps=True, **options)[0]
-            masks = maps["segmentation"]
-            for one, mask in zip(objects, masks.numpy()):
+        if found.masks is not None:
+            for one, mask in zip(objects, found.masks.numpy()):
                 rle = encode(np.asfortranarray(mask, dtype=np.uint8))
                 one["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
-        names = [config.id2label[label] for label in labels]
         counts = ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
-        picture = overlay_objects(image, found["boxes"], labels, scores, config.id2label, masks)
+        picture = overlay_objects(image, found.boxes_xyxy, found.labels, found.scores, config.id2label, found.masks)
         return counts or "no objects", {"objects.png": picture, "objects.json": json.dumps(objects, indent=1)}
 
     return answer
@@ -128,8 +103,8 @@ def find_objects(arguments: argparse.Namespace, with_masks: bool = False) -> Ans
 TASKS = {
     "image-classification": classify,
     "semantic-segmentation": segment,
-    "object-detection": find_objects,
-    "instance-segmentation": partial(find_objects, with_masks=True),
+    "object-detection": detect,
+    "instance-segmentation": partial(detect, with_masks=True),
 }
 
 

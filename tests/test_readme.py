@@ -122,6 +122,7 @@ def check_download(words: list[str]) -> None:
 # What cannot be run here as it is printed, because of what it needs: exactly these commands, and how they are checked
 CHECKED = {
     "make demo": check_make,  # minutes
+    "make app": check_make,  # until somebody stops it
     "make test": check_make,  # itself
     "pip install .": check_installation,  # a network
     "pip install .[train]": check_installation,

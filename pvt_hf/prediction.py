@@ -1,0 +1,106 @@
+"""What trained models answer on single images, in whole label maps, boxes and masks: for `predict.py` and `app.py`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Pipeline, PreTrainedConfig, pipeline
+
+
+# The pipeline that opens a model of the task, and the method that its processor has to have
+TASKS: dict[str, tuple[str, str | None]] = {
+    "image-classification": ("image-classification", None),
+    "semantic-segmentation": ("image-segmentation", "post_process_semantic_segmentation"),
+    "object-detection": ("object-detection", "post_process_object_detection"),
+    "instance-segmentation": ("object-detection", "post_process_instance_segmentation"),
+}
+_TASK_BY_ENDING = {
+    "ForImageClassification": "image-classification",
+    "ForSemanticSegmentation": "semantic-segmentation",
+    "ForUniversalSegmentation": "semantic-segmentation",
+    "ForObjectDetection": "object-detection",
+    "ForInstanceSegmentation": "instance-segmentation",
+}
+
+
+class Objects(NamedTuple):
+    """The likeliest first: `boxes_xyxy` (objects, 4) and `masks` (objects, height, width) bool, in pixels."""
+
+    boxes_xyxy: torch.Tensor
+    labels: list[int]
+    scores: list[float]
+    masks: torch.Tensor | None
+
+
+def task_of(config: PreTrainedConfig) -> str | None:
+    """One of [`TASKS`] by the name of the class that the checkpoint was saved from; None for all other classes."""
+    name = (config.architectures or [""])[0]
+    return next((task for ending, task in _TASK_BY_ENDING.items() if name.endswith(ending)), None)
+
+
+def open_pipeline(task: str, model: str, **options: Any) -> Pipeline:
+    """
+    The pipeline of a checkpoint, fit for the functions below.
+
+    Args:
+        task: one of [`TASKS`].
+        model: folder or Hub id.
+        options: of `transformers.pipeline`, such as `device`.
+
+    Raises:
+        ValueError: it cannot be opened, or another kind of model comes of it.
+    """
+    kind, method = TASKS[task]
+    try:
+        opened = pipeline(kind, model=model, **options)  # type: ignore[call-overload]  # by kind, of literals
+    except (OSError, ValueError) as error:
+        source = "the folder" if Path(model).is_dir() else "no such folder here, and as a Hub id it"
+        lines = str(error).splitlines()
+        # Where `pipeline` tried several classes, it quotes the traceback of each
+        reason = next((line for line in lines if re.match(r"[\w.]*Error: ", line)), lines[0])
+        raise ValueError(f"Cannot load {model} for {kind}: {source} gave: {reason}") from error
+    name, processor = type(opened.model).__name__, opened.image_processor
+    # The image-segmentation pipeline opens others, with a message; Transformers' processors of DETR have methods for
+    # two kinds of models
+    if method and not hasattr(processor, method) or task.endswith("segmentation") and "Segmentation" not in name:
+        raise ValueError(f"{model} holds a {name} with a {type(processor).__name__}: no {task} comes of it.")
+    return opened
+
+
+def label_map(segmenter: Pipeline, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
+    """
+    The class of every pixel: (height, width) integers, of the image's size or of `size` (height, width).
+
+    Not the pipeline's own answer: its masks are told apart by names, which several classes may share.
+    """
+    outputs = segmenter.forward(segmenter.preprocess(image, subtask="semantic"))
+    sizes = [size or (image.height, image.width)]
+    labels = segmenter.image_processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0]
+    return labels.cpu().numpy()
+
+
+def find_objects(
+    detector: Pipeline,
+    image: Image.Image,
+    threshold: float,
+    with_masks: bool = False,
+    size: tuple[int, int] | None = None,
+) -> Objects:
+    """
+    Objects with a score above `threshold`, in pixels of the image or of a copy of `size` (height, width).
+
+    Not the pipelines' own answers: one cuts coordinates to whole numbers, the other lets no masks overlap.
+    """
+    outputs, processor = detector.forward(detector.preprocess(image)), detector.image_processor
+    options = {"threshold": threshold, "target_sizes": [size or (image.height, image.width)]}
+    found = processor.post_process_object_detection(outputs, **options)[0]
+    masks = None
+    if with_masks:
+        maps = processor.post_process_instance_segmentation(outputs, return_binary_maps=True, **options)[0]
+        masks = maps["segmentation"].cpu()
+    return Objects(found["boxes"].cpu(), found["labels"].tolist(), found["scores"].tolist(), masks)
