@@ -355,7 +355,8 @@ class Trans2SegForSemanticSegmentation(HeadPreTrainedModel):
         Truncated normal for linear weights, positions and cls token; Kaiming-normal by inputs for convolutions (of a
         depthwise one, each channel has one input). Normal of unit variance for prototypes, like the queries of DETR:
         they are what tells the classes apart, and have to stay larger than what the first blocks add to all of them
-        alike. (0.02 in the released code, which adds them again in front of the blocks.) The backbone initialises itself.
+        alike. (0.02 in the released code, which adds them again in front of the blocks.)
+        The backbone initialises itself.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
