@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
-
-from .configuration_pvt import PvtConfig
 
 
 # Pixels: smaller images leave the last stage too few keys to tell apart; the maps of larger ones fill the memory (a
@@ -55,7 +53,7 @@ def find_pvt(model: PreTrainedModel) -> PreTrainedModel | None:
     return None
 
 
-def _steps(config: PvtConfig) -> list[int]:
+def _steps(config: PreTrainedConfig) -> list[int]:
     """Pixels per side of what one key of each stage covers."""
     strides = itertools.accumulate(config.patch_sizes, operator.mul)
     return [stride * ratio for stride, ratio in zip(strides, config.sequence_reduction_ratios)]

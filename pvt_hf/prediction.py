@@ -78,9 +78,10 @@ def label_map(segmenter: Pipeline, image: Image.Image, size: tuple[int, int] | N
 
     Not the pipeline's own answer: its masks are told apart by names, which several classes may share.
     """
-    outputs = segmenter.forward(segmenter.preprocess(image, subtask="semantic"))
+    processor: Any = segmenter.image_processor
+    outputs = segmenter.forward(segmenter.preprocess(image, subtask="semantic"))  # type: ignore[arg-type]
     sizes = [size or (image.height, image.width)]
-    labels = segmenter.image_processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0]
+    labels = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0]
     return labels.cpu().numpy()
 
 
@@ -96,7 +97,8 @@ def find_objects(
 
     Not the pipelines' own answers: one cuts coordinates to whole numbers, the other lets no masks overlap.
     """
-    outputs, processor = detector.forward(detector.preprocess(image)), detector.image_processor
+    processor: Any = detector.image_processor
+    outputs = detector.forward(detector.preprocess(image))
     options = {"threshold": threshold, "target_sizes": [size or (image.height, image.width)]}
     found = processor.post_process_object_detection(outputs, **options)[0]
     masks = None
