@@ -37,10 +37,10 @@ typecheck: $(INSTALLED)
 
 install: $(INSTALLED)
 
+# With bytecode: the tests start many processes, and where Python may not write it each would compile all it imports.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	# With bytecode: the tests start many processes, and where Python may not write it each would compile all it imports.
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable ".[all,dev]"
 	touch $@
 
