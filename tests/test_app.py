@@ -349,8 +349,9 @@ def test_a_photograph_of_twelve_megapixels(page, files, name):
     assert size == [1024, 768]
 
 
+@pytest.mark.slow
 def test_without_a_network(page, hub):
-    """The last but one: the Hub ends here."""
+    """Slow: the Hub's client tries again for 20 seconds. The last but one: the Hub ends here."""
     for server in hub._servers:
         server.shutdown()
         server.server_close()
