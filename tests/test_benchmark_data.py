@@ -145,7 +145,7 @@ def exif(orientation: int) -> Image.Exif:
 FILES = {
     **{f"{mode}.png": encode(picture(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")},
     **{f"{mode}.jpg": encode(picture(mode), "JPEG") for mode in ("L", "RGB", "CMYK")},
-    **{f"{mode}.tif": encode(picture(mode), "TIFF") for mode in ("LAB", "YCbCr", "I", "F", "I;16", "CMYK", "LA")},
+    **{f"{mode}.tif": encode(picture(mode), "TIFF") for mode in ("LAB", "I", "F", "I;16", "CMYK", "LA")},
     "key L.png": encode(picture("L"), "PNG", transparency=7),
     "key RGB.png": encode(picture("RGB"), "PNG", transparency=tuple(np.asarray(picture("RGB"))[0, 0].tolist())),
     "key I;16.png": encode(picture("I;16"), "PNG", transparency=257),

@@ -348,6 +348,16 @@ def test_all_recipes_are_there():
     assert {"coco_detr_pvt_small_50e", "coco_retinanet_pvt_small_640_1x"} < names
 
 
+def test_a_head_may_read_other_stages(tmp_path):
+    for more, stages in (([], ["stage4"]), (["--out_features", "stage3"], ["stage3"])):
+        given = ["--architecture", "detr", "--output_dir", str(tmp_path), *more]
+        with torch.device("meta"):
+            model = build_model(parse_arguments(DetectionSettings, given), ("a", "b"))
+        assert model.config.backbone_config.out_features == stages
+        channels = {"stage3": 320, "stage4": 512}[stages[0]]
+        assert model.model.input_projection.in_channels == channels
+
+
 # Transformers' Trainer
 
 

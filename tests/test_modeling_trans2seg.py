@@ -330,9 +330,9 @@ def test_initialisation():
     torch.manual_seed(0)
     model = Trans2SegForSemanticSegmentation(Trans2SegConfig())
     assert model.config.num_labels == 150 and model.decoder.prototypes.shape == (150, 256)
-    for table in (model.decoder.prototypes, model.encoder.position_embeddings):
+    for table, std in ((model.decoder.prototypes, 1), (model.encoder.position_embeddings, 0.02)):
         # 38,400 numbers and more: 4 standard deviations of the estimate are 4 / sqrt(2 * 38,400) = 1.5 %
-        assert abs(table.std() / 0.02 - 1) < 0.02
+        assert abs(table.std() / std - 1) < 0.02
     assert 0 < model.encoder.cls_token.std() < 0.04
     for name, convolution in model.head.named_modules():
         if isinstance(convolution, nn.Conv2d) and convolution.weight.numel() > 500:

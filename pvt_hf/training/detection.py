@@ -78,6 +78,9 @@ class DetectionSettings(TrainingSettings):
     )
     config_overrides: str = field(default="{}", metadata={"help": "JSON of fields of the detector's configuration."})
     backbone_overrides: str = field(default="{}", metadata={"help": "JSON of PvtConfig fields for --variant."})
+    out_features: list[str] = field(
+        default_factory=list, metadata={"help": "Stages of the backbone that the head reads; default: the paper's."}
+    )
     drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the backbone."})
     shortest_edges: list[int] = field(
         default_factory=lambda: [800],
@@ -129,11 +132,8 @@ def build_model(settings: DetectionSettings, class_names: tuple[str, ...]) -> Pr
         return model
     architecture = ARCHITECTURES[settings.architecture]
     head_fields, backbone_fields = settings.parsed_overrides()
-    backbone_fields = {
-        "drop_path_rate": settings.drop_path_rate,
-        "out_features": architecture.out_features,
-        **backbone_fields,
-    }
+    backbone_fields = {"drop_path_rate": settings.drop_path_rate, **backbone_fields}
+    backbone_fields["out_features"] = settings.out_features or architecture.out_features
     config = architecture.config_class(
         backbone_config=get_config(settings.variant, **backbone_fields), **head_fields, **label_fields(class_names)
     )
