@@ -90,8 +90,9 @@ class Page:
             self.blocks.load(self.start, **opening)
             load.click(self.open, **opening)
             self.name.submit(self.open, **opening)
-            gr.on([self.file.upload, self.file.clear], self.answer, inputs=inputs, outputs=results, **options)
-            self.threshold.input(self.answer, inputs=inputs, outputs=results, trigger_mode="always_last", **options)
+            # What comes while an answer is made is answered after it. (By default it would be dropped.)
+            answering = {**options, "trigger_mode": "always_last", "inputs": inputs, "outputs": results}
+            gr.on([self.file.upload, self.file.clear, self.threshold.input], self.answer, **answering)
             looking = {**options, "show_progress": "hidden", "trigger_mode": "always_last"}
             self.source.select(self.click, inputs=inputs[:2], outputs=[*place, *self.stages], **looking)
             gr.on(

@@ -278,6 +278,14 @@ def test_files_that_are_no_images(page, files):
     pictures(page)
 
 
+def test_another_file_before_the_first_is_answered(page, files):
+    page.set_input_files("input[type=file]", files / "large.jpg")
+    page.get_by_role("button", name="Clear").click()
+    page.set_input_files("input[type=file]", files / "text.png")
+    expect(status(page)).to_contain_text("⚠ text.png cannot be read as an image")
+    upload(page, files / "photo.png")
+
+
 def test_checkpoints_that_are_none(page, files):
     for name, message in (
         ("", "Name a folder or a Hub id"),
