@@ -28,8 +28,8 @@ class Trans2SegConfig(HeadConfig):
             position table, which is resized to the grid of the image.
         hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the MLPs.
         layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the transformer's norms.
-        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of linear weights,
-            position table and cls token.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of linear weights, position
+            table and cls token.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255): Label of pixels that count in no loss.
         num_labels (`int`, *optional*, defaults to 150): Number of classes, of ADE20K by default; `id2label` gives them
             names. Not a field, but written to `config.json`.

@@ -3,7 +3,7 @@
 import torch
 from transformers import PvtV2Config, ResNetConfig, SwinConfig
 
-from .common import tiny_pvt_config
+from .common import random_images, tiny_pvt_config
 
 
 # By the stages that a head wants
@@ -51,3 +51,16 @@ def empty_labels(height: int = 64, width: int = 64) -> dict[str, torch.Tensor]:
 
 def boxes_only(labels: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     return [{key: value for key, value in label.items() if key != "masks"} for label in labels]
+
+
+def assert_extreme_boxes_train(model) -> None:
+    """Boxes of one pixel, without a width, and a thousand in one image: finite loss and gradients."""
+    one_pixel = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 1 / 64, 1 / 64]])}
+    flat = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.0, 0.2]])}
+    many = boxes_only(random_labels(1, 64, 64, count=1000))[0]
+    model.train()
+    for labels in ([one_pixel, flat], [many, one_pixel]):
+        model.zero_grad()
+        loss = model(random_images(2, 64, 64), labels=labels).loss
+        loss.backward()
+        assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())

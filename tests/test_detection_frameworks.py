@@ -20,8 +20,6 @@ from transformers import (
     pipeline,
 )
 
-import pvt_hf.variants
-from pvt_hf import PvtBackbone
 from pvt_hf.data import detection_streams
 from pvt_hf.data.digits import DIGIT_NAMES, digit_scenes
 from pvt_hf.training.arguments import parse_arguments
@@ -29,44 +27,16 @@ from pvt_hf.training.detection import DetectionSettings, run
 from pvt_hf.training.detection_checkpoint_evaluation import DetectionEvaluationSettings
 from pvt_hf.training.detection_checkpoint_evaluation import run as evaluate_checkpoint
 
-from .common import FP32_TOLERANCE, random_images, tiny_pvt_config
-from .test_segmentation_frameworks import example
+from .readme_examples import assert_same_after_reloading, example, work_small
 
 
 SECTION = "Object detection and instance segmentation"
-SCENES = {"train": 84, "test": 8, "validation": 8}
 
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """An empty working directory, where backbones are tiny and there are few scenes."""
-    open_scenes = detection_streams.open_digit_scenes
-
-    def few_scenes(split, *arguments):
-        return open_scenes(split, *arguments)[0].take(SCENES[split]), SCENES[split]
-
-    def tiny(name, **fields):
-        assert name == "pvt-tiny"
-        return tiny_pvt_config(**fields)
-
-    monkeypatch.setattr(detection_streams, "open_digit_scenes", few_scenes)
-    monkeypatch.setattr(pvt_hf.variants, "get_config", tiny)
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
+    work_small(tmp_path, monkeypatch, detection_streams)
     return tmp_path
-
-
-@torch.no_grad()
-def assert_same_after_reloading(auto_class, model, folder, keys) -> None:
-    reloaded, info = auto_class.from_pretrained(folder, output_loading_info=True)
-    assert type(reloaded) is type(model) and type(reloaded.config.backbone_config) is pvt_hf.PvtConfig
-    assert not any(map(len, info.values())), info
-    assert sum(isinstance(module, PvtBackbone) for module in reloaded.modules()) == 1
-    assert reloaded.config.id2label == dict(enumerate(DIGIT_NAMES))
-    images = random_images(1, 64, 96)
-    expected, actual = model.eval()(images), reloaded.eval()(images)
-    for key in keys:
-        torch.testing.assert_close(actual[key], expected[key], **FP32_TOLERANCE)
 
 
 @torch.no_grad()
@@ -93,7 +63,9 @@ def test_deformable_detr(work):
     model, processor = names["model"], names["processor"]
     assert type(model) is DeformableDetrForObjectDetection
     keys = ["logits", "pred_boxes"]
-    assert_same_after_reloading(AutoModelForObjectDetection, model, work / "models" / "deformable_detr", keys)
+    assert_same_after_reloading(
+        AutoModelForObjectDetection, model, work / "models" / "deformable_detr", keys, DIGIT_NAMES
+    )
 
     command = shlex.split(example("models/deformable_detr", SECTION, "bash").replace("\\\n", ""))
     assert command[:2] == ["python", "scripts/train_object_detection.py"]
@@ -107,7 +79,7 @@ def test_deformable_detr(work):
             model=str(out), dataset="digit-scenes", scene_size=64, num_workers=0, cpu=True, results=str(results)
         )
     )
-    assert len(json.loads(results.read_text())) == SCENES["test"] * 100  # the best of 300 scores of each image
+    assert len(json.loads(results.read_text())) == 8 * 100  # the best of 300 scores of each image
     trained = AutoModelForObjectDetection.from_pretrained(out)
     before, after = (loss_on_scenes(one, processor) for one in (model, trained))
     assert after < 0.8 * before, (before, after)
@@ -138,7 +110,7 @@ def test_mask2former(work, capsys):
 
     out = work / "outputs" / "mask2former_instances"
     keys = ["class_queries_logits", "masks_queries_logits"]
-    assert_same_after_reloading(AutoModelForUniversalSegmentation, model, out, keys)
+    assert_same_after_reloading(AutoModelForUniversalSegmentation, model, out, keys, DIGIT_NAMES)
     image = next(iter(digit_scenes("test", 50, 75, length=1)))["image"]
     segments = pipeline("image-segmentation", model=str(out))(image, subtask="instance", threshold=0.0)
     assert segments

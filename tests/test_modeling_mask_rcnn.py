@@ -30,7 +30,7 @@ from pvt_hf.modeling_mask_rcnn import RegionPooler, Regions, mask_targets
 from pvt_hf.variants import get_config
 
 from .common import ModelContract, random_images, randomize, tiny_pvt_config
-from .detection_cases import BACKBONES, boxes_only, empty_labels, random_labels
+from .detection_cases import BACKBONES, assert_extreme_boxes_train, boxes_only, empty_labels, random_labels
 from .paper_counts import as_printed, attention_operations, count_operations, parameters_but_frozen
 
 
@@ -469,15 +469,7 @@ def test_without_masks_it_is_faster_rcnn():
 
 
 def test_extreme_labels():
-    model = MaskRcnnForInstanceSegmentation(tiny_mask_rcnn_config()).train()
-    one_pixel = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 1 / 64, 1 / 64]])}
-    flat = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.0, 0.2]])}
-    many = boxes_only(random_labels(1, 64, 64, count=1000))[0]
-    for labels in ([one_pixel, flat], [many, one_pixel]):
-        model.zero_grad()
-        loss = model(random_images(2, 64, 64), labels=labels).loss
-        loss.backward()
-        assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert_extreme_boxes_train(MaskRcnnForInstanceSegmentation(tiny_mask_rcnn_config()))
 
 
 def test_labels_that_cannot_be():

@@ -33,6 +33,7 @@ from pvt_hf.variants import get_config, get_variant
 from .clean_process import run_python
 from .common import tiny_pvt_config
 from .detection_files import noise, write_coco
+from .distributions import tracked_files
 from .hub_fixtures import TOKEN
 from .training_runs import make_photos
 from .warm_processes import ROOT, run
@@ -183,9 +184,7 @@ def test_the_list_of_files_is_complete():
             folder = name[: name.rindex("/") + 1] if "/" in name else folder
             parts = [one.split(",") for one in re.split(r"[{}]", name if "/" in name else folder + name)]
             patterns |= {"".join(one) for one in product(*parts)}
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    if not files:
-        pytest.skip("only a git checkout can tell which files belong to the repository")
+    files = [path.as_posix() for path in tracked_files()]
     named = {one: [file for file in files if fnmatch(file, one + "*" * one.endswith("/"))] for one in patterns}
     assert [one for one, found in named.items() if not found] == []
     listed = {file for found in named.values() for file in found} | {"pvt_hf/__init__.py", "pvt_hf/py.typed"}

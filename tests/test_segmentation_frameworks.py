@@ -5,13 +5,10 @@ and few scenes: they learn, and what they save is opened by Auto classes and the
     python -m pytest tests/test_segmentation_frameworks.py
 """
 
-import re
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from transformers import (
     AutoModelForSemanticSegmentation,
@@ -21,59 +18,22 @@ from transformers import (
     pipeline,
 )
 
-import pvt_hf.variants
 from pvt_hf import PvtBackbone
 from pvt_hf.data import segmentation_streams
 from pvt_hf.data.digits import SCENE_CLASS_NAMES
 from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.segmentation import SegmentationSettings, run
 
-from .common import FP32_TOLERANCE, random_images, tiny_pvt_config
+from .readme_examples import assert_same_after_reloading, example, work_small
 
 
-README = Path(__file__).parents[1] / "README.md"
-
-
-def example(word: str, section: str = "Semantic segmentation", language: str = "python") -> str:
-    """The block of code in a section of the README that has this word."""
-    text = README.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
-    (block,) = [code for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if word in code]
-    return block
+SECTION = "Semantic segmentation"
 
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """An empty working directory, where backbones are tiny and there are few scenes."""
-    open_scenes = segmentation_streams.open_digit_scenes
-
-    def few_scenes(split, *arguments):
-        count = 84 if split == "train" else 8
-        return open_scenes(split, *arguments)[0].take(count), count
-
-    def tiny(name, **fields):
-        assert name == "pvt-tiny"
-        return tiny_pvt_config(**fields)
-
-    monkeypatch.setattr(segmentation_streams, "open_digit_scenes", few_scenes)
-    monkeypatch.setattr(pvt_hf.variants, "get_config", tiny)
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
+    work_small(tmp_path, monkeypatch, segmentation_streams)
     return tmp_path
-
-
-@torch.no_grad()
-def assert_same_after_reloading(auto_class, model, folder, keys) -> None:
-    reloaded, info = auto_class.from_pretrained(folder, output_loading_info=True)
-    assert type(reloaded) is type(model) and type(reloaded.config.backbone_config) is pvt_hf.PvtConfig
-    assert not any(map(len, info.values())), info
-    assert sum(isinstance(module, PvtBackbone) for module in reloaded.modules()) == 1
-    assert reloaded.config.id2label == dict(enumerate(SCENE_CLASS_NAMES))
-    for key, tensor in model.state_dict().items():
-        assert torch.equal(reloaded.state_dict()[key], tensor), key
-    images = random_images(1, 64, 96)
-    expected, actual = model.eval()(images), reloaded.eval()(images)
-    for key in keys:
-        torch.testing.assert_close(actual[key], expected[key], **FP32_TOLERANCE)
 
 
 def assert_covers(segments, width: int, height: int) -> None:
@@ -86,13 +46,13 @@ def assert_covers(segments, width: int, height: int) -> None:
 
 def test_upernet(work):
     names = {"__name__": "example"}
-    exec(example("UperNetConfig"), names)
+    exec(example("UperNetConfig", SECTION), names)
     assert type(names["model"]) is UperNetForSemanticSegmentation
     assert_same_after_reloading(
-        AutoModelForSemanticSegmentation, names["model"], work / "models" / "upernet", ["logits"]
+        AutoModelForSemanticSegmentation, names["model"], work / "models" / "upernet", ["logits"], SCENE_CLASS_NAMES
     )
 
-    command = shlex.split(example("models/upernet", language="bash").replace("\\\n", ""))
+    command = shlex.split(example("models/upernet", SECTION, "bash").replace("\\\n", ""))
     assert command[:2] == ["python", "scripts/train_semantic_segmentation.py"]
     short = "--epochs 1 --batch_size 4 --warmup_epochs 0 --shuffle_window 16 --log_every_steps 3 --num_workers 0 --cpu"
     report = run(parse_arguments(SegmentationSettings, [*command[2:], *short.split()]))
@@ -107,7 +67,7 @@ def test_upernet(work):
 
 
 def test_mask2former(work, capsys):
-    code, full = example("Mask2FormerConfig"), "length=8000), 8,"
+    code, full = example("Mask2FormerConfig", SECTION), "length=8000), 8,"
     assert full in code
     names = {"__name__": "example"}
     exec(code.replace(full, "length=84), 4,"), names)
@@ -116,6 +76,6 @@ def test_mask2former(work, capsys):
     model = names["model"]
     assert type(model) is Mask2FormerForUniversalSegmentation and losses[-1] < 0.8 * losses[0], losses
     out, keys = work / "outputs" / "mask2former", ["class_queries_logits", "masks_queries_logits"]
-    assert_same_after_reloading(AutoModelForUniversalSegmentation, model, out, keys)
+    assert_same_after_reloading(AutoModelForUniversalSegmentation, model, out, keys, SCENE_CLASS_NAMES)
     segments = pipeline("image-segmentation", model=str(out))(Image.new("RGB", (75, 50)), subtask="semantic")
     assert_covers(segments, 75, 50)
