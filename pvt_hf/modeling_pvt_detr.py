@@ -25,8 +25,10 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
     `forward` is that of `DetrForObjectDetection`, and checks the labels first: boxes in pixels, or the class of "no
     object", would be learnt without a word. Boxes of labels and predictions are relative to the image without its
     padding, as in the paper and as [`PvtDetrImageProcessor`] makes them (Transformers' processor relates them to the
-    padded image). New weights of encoder and decoder are Xavier-uniform, as in the original code; in Transformers they
-    are normal with a standard deviation of 0.02.
+    padded image). New weights are those of the original code (facebookresearch/detr `models/detr.py`, `transformer.py`):
+    Xavier-uniform in encoder and decoder, queries of unit variance, and PyTorch's own for the projection and the heads.
+    In Transformers all are normal with a standard deviation of 0.02, which drowns the queries in the position codes and
+    the features before the first layer, and learns much later.
     """
 
     config: PvtDetrConfig
@@ -43,6 +45,10 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
             for module in part.modules():
                 if isinstance(module, nn.Linear):
                     init.xavier_uniform_(module.weight)
+        init.normal_(self.model.query_position_embeddings.weight)
+        self.model.input_projection.reset_parameters()
+        for head in (self.class_labels_classifier, *self.bbox_predictor.layers):
+            head.reset_parameters()
 
     def forward(
         self,
