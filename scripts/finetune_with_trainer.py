@@ -120,7 +120,7 @@ class Encode:
                 if bad > self.max_bad_share * max(seen, 100):
                     raise StreamError(
                         f"{bad} of {seen} samples of {self.stream.name} cannot be used, more than the allowed share of "
-                        f"{self.max_bad_share:.2%}. Mend or remove them, or raise --max_bad_share."
+                        f"{self.max_bad_share:.2%}. Mend or remove them, or raise max_bad_share."
                     ) from error
         return {name: [sample[name] for sample in samples] for name in ("pixel_values", "labels")}
 

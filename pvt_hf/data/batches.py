@@ -266,7 +266,7 @@ class BatchStream(IterableDataset):
             raise StreamError(
                 f"{position['bad']} of {position['seen']} samples of {self.stream.name} cannot be used, more than the "
                 f"allowed share of {self.max_bad_share:.2%}. The last of them:\n{shown}\n"
-                "Mend or remove them, or raise --max_bad_share."
+                "Mend or remove them, or raise max_bad_share."
             )
 
 

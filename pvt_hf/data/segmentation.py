@@ -41,7 +41,7 @@ def decode_labels(value: dict[str, Any] | None, num_labels: int, reduce_labels: 
         first = 1 if reduce_labels else 0
         raise BadSample(
             f"mask: labels {', '.join(map(str, unknown[:5]))}{' ...' * (len(unknown) > 5)} are not among the "
-            f"{num_labels} classes, {first} to {first + num_labels - 1} (--class_names tells which there are)"
+            f"{num_labels} classes, {first} to {first + num_labels - 1} (class_names tells which there are)"
         )
     return labels
 

@@ -40,6 +40,6 @@ def describe_split(stream: Stream, world_size: int, num_workers: int, strategy: 
     if workers > per_process:
         lines.append(
             f"  {workers - per_process} of {workers} workers per process idle: a worker needs a shard of its own. Use "
-            f"--num_workers {per_process}, or more and smaller shards."
+            f"num_workers {per_process}, or more and smaller shards."
         )
     return lines
