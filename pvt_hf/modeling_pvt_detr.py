@@ -1,21 +1,62 @@
 """
 DETR (arXiv 2005.12872) on PVT, as in section 5.4 of the PVT paper: Transformers' `DetrForObjectDetection` with a
-backbone that travels with it. Parameter names, outputs, matching and losses are Transformers' own.
+backbone that travels with it. Parameter names, outputs, matching and, on one process, losses are Transformers' own.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoBackbone, AutoModelForObjectDetection, DetrForObjectDetection, PreTrainedConfig
 from transformers import initialization as init
+from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+from transformers.utils import is_accelerate_available
 
 from .configuration_pvt_detr import PvtDetrConfig
 from .modeling_anchors import check_detection_labels
 from .modeling_pvt import PvtBackbone
+
+
+if is_accelerate_available():
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+
+
+def detr_loss(
+    logits: torch.Tensor,
+    labels: list[dict[str, torch.Tensor]],
+    device: torch.device,
+    pred_boxes: torch.Tensor,
+    config: PvtDetrConfig,
+    *auxiliary: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[dict[str, torch.Tensor]] | None]:
+    """
+    Transformers' `ForObjectDetectionLoss`, with the same arguments and results, whose box terms are means over the
+    objects of an average process (DETR, section 3.1; facebookresearch/detr `SetCriterion.forward`), of at least one.
+
+    Transformers 5.23 divides the average by the number of processes once more, so that boxes weigh eight times as much
+    against classes on eight devices as on one.
+    """
+    loss, losses, auxiliary_outputs = ForObjectDetectionLoss(
+        logits, labels, device, pred_boxes, config, *auxiliary, **kwargs
+    )
+    # As Transformers has it: without Accelerate no process knows of another
+    if is_accelerate_available() and PartialState._shared_state and (processes := PartialState().num_processes) > 1:
+        objects = torch.tensor(float(sum(len(label["class_labels"]) for label in labels)), device=device)
+        mean = reduce(objects)
+        ratio = (mean / processes).clamp(min=1) / mean.clamp(min=1)
+        weights = {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
+        for name, value in losses.items():
+            weight = weights.get(re.sub(r"_\d+$", "", name))  # loss_bbox_0 is that of the first decoder layer
+            if weight is not None:
+                losses[name] = value * ratio
+                loss = loss + weight * (losses[name] - value)
+    return loss, losses, auxiliary_outputs
 
 
 class PvtDetrForObjectDetection(DetrForObjectDetection):
@@ -25,10 +66,9 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
     `forward` is that of `DetrForObjectDetection`, and checks the labels first: boxes in pixels, or the class of "no
     object", would be learnt without a word. Boxes of labels and predictions are relative to the image without its
     padding, as in the paper and as [`PvtDetrImageProcessor`] makes them (Transformers' processor relates them to the
-    padded image). New weights are those of the original code (facebookresearch/detr `models/detr.py`, `transformer.py`):
-    Xavier-uniform in encoder and decoder, queries of unit variance, and PyTorch's own for the projection and the heads.
-    In Transformers all are normal with a standard deviation of 0.02, which drowns the queries in the position codes and
-    the features before the first layer, and learns much later.
+    padded image). New weights are those of the original code (facebookresearch/detr `detr.py`, `transformer.py` in
+    `models`): Xavier-uniform in encoder and decoder, queries of unit variance, PyTorch's own in projection and heads.
+    In Transformers all are normal with a standard deviation of 0.02, and a small model learns much later.
     """
 
     config: PvtDetrConfig
@@ -41,6 +81,7 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
             # DETR asks AutoBackbone, which goes by class: of code loaded from a folder there may be several modules.
             AutoBackbone.register(type(backbone_config), PvtBackbone, exist_ok=True)
         super().__init__(config)
+        self.loss_function = detr_loss
         for part in (self.model.encoder, self.model.decoder):
             for module in part.modules():
                 if isinstance(module, nn.Linear):

@@ -5,6 +5,7 @@ and weights. What is ours, initialisation, configuration and travel, is tested h
     python -m pytest tests/test_modeling_pvt_detr.py
 """
 
+import json
 import math
 
 import pytest
@@ -24,6 +25,7 @@ from pvt_hf.variants import get_config
 
 from .common import random_images, randomize, tiny_pvt_config
 from .detection_cases import assert_extreme_boxes_train, boxes_only, empty_labels, random_labels
+from .warm_processes import run
 
 
 SMALL = dict(
@@ -56,6 +58,25 @@ def test_names_numbers_and_outputs_are_transformers_own():
     for key in ("loss", "logits", "pred_boxes"):
         assert torch.equal(one[key], other[key])
     assert one.loss_dict.keys() == other.loss_dict.keys() and "loss_giou_0" in one.loss_dict
+
+
+def test_losses_of_processes_are_those_of_the_whole_batch(tmp_path):
+    """Gradients of processes are averaged: so averaged, box losses are those of one process that has all images."""
+    from .detr_processes import batch_of_three  # which imports this module
+
+    run(["-m", "tests.detr_processes", tmp_path], processes=2)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    model, (images, labels) = make_model(), batch_of_three()
+    for name, together in {"uneven": [0, 1], "few": [1, 2]}.items():
+        with torch.no_grad():
+            whole = model(images[together], labels=[labels[index] for index in together]).loss_dict
+        for key in ("loss_bbox", "loss_giou", "loss_bbox_0", "loss_giou_0"):
+            # sums of some ten fp32 terms in another order
+            assert sum(rank[name][key] for rank in ranks) / 2 == pytest.approx(whole[key].item(), rel=1e-5)
+        for rank in ranks:
+            terms = {"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}
+            total = sum(weight * (rank[name][key] + rank[name][f"{key}_0"]) for key, weight in terms.items())
+            assert rank[name]["loss"] == pytest.approx(total, rel=1e-5)
 
 
 def test_parameters_of_the_paper_sized_model():
