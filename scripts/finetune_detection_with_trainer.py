@@ -166,6 +166,8 @@ def main(script: ScriptArguments, training: TrainingArguments) -> dict[str, Any]
     training.max_steps = training_steps(training, streams[0])
     training.batch_eval_metrics = True  # what `compute_metrics` is made for
     training.label_names = ["labels"]
+    # Accelerate's default for streams cuts every tensor to the number of images, the objects of each label, too.
+    training.accelerator_config.dispatch_batches = False
     trainer = StreamTrainer(
         model,
         training,

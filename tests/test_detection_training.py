@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from transformers import (
+    MODEL_FOR_OBJECT_DETECTION_MAPPING,
     AutoImageProcessor,
     AutoModelForObjectDetection,
     DetrConfig,
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
+from pvt_hf.data.detection import collate_detection
 from pvt_hf.data.digits import digit_scenes
 from pvt_hf.training.arguments import parse_arguments
 from pvt_hf.training.detection import ARCHITECTURES, DetectionSettings, ProcessImage, build_model, run
@@ -374,8 +376,30 @@ def script():
 
 
 @pytest.mark.parametrize("architecture", ["retinanet", "detr"])
-def test_trainer_on_a_classifier(architecture, script, coco, tmp_path):
-    """The figures of the best checkpoint are those of the evaluation script, crowds aside (there is one)."""
+def test_trainer_on_a_classifier(architecture, script, coco, tmp_path, monkeypatch):
+    """
+    The figures of the best checkpoint are those of the evaluation script, crowds aside (there is one). What the
+    collator made reaches the model whole: Accelerate may cut labels.
+    """
+    collated, received = [], []
+
+    def counts(batch: dict) -> list[int]:
+        return [len(batch["pixel_values"]), *(len(label["boxes"]) for label in batch["labels"])]
+
+    def collate(samples: list[dict]) -> dict:
+        batch = collate_detection(samples)
+        collated.append(counts(batch))
+        return batch
+
+    model_class = MODEL_FOR_OBJECT_DETECTION_MAPPING[ARCHITECTURES[architecture].config_class]
+    forward = model_class.forward
+
+    def record(self, **batch):
+        received.append(counts(batch))
+        return forward(self, **batch)
+
+    monkeypatch.setattr(script, "collate_detection", collate)
+    monkeypatch.setattr(model_class, "forward", record)
     torch.manual_seed(0)
     PvtForImageClassification(tiny_pvt_config()).save_pretrained(tmp_path / "classifier")
     PvtImageProcessor().save_pretrained(tmp_path / "classifier")
@@ -387,6 +411,10 @@ def test_trainer_on_a_classifier(architecture, script, coco, tmp_path):
     }  # fmt: skip
     flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
     metrics = script.main(*script.parse_arguments(flags))
+    # four batches of training and three evaluations of three; a batch more may have been made ahead
+    assert len(received) == 4 + 3 * 3 and all(batch in collated for batch in received)
+    assert max(max(batch) for batch in received) > 2  # objects, of batches of two images
+    monkeypatch.setattr(model_class, "forward", forward)
     assert metrics["eval_samples"] == 6 and metrics["eval_skipped"] == 0
     model = AutoModelForObjectDetection.from_pretrained(tmp_path / "out")
     assert type(model.config) is ARCHITECTURES[architecture].config_class and model.config.num_labels == 10

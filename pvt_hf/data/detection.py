@@ -267,9 +267,12 @@ def collate_detection(samples: list[dict[str, Any]], size_divisor: int = 32) -> 
     """
     sizes = [sample["pixel_values"].shape[-2:] for sample in samples]
     height, width = (-(-max(sides) // size_divisor) * size_divisor for sides in zip(*sizes))
-    batch: dict[str, Any] = {key: [sample[key] for sample in samples] for key in samples[0] if key != "pixel_values"}
-    batch["pixel_values"] = samples[0]["pixel_values"].new_zeros(len(samples), 3, height, width)
-    batch["pixel_mask"] = torch.zeros(len(samples), height, width, dtype=torch.int64)
+    # Images first: Accelerate and Trainer take the length of a batch's first tensor for its number of samples.
+    batch: dict[str, Any] = {
+        "pixel_values": samples[0]["pixel_values"].new_zeros(len(samples), 3, height, width),
+        "pixel_mask": torch.zeros(len(samples), height, width, dtype=torch.int64),
+        **{key: [sample[key] for sample in samples] for key in samples[0] if key != "pixel_values"},
+    }
     for index, (sample, (rows, columns)) in enumerate(zip(samples, sizes)):
         batch["pixel_values"][index, :, :rows, :columns] = sample["pixel_values"]
         batch["pixel_mask"][index, :rows, :columns] = 1
