@@ -17,7 +17,6 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from transformers import (
-    MODEL_FOR_OBJECT_DETECTION_MAPPING,
     AutoImageProcessor,
     AutoModelForObjectDetection,
     DetrConfig,
@@ -28,7 +27,12 @@ from transformers import (
     YolosForObjectDetection,
 )
 
-from pvt_hf import PvtForImageClassification, PvtImageProcessor
+from pvt_hf import (
+    PvtDetrForObjectDetection,
+    PvtForImageClassification,
+    PvtImageProcessor,
+    RetinaNetForObjectDetection,
+)
 from pvt_hf.data.detection import collate_detection
 from pvt_hf.data.digits import digit_scenes
 from pvt_hf.training.arguments import parse_arguments
@@ -375,8 +379,10 @@ def script():
         yield module
 
 
-@pytest.mark.parametrize("architecture", ["retinanet", "detr"])
-def test_trainer_on_a_classifier(architecture, script, coco, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "architecture, model_class", [("retinanet", RetinaNetForObjectDetection), ("detr", PvtDetrForObjectDetection)]
+)
+def test_trainer_on_a_classifier(architecture, model_class, script, coco, tmp_path, monkeypatch):
     """
     The figures of the best checkpoint are those of the evaluation script, crowds aside (there is one). What the
     collator made reaches the model whole: Accelerate may cut labels.
@@ -391,7 +397,6 @@ def test_trainer_on_a_classifier(architecture, script, coco, tmp_path, monkeypat
         collated.append(counts(batch))
         return batch
 
-    model_class = MODEL_FOR_OBJECT_DETECTION_MAPPING[ARCHITECTURES[architecture].config_class]
     forward = model_class.forward
 
     def record(self, **batch):
