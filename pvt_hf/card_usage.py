@@ -19,6 +19,7 @@ class Kind:
         paper: where the head comes from; "" for a model without one.
         in_plain_transformers: whether Transformers has a class of its own that reads the checkpoint.
         with_own_code: whether `usage` works with the code of a repository, too.
+        requires: what that takes beside Transformers' own requirements.
     """
 
     task: str
@@ -28,6 +29,7 @@ class Kind:
     paper: str = ""
     in_plain_transformers: bool = False
     with_own_code: bool = True
+    requires: str = ""
 
 
 _CLASSIFY = """{package}from transformers import pipeline
@@ -91,11 +93,12 @@ KINDS = {
         "[Trans2Seg](https://arxiv.org/abs/2101.08461)",
     ),
     "RetinaNetForObjectDetection": Kind(
-        "object-detection", "object detector", _DETECT, _PADDED, "[RetinaNet](https://arxiv.org/abs/1708.02002)"
+        "object-detection", "object detector", _DETECT, _PADDED, "[RetinaNet](https://arxiv.org/abs/1708.02002)",
+        requires="torchvision",
     ),
     "MaskRcnnForInstanceSegmentation": Kind(
         "image-segmentation", "object detector and instance segmenter", _DETECT_WITH_MASKS, _PADDED,
-        "[Mask R-CNN](https://arxiv.org/abs/1703.06870)",
+        "[Mask R-CNN](https://arxiv.org/abs/1703.06870)", requires="torchvision",
     ),
     "PvtDetrForObjectDetection": Kind(
         "object-detection", "object detector", _DETECT, _PADDED, "[DETR](https://arxiv.org/abs/2005.12872)"
@@ -103,12 +106,13 @@ KINDS = {
 }  # fmt: skip
 
 
-def usage_section(kind: Kind, repo_id: str, config: Any) -> str:
+def usage_section(kind: Kind, repo_id: str, config: Any, with_code: bool | None = None) -> str:
     """
     The ways to load the model that there are for its class.
 
     Args:
         config: of the backbone, or of the model if it has none.
+        with_code: whether the repository has the code; None if that is not known.
     """
 
     def python(package: str = "", remote: str = "") -> str:
@@ -126,10 +130,12 @@ def usage_section(kind: Kind, repo_id: str, config: Any) -> str:
         "**With the package `pvt_hf` installed**:",
         python(package="" if "pvt_hf" in kind.usage else "import pvt_hf\n"),
     ]
-    if kind.with_own_code:
+    if kind.with_own_code and with_code is not False:
+        known = "" if with_code else ", if it was pushed with its code (`modeling_pvt.py` is among the files)"
+        needed = f" (but {kind.requires})" if kind.requires else ""
         parts += [
-            "**With the code in this repository**, if it was pushed with its code (`modeling_pvt.py` is among the "
-            "files), and nothing of ours installed. Read code before you trust it, and pin a `revision`:",
+            f"**With the code in this repository**{known}, and nothing of ours installed{needed}. Read code before you "
+            "trust it, and pin a `revision`:",
             python(remote=", trust_remote_code=True"),
         ]
     if kind.task == "image-classification":

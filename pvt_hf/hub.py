@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 
-from .hub_folder import open_folder, save_repository
+from .hub_folder import open_folder, read_object, save_repository
 from .model_card import build_card
 
 
@@ -75,7 +74,7 @@ def push(
         model, processor, with_code, max_shard_size: as for [`pvt_hf.hub_folder.save_repository`].
         repo_id: "organisation-or-user/name"; the repository is created if it does not exist.
         revision: branch to commit to, created from the main one if it does not exist; the main one by default.
-        private: of a repository that is created: whether others do not see it.
+        private: whether others do not see a repository that is created; one that they see already is refused.
         token: of a Hub account with write access; by default the one that `hf auth login` or `HF_TOKEN` set.
         dry_run: builds everything and uploads nothing; needs neither token nor network.
         run: content of `run.json` of the training, for the card.
@@ -85,8 +84,8 @@ def push(
         commit_message: the commit's title.
 
     Raises:
-        ValueError: `repo_id` is no such name, `revision` is a commit, the model or the processor cannot be pushed, or
-            the Hub refuses the content.
+        ValueError: `repo_id` is no such name, `revision` is a commit, the model or the processor cannot be pushed, the
+            repository is public and `private` was asked for, or the Hub refuses the content.
         PermissionError: no token, one that the Hub does not know, or one without write access.
         FileNotFoundError: the repository is not there, or is private and not visible to the token.
         ConnectionError: offline mode, no connection, or the Hub failed.
@@ -98,7 +97,14 @@ def push(
         token = check_target(repo_id, token)
     with tempfile.TemporaryDirectory() as folder:
         card = build_card(
-            model, processor, repo_id=repo_id, run=run, evaluation=evaluation, conversion=conversion, license=license
+            model,
+            processor,
+            repo_id=repo_id,
+            run=run,
+            evaluation=evaluation,
+            conversion=conversion,
+            license=license,
+            with_code=with_code,
         )
         save_repository(model, processor, folder, with_code=with_code, card=card, max_shard_size=max_shard_size)
         paths = sorted(Path(folder).iterdir())
@@ -108,6 +114,11 @@ def push(
         api = HfApi(token=token, library_name=__package__)
         with _explained(repo_id, api.endpoint):
             api.create_repo(repo_id, private=private, exist_ok=True)
+            if private and not api.model_info(repo_id).private:
+                raise ValueError(
+                    f"{repo_id} is public, and what is pushed there is seen by all. Make it private in its settings on "
+                    "the Hub, give another name, or push without `private`."
+                )
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             replaced = [
@@ -148,9 +159,9 @@ def push_folder(folder: str | Path, repo_id: str, *, evaluation_file: str | Path
         model,
         processor,
         repo_id,
-        run=_read_json(run) if run.is_file() else None,
-        conversion=_read_json(conversion) if conversion.is_file() else None,
-        evaluation=_read_json(Path(evaluation_file)) if evaluation_file else None,
+        run=read_object(run) if run.is_file() else None,
+        conversion=read_object(conversion) if conversion.is_file() else None,
+        evaluation=read_object(Path(evaluation_file)) if evaluation_file else None,
         **options,
     )
 
@@ -184,16 +195,6 @@ def check_target(repo_id: str, token: str | None = None) -> str:
             "HF_TOKEN to a token with write access."
         )
     return token
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not text
-        raise ValueError(f"{file} is no JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, expected an object with the figures by name.")
-    return content
 
 
 @contextmanager

@@ -123,6 +123,8 @@ def open_folder(folder: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor
         ValueError: `config.json` names another class than those in `AUTO_CLASSES`; the weights are not complete.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}, expected that of a saved model.")
     if not (folder / CONFIG_NAME).is_file():
         raise FileNotFoundError(f"There is no {CONFIG_NAME} in {folder}, expected the folder of a saved model.")
     if not (folder / IMAGE_PROCESSOR_NAME).is_file():
@@ -130,24 +132,47 @@ def open_folder(folder: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor
             f"There is no {IMAGE_PROCESSOR_NAME} in {folder}: save the image processor there, "
             "PvtImageProcessor().save_pretrained(FOLDER) for a classifier."
         )
-    architectures = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")).get("architectures") or ["nothing"]
-    if architectures[0] not in AUTO_CLASSES:
+    for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME):
+        read_object(folder / name)
+    architecture = read_object(folder / CONFIG_NAME).get("architectures") or ["nothing"]
+    if not isinstance(architecture, list) or architecture[0] not in list(AUTO_CLASSES):
         raise ValueError(
-            f"{folder / CONFIG_NAME} names {architectures[0]} as its architecture, expected one of "
+            f"{folder / CONFIG_NAME} names {architecture!r} as its architecture, expected a list with one of "
             f"{', '.join(AUTO_CLASSES)}."
         )
-    model_class = getattr(import_module(__package__), architectures[0])
+    model_class = getattr(import_module(__package__), architecture[0])
     try:
         model, loaded = model_class.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
     except SafetensorError as error:
         raise ValueError(f"The weights in {folder} cannot be read, such as model.safetensors: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # what values of other types come to
+        raise ValueError(f"{folder / CONFIG_NAME} describes no {architecture[0]}: {error}") from error
     keys = sorted({*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])})
     if keys:
         raise ValueError(
-            f"{folder} is no trained {architectures[0]}: {len(keys)} tensors are missing or of another shape, "
+            f"{folder} is no trained {architecture[0]}: {len(keys)} tensors are missing or of another shape, "
             f"{', '.join(keys[:4])}{' ...' * (len(keys) > 4)}."
         )
-    return model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    try:
+        return model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # Transformers' message may be a list of all model types
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{folder / IMAGE_PROCESSOR_NAME} describes no image processor: {reason}. Save it again with "
+            "`processor.save_pretrained(FOLDER)`."
+        ) from error
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The content of a JSON file that has to hold an object. Raises a ValueError if it does not."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not text
+        raise ValueError(f"{file} is no JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, expected an object with values by name.")
+    return content
 
 
 def _check_classes(model: PreTrainedModel, processor: BaseImageProcessor) -> None:

@@ -54,7 +54,7 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
         TypeError: neither polygons nor RLE.
     """
     if coco_mask is None:
-        raise ImportError("COCO segmentations need pycocotools: pip install 'pvt-hf[detection]'.")
+        raise ImportError("COCO segmentations need pycocotools: `pip install pycocotools`.")
     if isinstance(segmentation, Mapping) and {"size", "counts"} <= segmentation.keys():
         size, counts = list(segmentation["size"]), segmentation["counts"]
         if size != [height, width]:

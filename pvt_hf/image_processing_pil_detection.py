@@ -67,7 +67,7 @@ class PvtDetectionImageProcessorMixin(PvtBoxImageProcessorMixin):
             ValueError: another number of target sizes than of images, or one that is no (height, width).
         """
         if batched_nms is None:
-            raise ImportError("Non-maximum suppression needs torchvision: pip install 'pvt-hf[detection]'.")
+            raise ImportError("Non-maximum suppression needs torchvision: `pip install torchvision`.")
         results = []
         for logits, pred_boxes, size in zip(
             outputs.logits, outputs.pred_boxes, sizes_per_image(target_sizes, len(outputs.logits))

@@ -44,6 +44,7 @@ def build_card(
     evaluation: Mapping[str, Any] | None = None,
     conversion: Mapping[str, Any] | None = None,
     license: str | None = None,
+    with_code: bool | None = None,
 ) -> ModelCard:
     """
     The card of a model that is pushed to `repo_id`. Its figures are those of `evaluation`, or else of `run`; without
@@ -56,8 +57,9 @@ def build_card(
         run: content of the `run.json` that a training leaves. Paths in it do not get into the card.
         evaluation: content of an evaluation script's `--output`, of this model.
         conversion: content of the `conversion.json` that [`pvt_hf.conversion_output.convert_checkpoint`] writes.
-        license: of the weights, by the Hub's identifier; by default that of the official release for `conversion`, and
-            none otherwise: that is for their author to say.
+        license: of the weights, by the Hub's identifier; by default that of the official release for a `conversion` of
+            a file that was downloaded from there, and none otherwise: that is for their author to say.
+        with_code: whether the code lies beside the weights; None if that is not known.
 
     Raises:
         ValueError: another class of model, a `repo_id` that is none, or an `evaluation`, `run` or `conversion` that is
@@ -92,7 +94,7 @@ def build_card(
     data, split = dataset_label(measured.get("dataset", "")), _split(measured)
     starts = [dataset_label(run["settings"].get(key, "")) for key in ("model", "backbone")] if run is not None else []
     card_data = ModelCardData(
-        license=license or ("apache-2.0" if conversion is not None else None),
+        license=license or ("apache-2.0" if conversion is not None and conversion["source"].get("url") else None),
         library_name="transformers",
         pipeline_tag=kind.task,
         tags=["vision", *(["pvt"] if is_pvt else []), kind.task],
@@ -108,7 +110,7 @@ def build_card(
     parts = [
         f"# {repo_id.rsplit('/', 1)[-1]}",
         _summary(model, kind, backbone),
-        usage_section(kind, repo_id, backbone),
+        usage_section(kind, repo_id, backbone, with_code),
         _classes(config) if kind.task != "image-feature-extraction" else "",
         preprocessing_section(kind, processor),
         _training(run, training_data, starts) if run is not None and training_data is not None else "",
@@ -252,7 +254,7 @@ def _provenance(conversion: Mapping[str, Any]) -> str:
     return (
         "## Origin of the weights\n\n"
         f"Converted from `{one_line(source['file'])}`{url} (sha256 `{source['sha256']}`, {source['keys']} tensors), in "
-        f"the layout of the [official code]({OFFICIAL_URL}), by `scripts/convert_checkpoint.py`; not trained by us. "
+        f"the layout of the [official code]({OFFICIAL_URL}), by `scripts/convert_checkpoint.py`. "
         f"The result was compared with a separate implementation of the official forward pass in fp64, at {sizes} "
         f"pixels: the largest difference is {verification['max_abs_difference']:.2g}, in values of up to "
         f"{verification['max_abs_value']:.3g}."

@@ -32,7 +32,7 @@ NEGATIVE, IGNORED = -1, -2
 def require_torchvision(name: str) -> None:
     """Raises an ImportError that says how to get torchvision, if it is missing."""
     if not is_torchvision_available():
-        raise ImportError(f"{name} computes with torchvision's operators: `pip install pvt-hf[detection]`.")
+        raise ImportError(f"{name} computes with torchvision's operators: `pip install torchvision`.")
 
 
 def base_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> torch.Tensor:
@@ -198,6 +198,14 @@ def check_detection_labels(labels: list[dict[str, torch.Tensor]], batch: int, nu
                 f"labels[{index}] has no {' and no '.join(missing)}; it has {', '.join(label) or 'nothing'}."
             )
         classes, boxes = label["class_labels"], label["boxes"]
+        if not (isinstance(classes, torch.Tensor) and isinstance(boxes, torch.Tensor)):
+            kinds = f"{type(classes).__name__} and {type(boxes).__name__}"
+            raise ValueError(f"labels[{index}] has class_labels and boxes of types {kinds}: expected tensors.")
+        if classes.is_floating_point() or not boxes.is_floating_point():
+            raise ValueError(
+                f"labels[{index}] has {classes.dtype} class_labels and {boxes.dtype} boxes: expected integers (int64) "
+                "and floats (float32)."
+            )
         if boxes.ndim != 2 or boxes.shape[-1] != 4 or classes.shape != boxes.shape[:1]:
             raise ValueError(
                 f"labels[{index}] has class_labels of shape {tuple(classes.shape)} and boxes of shape "
@@ -212,7 +220,11 @@ def check_detection_labels(labels: list[dict[str, torch.Tensor]], batch: int, nu
                 f"{num_labels - 1}. Correct the labels, or the configuration."
             )
         if not torch.isfinite(boxes).all() or (boxes[:, 2:] < 0).any():
-            raise ValueError(f"labels[{index}] has boxes that are not finite or of negative width or height.")
+            wrong = boxes[~torch.isfinite(boxes).all(dim=1) | (boxes[:, 2:] < 0).any(dim=1)]
+            raise ValueError(
+                f"labels[{index}] has boxes that are not finite or of negative width or height, such as "
+                f"{wrong[0].tolist()}: leave such objects out."
+            )
         if boxes.max() > 1.01 or boxes.min() < -0.01:
             raise ValueError(
                 f"labels[{index}] has boxes with values from {boxes.min().item():.4g} to {boxes.max().item():.4g}: "

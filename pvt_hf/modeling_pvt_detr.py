@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from transformers.utils import is_accelerate_available
 
 from .configuration_pvt_detr import PvtDetrConfig
-from .modeling_anchors import check_detection_labels
+from .modeling_anchors import check_detection_labels, image_sizes_of
 from .modeling_pvt import PvtBackbone
 
 
@@ -112,8 +112,11 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
             num_labels + 1), the last of "no object", `pred_boxes` (batch, num_queries, 4) as those of labels, and more.
 
         Raises:
-            ValueError: what the backbone raises for its input; labels of wrong shapes or values.
+            ValueError: what the backbone raises for its input; a mask of another size or of padding alone; labels of
+                wrong types, shapes or values.
         """
+        if pixel_mask is not None:
+            image_sizes_of(pixel_values, pixel_mask)  # for its checks: of another size, it would do as if it fitted
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
         return super().forward(pixel_values, pixel_mask=pixel_mask, labels=labels, **kwargs)

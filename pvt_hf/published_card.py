@@ -173,8 +173,8 @@ def _processor(published: PublishedModel, recipe: Mapping[str, Any]) -> Any:
 def _training(published: PublishedModel, recipe: str) -> str:
     return (
         "## Training\n\n"
-        f"The recipe, [`{RECIPES}/{published.recipe}`](../{RECIPES}/{published.recipe}), with what is the paper's, "
-        "what is the official configurations', and where they differ:\n\n"
+        f"The recipe, `{RECIPES}/{published.recipe}`, with what is the paper's, what is the official configurations', "
+        "and where they differ:\n\n"
         f"```yaml\n{recipe.strip()}\n```"
     )
 
@@ -205,10 +205,11 @@ def _evaluation(published: PublishedModel, ours: list[Figure], evaluation: Mappi
 
 
 def _environment(published: PublishedModel) -> str:
+    runs = "Running it does" if KINDS[published.model_class].paper else "Converting and running it do"
     return (
         "## Environmental note\n\n"
         f"Hardware of the paper's training: {published.hardware}. Its duration, energy and place are not published, so "
-        "that no emissions can be given. Converting, and running, need no GPU."
+        f"that no emissions can be given. {runs} not need a GPU."
     )
 
 

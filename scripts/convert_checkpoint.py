@@ -55,7 +55,13 @@ class Arguments:
     push: str | None = field(
         default=None, metadata={"help": "Also push the result, with the code, to this repository of the Hub: org/name."}
     )
-    private: bool = field(default=False, metadata={"help": "A repository that --push creates is visible to you only."})
+    private: bool = field(
+        default=False, metadata={"help": "--push creates a repository that only you see; a public one is refused."}
+    )
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Of the weights, for the card of --push; by default that of the release with --variant."},
+    )
 
 
 def convert(arguments: Arguments, output: Path) -> None:
@@ -101,7 +107,8 @@ def main() -> int:
                 check_target(arguments.push)  # before the work
             convert(arguments, output)
             if arguments.push:
-                print(f"pushed    {push_folder(output, arguments.push, private=arguments.private).url}")
+                options = {"private": arguments.private, "license": arguments.license}
+                print(f"pushed    {push_folder(output, arguments.push, **options).url}")
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -51,6 +51,7 @@ from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
 from pvt_hf.training.checkpoint_evaluation import output_size
 from pvt_hf.training.evaluation_frame import check_model_path
 from pvt_hf.training.launch import check_world_size
+from pvt_hf.training.models import share_buffers
 
 
 @dataclass
@@ -135,7 +136,8 @@ class Encode:
 
 class StreamTrainer(Trainer):
     """
-    Trainer whose evaluation reads with one loader worker at most, so that every sample counts once.
+    Trainer whose evaluation reads with one loader worker at most, so that every sample counts once; and which evaluates
+    the main process' model, which is the one that it saves.
 
     With several, each ends with an incomplete batch, and where several processes share the batches Accelerate drops
     what does not divide among them, except at the very end.
@@ -148,6 +150,10 @@ class StreamTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_num_workers = workers
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        share_buffers(self.accelerator, self.model)
+        return super().evaluation_loop(*args, **kwargs)
 
 
 def open_streams(script: ScriptArguments, image_size: int) -> tuple[Stream, Stream]:

@@ -2,16 +2,15 @@
 Answers a trained model gives on image files: on the terminal, and as PNG files in a folder.
 
     python scripts/predict.py --model DIR photo.jpg other.png --output_dir predictions
-    python scripts/predict.py --model DIR --task semantic-segmentation photo.jpg other.png
-    python scripts/predict.py --model DIR --task object-detection photo.jpg other.png
-    python scripts/predict.py --model DIR --task instance-segmentation photo.jpg other.png
+    python scripts/predict.py --model DIR --task object-detection --threshold 0.3 photo.jpg other.png
 
-image-classification prints the best labels and writes NAME.classes.png, the image with them. semantic-segmentation
-prints the share of each class and writes NAME.overlay.png, the image under the colours of the classes with a legend,
-and NAME.labels.png, the number of each pixel's class (8 bits, or 16 for more than 255 classes). object-detection and
-instance-segmentation print how many objects of each class there are and write NAME.objects.png, the image with their
-boxes (and masks), labels and scores, and NAME.objects.json, a list of objects, the likeliest first: `label`, `score`,
-`box` (x and y of two corners, in pixels), and `segmentation` (COCO's compressed run lengths) of those with masks.
+Without --task it is that of the class that the model was saved from. image-classification prints the best labels and
+writes NAME.classes.png, the image with them. semantic-segmentation prints the share of each class and writes
+NAME.overlay.png, the image under the colours of the classes with a legend, and NAME.labels.png, the number of each
+pixel's class (8 bits, or 16 for more than 255 classes). object-detection and instance-segmentation print how many
+objects of each class there are and write NAME.objects.png, the image with their boxes (and masks), labels and scores,
+and NAME.objects.json, a list of objects, the likeliest first: `label`, `score`, `box` (x and y of two corners, in
+pixels), and `segmentation` (COCO's compressed run lengths) of those with masks.
 
 Works with any Auto model of the task, from a folder or the Hub; PVT models load as this package's classes. Images of
 any mode and size, turned upright by their EXIF orientation. A file that cannot be used is named, the others are done,
@@ -28,12 +27,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers import Pipeline
+from transformers import AutoConfig, Pipeline
 from transformers.utils import logging
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
 from pvt_hf.data.samples import decode_rgb
-from pvt_hf.prediction import find_objects, label_map, open_pipeline
+from pvt_hf.prediction import find_objects, label_map, open_pipeline, task_of
 from pvt_hf.visualization import annotate_classes, class_shares, label_image, overlay_classes, overlay_objects
 
 
@@ -47,6 +46,14 @@ def open_for(task: str, arguments: argparse.Namespace) -> Pipeline:
         return open_pipeline(task, arguments.model, device=arguments.device)
     except ValueError as error:
         raise SystemExit(str(error)) from None
+
+
+def find_task(model: str) -> str:
+    """The task of a model that was saved; image classification if its configuration does not tell, or is not there."""
+    try:
+        return task_of(AutoConfig.from_pretrained(model)) or "image-classification"
+    except (OSError, ValueError):  # opening it will say why
+        return "image-classification"
 
 
 def classify(arguments: argparse.Namespace) -> Answer:
@@ -109,17 +116,19 @@ TASKS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[1], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--task", default="image-classification", choices=sorted(TASKS))
-    parser.add_argument("--output_dir", type=Path, default=Path("predictions"))
+    parser.add_argument("--task", choices=sorted(TASKS), help="by default what the model was saved for")
+    parser.add_argument("--output_dir", type=Path, default=Path("predictions"), help="folder for the answers")
     parser.add_argument("--top_k", type=int, default=5, help="labels per image, in classification")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of an object")
     parser.add_argument("--device", default="cpu", help='"cpu", "cuda", "cuda:1" ...')
     arguments = parser.parse_args()
     logging.disable_progress_bar()
-    answer = TASKS[arguments.task](arguments)
+    answer = TASKS[arguments.task or find_task(arguments.model)](arguments)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     failures = 0
     taken = {Path(file).resolve() for file in arguments.images}  # not to be written over

@@ -25,7 +25,9 @@ class Arguments:
     revision: str | None = field(
         default=None, metadata={"help": "Branch to commit to, created if it does not exist; by default the main one."}
     )
-    private: bool = field(default=False, metadata={"help": "A repository that is created is visible to you only."})
+    private: bool = field(
+        default=False, metadata={"help": "Create a repository that only you see; a public one is refused."}
+    )
     with_code: bool = field(
         default=False,
         metadata={"help": "Add the code, for those who have not installed this package (trust_remote_code=True)."},

@@ -68,8 +68,8 @@ def assert_valid(card: ModelCard, folder: Path) -> dict:
     metadata = metadata_load(folder / "README.md")
     assert metadata["pipeline_tag"] in PIPELINE_REGISTRY.get_supported_tasks()
     assert metadata["library_name"] == "transformers"
-    # Of converted weights it is the official release's; of others, for their author to say
-    assert metadata.get("license") == ("apache-2.0" if "## Origin of the weights" in str(card) else None)
+    # Of weights from the official release it is theirs; of others, for their author to say
+    assert metadata.get("license") == ("apache-2.0" if "from <https://" in str(card) else None)
     return metadata
 
 
@@ -78,6 +78,11 @@ def test_a_card_without_files_has_no_figures(name, models, tmp_path):
     model, processor = models[name]
     card = build_card(model, processor, repo_id="me/mine")
     metadata = assert_valid(card, tmp_path)
+    remote = {known: str(build_card(model, processor, repo_id="me/mine", with_code=known)) for known in (True, False)}
+    has_usage = name != "PvtBackbone"  # AutoBackbone of a Hub id is not among the usage
+    assert ("trust_remote_code" in remote[True]) == has_usage and "trust_remote_code" not in remote[False]
+    assert "if it was pushed" not in remote[True] and ("if it was pushed" in str(card)) == has_usage
+    assert ("(but torchvision)" in remote[True]) == (name.startswith(("RetinaNet", "MaskRcnn")))
     assert not {"model-index", "metrics", "datasets", "base_model", "model_name"} & set(metadata)
     text = str(card)
     assert f"{model.num_parameters():,} parameters" in text
@@ -203,6 +208,8 @@ def test_a_converted_model_tells_its_origin(tmp_path):
     assert report["source"]["sha256"] in origin and f"<{url}>" in origin and "`pvt_tiny.pth`" in origin
     assert str(tmp_path) not in str(card) and "No image processor" in str(card)
     assert card.data.datasets is None  # not the 1000 classes
+    own = {**report, "source": {**report["source"], "url": None}}
+    assert build_card(model, None, repo_id="me/converted", conversion=own).data.license is None
     report["model"]["labels"] = "ImageNet-1K, WordNet's names from timm 1"
     assert build_card(model, None, repo_id="me/converted", conversion=report).data.datasets == ["ILSVRC/imagenet-1k"]
 

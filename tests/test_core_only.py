@@ -173,4 +173,4 @@ def test_detectors_without_torchvision_say_what_they_need(core_python, tmp_path)
     messages = json.loads(run_python(DETECTORS, python=core_python, cwd=tmp_path).stdout)
     assert len(messages) == 2
     for name, message in messages.items():
-        assert name in message and "pvt-hf[detection]" in message
+        assert name in message and "pip install torchvision" in message

@@ -163,8 +163,7 @@ def test_evaluation_agrees_with_pycocotools_on_the_files(trained, coco, tmp_path
 def test_prediction_script(trained, coco, tmp_path):
     architecture, output, _ = trained
     files = sorted((coco / "val2017").iterdir())[:2]
-    task = "instance-segmentation" if architecture == "mask_rcnn" else "object-detection"
-    command = ["scripts/predict.py", *map(str, files), "--model", str(output), "--task", task]
+    command = ["scripts/predict.py", *map(str, files), "--model", str(output)]  # the task is the model's own
     process = run_program([*command, "--threshold", "0.02", "--output_dir", str(tmp_path)])
     for file in files:
         objects = json.loads((tmp_path / f"{file.stem}.objects.json").read_text())

@@ -120,6 +120,7 @@ ERRORS = {  # repository, options, statuses by path: the kind of error and a wor
     "out of order": ("org/x", {}, {"/api/repos/create": [503]}, ConnectionError, "503"),
     "out of order for long": ("org/x", {}, {"/preupload/": [503] * 6}, ConnectionError, "503"),
     "refused": ("org/x", {}, {"/commit/": [400]}, ValueError, "400"),
+    "not private": ("org/known", {"private": True}, {}, ValueError, "org/known is public"),
 }
 
 
@@ -127,6 +128,7 @@ ERRORS = {  # repository, options, statuses by path: the kind of error and a wor
 def test_errors_of_a_push(case, hub, client, small, script):
     hub.repositories.setdefault("another/secret", replace(new_repository(), private=True))
     hub.repositories.setdefault("another/public", new_repository())
+    hub.repositories.setdefault("org/known", new_repository())
     repo, options, failures, error_class, word = ERRORS[case]
     options = {"token": TOKEN, **options}
     hub.failures = {path: list(statuses) for path, statuses in failures.items()}
@@ -137,10 +139,12 @@ def test_errors_of_a_push(case, hub, client, small, script):
     if options["token"] is not None:
         script.environment("HF_TOKEN", options["token"])
     arguments = ["--revision", options["revision"]] if "revision" in options else []
+    arguments += ["--private"] if "private" in options else []
     code, output, errors = script("push_to_hub", "--model", small, "--repo", repo, *arguments)
     hub.failures = {}
     assert code == 1 and output == "" and errors.splitlines()[-1].startswith("error: ") and word in errors
     assert "Traceback" not in errors
+    assert len(hub.repositories["org/known"].commits) == 1
 
 
 def test_no_network(hub, client, small, monkeypatch):
@@ -208,7 +212,8 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
     code, output, errors = script("push_to_hub", *arguments, "--dry-run", "--with-code")  # without a token
     assert code == 0, errors
     assert len(hub.requests) == before and "modeling_pvt.py" in output and "dry run" in output
-    assert seen == {"repo_id": "me/fruit", "run": RUN, "evaluation": evaluation, "conversion": None, "license": None}
+    files = {"run": RUN, "evaluation": evaluation, "conversion": None}
+    assert seen == {"repo_id": "me/fruit", **files, "license": None, "with_code": True}
     weights = (small / "model.safetensors").stat().st_size
     assert any(line.split() == [f"{weights:,}", "model.safetensors"] for line in output.splitlines())
 
@@ -225,7 +230,20 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
 @pytest.mark.parametrize(
     "break_it, word",
     [
-        (lambda folder: shutil.rmtree(folder), "config.json"),
+        (lambda folder: shutil.rmtree(folder), "no folder"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("{ broken"), "config.json is no JSON"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json is no JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list"),
+        (lambda folder: change(folder, architectures="PvtForImageClassification"), "expected a list"),
+        (lambda folder: change(folder, architectures=[["x"]]), "expected a list"),
+        (lambda folder: change(folder, dtype="float99"), "config.json describes no"),
+        (lambda folder: change(folder, id2label={"a": "b"}), "config.json describes no"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("[]"), "preprocessor_config.json holds"),
+        (
+            lambda folder: (folder / "preprocessor_config.json").write_text('{"image_processor_type": 5}'),
+            "describes no image processor",
+        ),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
         (lambda folder: (folder / "run.json").write_text("not JSON"), "run.json"),
         (lambda folder: change(folder, architectures=["UperNetForSemanticSegmentation"]), "UperNet"),

@@ -90,6 +90,12 @@ def test_training_sees_each_sample_at_most_once_in_full_batches_and_equal_steps(
 
 
 @pytest.mark.parametrize("name", SHARDS)
+def test_every_process_evaluates_the_model_of_the_first(records, name):
+    ranks = [[entry["last_rank"] for entry in record[name]["history"] if "loss" not in entry] for record in records]
+    assert ranks == [[0, 0]] * len(records)  # two epochs
+
+
+@pytest.mark.parametrize("name", SHARDS)
 def test_evaluation_counts_each_sample_once_and_equals_one_process(records, inputs, name):
     evaluated = [sample for record in records for sample in record[name]["evaluated"]]
     assert len(evaluated) == sum(HELD_OUT) and len(set(evaluated)) == sum(HELD_OUT)
@@ -168,5 +174,5 @@ def test_shards_are_given_away_whole_where_that_costs_little(inputs):
     stream = open_stream(str(inputs / "five"), "train")
     lines = describe_split(stream, 2, 8, "examples")
     assert "5 shard(s) for 2 process(es) with 8 worker(s)" in lines[0] and "keeps one sample of 2" in lines[1]
-    assert "3 of 8 workers per process idle" in lines[2] and "--num_workers 5" in lines[2]
+    assert "3 of 8 workers per process idle" in lines[2] and "Use num_workers 5" in lines[2]
     assert len(describe_split(open_stream(str(inputs / "six"), "train"), 2, 3, "shards")) == 1

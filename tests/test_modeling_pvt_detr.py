@@ -175,5 +175,15 @@ def test_extreme_labels():
     for label in (6, 7, -1):  # 6 is "no object"
         with pytest.raises(ValueError, match="num_labels 6"):
             model(random_images(1, 64, 64), labels=[{**one_pixel, "class_labels": torch.tensor([label])}])
+    with pytest.raises(ValueError, match="of types list and list"):
+        model(random_images(1, 64, 64), labels=[{"class_labels": [0], "boxes": [[0.5, 0.5, 0.1, 0.1]]}])
+    with pytest.raises(ValueError, match="float32 class_labels"):
+        model(random_images(1, 64, 64), labels=[{**one_pixel, "class_labels": torch.tensor([0.0])}])
+    with pytest.raises(ValueError, match=r"such as \[0.5, 0.5, nan"):
+        boxes = torch.tensor([[0.5, 0.5, 0.1, 0.1], [0.5, 0.5, math.nan, 0.1]])
+        model(random_images(1, 64, 64), labels=[{"class_labels": torch.tensor([0, 0]), "boxes": boxes}])
+    for mask, words in ((torch.ones(1, 32, 64), "expected"), (torch.zeros(1, 64, 64), "all padding")):
+        with pytest.raises(ValueError, match=f"pixel_mask .*{words}"):
+            model(random_images(1, 64, 64), pixel_mask=mask.long())
     with pytest.raises(ValueError, match="from 0 to 1"):
         model(random_images(1, 64, 64), labels=[{**one_pixel, "boxes": torch.tensor([[32.0, 32, 10, 10]])}])

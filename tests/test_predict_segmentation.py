@@ -143,7 +143,7 @@ def test_more_than_255_classes(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "model")
     image = picture(75, 50)
     image.save(tmp_path / "image.png")
-    arguments = ("--model", tmp_path / "model", "--task", "semantic-segmentation", "--output_dir", tmp_path / "out")
+    arguments = ("--model", tmp_path / "model", "--output_dir", tmp_path / "out")
     assert predict(monkeypatch, tmp_path / "image.png", *arguments) is None
     with Image.open(tmp_path / "out" / "image.labels.png") as file:
         assert file.mode == "I;16"
@@ -157,7 +157,7 @@ def test_mask2former(tmp_path, monkeypatch):
     Mask2FormerImageProcessor(size={"height": 64, "width": 96}).save_pretrained(tmp_path / "model")
     image = picture(75, 50)
     image.save(tmp_path / "image.png")
-    arguments = ("--model", tmp_path / "model", "--task", "semantic-segmentation", "--output_dir", tmp_path / "out")
+    arguments = ("--model", tmp_path / "model", "--output_dir", tmp_path / "out")
     assert predict(monkeypatch, tmp_path / "image.png", *arguments) is None
     expected = np.zeros((50, 75), dtype=int)
     for segment in pipeline("image-segmentation", model=str(tmp_path / "model"))(image, subtask="semantic"):

@@ -37,6 +37,7 @@ from .drop_path import DropPathSchedule
 from .feed import Batch, Feed
 from .fsdp import prepare_sharded
 from .launch import agree, gather_objects
+from .models import share_buffers
 from .optimizer import make_schedule, parameter_groups
 
 
@@ -214,7 +215,9 @@ def train(
         """Evaluates if it is time, says where the training stands, and saves."""
         shown = ""
         if state["evaluation_due"]:
-            metrics = evaluate((unwrapped if ema is None else ema.module).eval())
+            evaluated = (unwrapped if ema is None else ema.module).eval()
+            share_buffers(accelerator, evaluated)
+            metrics = evaluate(evaluated)
             state["history"].append({"step": state["step"], "epoch": state["epoch"] - 1, **metrics})
             numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
             accelerator.log(numbers, step=state["step"])

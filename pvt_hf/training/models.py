@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
@@ -91,3 +92,13 @@ def synchronize_batch_norm(accelerator: Accelerator, model: PreTrainedModel) -> 
         "process normalises with the statistics of its own batch."
     )
     return model
+
+
+def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """
+    Gives every process the buffers of the main one, whose model is saved: what is evaluated is then what is saved. Each
+    process adds the statistics of its own last batch to a BatchNorm that is not synchronised.
+    """
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))
