@@ -76,7 +76,7 @@ class ScriptArguments:
     eval_shortest_edge: int = field(default=800, metadata={"help": "Length of the shorter side in evaluation."})
     longest_edge: int = field(default=1333, metadata={"help": "Limit of the longer side."})
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability."})
-    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
+    max_bad_share: float = field(default=0.01, metadata={"help": "Largest share of unusable samples, of 100 or more."})
 
 
 def load_model(script: ScriptArguments, class_names: tuple[str, ...]) -> tuple[PreTrainedModel, Any]:

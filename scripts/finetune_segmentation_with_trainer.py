@@ -92,9 +92,12 @@ class ScriptArguments:
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability."})
     photometric: bool = field(default=True, metadata={"help": "Distort brightness, contrast, saturation and hue."})
     eval_size: int = field(
-        default=0, metadata={"help": "Evaluate on images and masks of this side; 0: each at its own size."}
+        default=0,
+        metadata={
+            "help": "Evaluate on images and masks of this side, as several processes have to; 0: at their own size."
+        },
     )
-    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
+    max_bad_share: float = field(default=0.01, metadata={"help": "Largest share of unusable samples, of 100 or more."})
 
 
 class EvaluationTransform:

@@ -67,7 +67,7 @@ class ScriptArguments:
     min_scale: float = field(default=0.35, metadata={"help": "Smallest area share of a random crop; 1 crops nothing."})
     horizontal_flip: float = field(default=0.5, metadata={"help": "Probability."})
     auto_augment: str = field(default="", metadata={"help": "timm policy such as rand-m9-mstd0.5-inc1."})
-    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
+    max_bad_share: float = field(default=0.01, metadata={"help": "Largest share of unusable samples, of 100 or more."})
     lora_rank: int = field(default=0, metadata={"help": "Train LoRA adapters of this rank instead of all weights."})
     lora_targets: str = field(default="query,value", metadata={"help": "Layers that get an adapter."})
 
@@ -121,7 +121,7 @@ class Encode:
                 if bad > self.max_bad_share * max(seen, 100):
                     raise StreamError(
                         f"{bad} of {seen} samples of {self.stream.name} cannot be used, more than the allowed share of "
-                        f"{self.max_bad_share:.2%}. Mend or remove them, or raise max_bad_share."
+                        f"{self.max_bad_share:.2%} (of 100 or more). Mend or remove them, or raise max_bad_share."
                     ) from error
         return {name: [sample[name] for sample in samples] for name in ("pixel_values", "labels")}
 

@@ -265,7 +265,7 @@ class BatchStream(IterableDataset):
             shown = "\n".join(f"  {name}: {reason}" for name, reason in skipped[-5:])
             raise StreamError(
                 f"{position['bad']} of {position['seen']} samples of {self.stream.name} cannot be used, more than the "
-                f"allowed share of {self.max_bad_share:.2%}. The last of them:\n{shown}\n"
+                f"allowed share of {self.max_bad_share:.2%} (of 100 or more). The last of them:\n{shown}\n"
                 "Mend or remove them, or raise max_bad_share."
             )
 

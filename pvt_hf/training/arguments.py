@@ -71,7 +71,7 @@ class TrainingSettings:
     repeated_augmentation: int = field(
         default=1, metadata={"help": "Times that each sample comes, differently augmented, on different processes."}
     )
-    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
+    max_bad_share: float = field(default=0.01, metadata={"help": "Largest share of unusable samples, of 100 or more."})
     seed: int = field(default=0, metadata={"help": "Of weights, order, augmentation."})
     eval_every_epochs: int = field(default=1, metadata={"help": "Evaluate every so many epochs, and at the end."})
     save_every_steps: int = field(default=0, metadata={"help": "Checkpoint every so many steps; 0: after each epoch."})

@@ -35,7 +35,12 @@ class DetectionEvaluationSettings(CheckpointSettings):
         default_factory=list,
         metadata={"help": "Smallest and largest digit in them, in pixels; by default a sixth to a half of the side."},
     )
-    batch_size: int = field(default=1, metadata={"help": "Images per batch and process; small ones are padded."})
+    batch_size: int = field(
+        default=1,
+        metadata={
+            "help": "Images per batch and process; smaller ones are padded, which changes their answers a little."
+        },
+    )
     results: str = field(default="", metadata={"help": "JSON file for the detections, in COCO's results format."})
 
 

@@ -37,7 +37,7 @@ class CheckpointSettings:
         default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
     )
     cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
-    max_bad_share: float = field(default=0.01, metadata={"help": "Stop when more of the samples are unusable."})
+    max_bad_share: float = field(default=0.01, metadata={"help": "Largest share of unusable samples, of 100 or more."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
     output: str = field(default="", metadata={"help": "JSON file for the results."})
 
