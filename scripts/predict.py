@@ -128,7 +128,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help='"cpu", "cuda", "cuda:1" ...')
     arguments = parser.parse_args()
     logging.disable_progress_bar()
-    answer = TASKS[arguments.task or find_task(arguments.model)](arguments)
+    arguments.task = arguments.task or find_task(arguments.model)
+    answer = TASKS[arguments.task](arguments)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     failures = 0
     taken = {Path(file).resolve() for file in arguments.images}  # not to be written over

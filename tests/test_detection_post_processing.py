@@ -131,7 +131,7 @@ def test_only_the_methods_of_the_task(backend):
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(image_processing_pil_detection, "batched_nms", None)
-    with pytest.raises(ImportError, match=r"needs torchvision: pip install 'pvt-hf\[detection\]'"):
+    with pytest.raises(ImportError, match=r"needs torchvision: .pip install torchvision"):
         PvtDetectionImageProcessorPil().post_process_object_detection(detections(1, 5))
 
 

@@ -255,7 +255,7 @@ def test_bad_annotations(processor, monkeypatch):
     with pytest.raises(ValueError, match=r"object 0: got \['bbox'\]; expected a dict with 'bbox' and 'category_id'"):
         processor(image, {"image_id": 1, "annotations": [{"bbox": [0, 0, 1, 1]}]}, do_resize=False)
     monkeypatch.setattr(image_processing_coco, "coco_mask", None)
-    with pytest.raises(ImportError, match=r"pip install 'pvt-hf\[detection\]'"):
+    with pytest.raises(ImportError, match=r"pip install pycocotools"):
         image_processing_coco.segmentation_to_mask(TRIANGLES, 50, 80)
 
 
