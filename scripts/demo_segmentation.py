@@ -22,16 +22,7 @@ from pvt_hf.visualization import class_colors, plot_curves
 
 RECIPE = Path(__file__).parent / "recipes" / "digits_semantic_fpn.yaml"
 # Fewer samples than the recipe has, so that it takes minutes; so few do not mend a backbone that the head's rate spoils
-SHORTER = [
-    "--epochs",
-    "2",
-    "--eval_every_epochs",
-    "2",
-    "--samples_per_epoch",
-    "3600",
-    "--backbone_learning_rate",
-    "1.5e-4",
-]
+SHORTER = "--epochs 2 --eval_every_epochs 2 --samples_per_epoch 3600 --backbone_learning_rate 1.5e-4".split()
 SHOWN = 6
 
 
