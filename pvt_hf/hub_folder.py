@@ -120,7 +120,8 @@ def open_folder(folder: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor
 
     Raises:
         OSError: there is no such folder, or it lacks a file.
-        ValueError: `config.json` names another class than those in `AUTO_CLASSES`; the weights are not complete.
+        ValueError: a JSON file cannot be read or describes no model or processor, `config.json` names another class than
+            those in `AUTO_CLASSES`, or the weights are not complete.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -132,10 +133,9 @@ def open_folder(folder: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor
             f"There is no {IMAGE_PROCESSOR_NAME} in {folder}: save the image processor there, "
             "PvtImageProcessor().save_pretrained(FOLDER) for a classifier."
         )
-    for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME):
-        read_object(folder / name)
+    read_object(folder / IMAGE_PROCESSOR_NAME)  # for its checks
     architecture = read_object(folder / CONFIG_NAME).get("architectures") or ["nothing"]
-    if not isinstance(architecture, list) or architecture[0] not in list(AUTO_CLASSES):
+    if not isinstance(architecture, list) or architecture[0] not in list(AUTO_CLASSES):  # a list: of anything
         raise ValueError(
             f"{folder / CONFIG_NAME} names {architecture!r} as its architecture, expected a list with one of "
             f"{', '.join(AUTO_CLASSES)}."
