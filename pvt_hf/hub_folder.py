@@ -120,8 +120,8 @@ def open_folder(folder: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor
 
     Raises:
         OSError: there is no such folder, or it lacks a file.
-        ValueError: a JSON file cannot be read or describes no model or processor, `config.json` names another class than
-            those in `AUTO_CLASSES`, or the weights are not complete.
+        ValueError: a JSON file cannot be read or describes no model or processor, `config.json` names another class
+            than those in `AUTO_CLASSES`, or the weights are not complete.
     """
     folder = Path(folder)
     if not folder.is_dir():
