@@ -1,5 +1,6 @@
 """Builds the wheel and the source distribution of the package, as they would be published."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,12 @@ def build_distributions(folder: Path) -> tuple[Path, Path]:
     assert process.returncode == 0, process.stdout + process.stderr
     (wheel,), (sdist,) = (folder / "dist").glob("*.whl"), (folder / "dist").glob("*.tar.gz")
     return wheel, sdist
+
+
+def wheel_to_test(folder: Path) -> Path:
+    """The wheel that the variable PVT_HF_WHEEL names, or one built in `folder`."""
+    given = os.environ.get("PVT_HF_WHEEL")
+    return Path(given) if given else build_distributions(folder)[0]
 
 
 def uv(*arguments: object) -> None:

@@ -25,7 +25,7 @@ from transformers import AutoImageProcessor, AutoModel
 import pvt_hf
 
 from .clean_process import REPOSITORY, run_python, without_progress_bars
-from .distributions import build_distributions, uv
+from .distributions import uv, wheel_to_test
 
 
 ENVIRONMENT = REPOSITORY / ".venv-core"
@@ -62,7 +62,7 @@ def install_core(wheel: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def core_python(tmp_path_factory, pytestconfig):
-    wheel, _ = build_distributions(tmp_path_factory.mktemp("sources"))
+    wheel = wheel_to_test(tmp_path_factory.mktemp("sources"))
     with FileLock(pytestconfig.cache.mkdir("core-environment") / "lock"):
         yield install_core(wheel)
 

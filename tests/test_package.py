@@ -6,7 +6,9 @@ checkout is not.
 """
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,7 +21,7 @@ import pytest
 import pvt_hf
 
 from .clean_process import REPOSITORY, run_python
-from .distributions import build_distributions, install_wheel, tracked_files
+from .distributions import build_distributions, install_wheel, tracked_files, uv
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +150,33 @@ def test_the_version_is_in_one_place(installed):
     assert repeated - {"CHANGELOG.md", "constraints.txt"} == {"pvt_hf/__init__.py"}
     headings = re.findall(r"^## (\S+)", texts[Path("CHANGELOG.md")], flags=re.MULTILINE)
     assert headings[0] == version
+
+
+@pytest.mark.slow
+def test_import_and_travel_tests_pass_from_the_wheel(distributions, tmp_path):
+    """
+    In an environment that holds what the wheel asks for, and in the unpacked source distribution without its package:
+    the wheel is all that there is to import.
+    """
+    wheel, sdist = distributions
+    uv("venv", "--python", sys.executable, tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    uv(
+        "pip", "install", "--compile-bytecode", "--python", python, "--constraint", REPOSITORY / "constraints.txt",
+        f"{wheel}[all]", "pytest", "uv",
+    )  # fmt: skip
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.glob("pvt_hf-*")
+    shutil.rmtree(folder / "pvt_hf")
+    files = ["tests/test_travel.py", "tests/test_core_only.py", "tests/test_auto_and_pipelines.py"]
+    process = subprocess.run(
+        [python, "-m", "pytest", "--basetemp", tmp_path / "temporary", *files],
+        cwd=folder,
+        env={**os.environ, "PVT_HF_WHEEL": str(wheel)},
+        capture_output=True,
+        text=True,
+    )
+    last_line = process.stdout.splitlines()[-1]
+    assert process.returncode == 0 and re.search(r"= \d+ passed.* in ", last_line), process.stdout + process.stderr
+    assert "skipped" not in last_line, process.stdout
