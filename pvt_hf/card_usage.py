@@ -18,7 +18,7 @@ class Kind:
         size_rule: what the image processor does about the stride of the model, after resizing.
         paper: where the head comes from; "" for a model without one.
         in_plain_transformers: whether Transformers has a class of its own that reads the checkpoint.
-        with_own_code: whether `usage` works with the code of a repository, too.
+        usage_of_code: as `usage`, with the code of a repository; "" where that is the same.
         requires: what that takes beside Transformers' own requirements.
     """
 
@@ -28,7 +28,7 @@ class Kind:
     size_rule: str = ""
     paper: str = ""
     in_plain_transformers: bool = False
-    with_own_code: bool = True
+    usage_of_code: str = ""
     requires: str = ""
 
 
@@ -75,6 +75,15 @@ backbone = PvtBackbone.from_pretrained("{repo_id}", out_features=["stage1", "sta
 feature_maps = backbone(torch.randn(1, 3, 320, 480)).feature_maps  # at strides 4, 8, 16 and 32
 print([tuple(feature_map.shape) for feature_map in feature_maps])"""
 
+_AUTO_BACKBONE = """import torch
+from transformers import AutoBackbone
+
+backbone = AutoBackbone.from_pretrained(
+    "{repo_id}", out_features=["stage1", "stage2", "stage3", "stage4"]{remote}
+)
+feature_maps = backbone(torch.randn(1, 3, 320, 480)).feature_maps  # at strides 4, 8, 16 and 32
+print([tuple(feature_map.shape) for feature_map in feature_maps])"""
+
 _ALIGNED = "then both sides up to the next multiple of 32, by resizing"
 _PADDED = "then zeros at the right and below, up to the largest image of the batch and a multiple of 32"
 
@@ -83,7 +92,7 @@ KINDS = {
         "image-classification", "image classifier", _CLASSIFY, in_plain_transformers=True
     ),
     "PvtModel": Kind("image-feature-extraction", "feature extractor", _FEATURES, in_plain_transformers=True),
-    "PvtBackbone": Kind("image-feature-extraction", "backbone", BACKBONE_USAGE, with_own_code=False),
+    "PvtBackbone": Kind("image-feature-extraction", "backbone", BACKBONE_USAGE, usage_of_code=_AUTO_BACKBONE),
     "SemanticFpnForSemanticSegmentation": Kind(
         "image-segmentation", "semantic segmenter", _SEGMENT, _ALIGNED,
         "[Semantic FPN](https://arxiv.org/abs/1901.02446)",
@@ -116,7 +125,8 @@ def usage_section(kind: Kind, repo_id: str, config: Any, with_code: bool | None 
     """
 
     def python(package: str = "", remote: str = "") -> str:
-        return f"```python\n{kind.usage.format(package=package, repo_id=repo_id, remote=remote)}\n```"
+        usage = (remote and kind.usage_of_code) or kind.usage
+        return f"```python\n{usage.format(package=package, repo_id=repo_id, remote=remote)}\n```"
 
     parts = ["## Usage"]
     if kind.in_plain_transformers and isinstance(config.image_size, int):
@@ -130,7 +140,7 @@ def usage_section(kind: Kind, repo_id: str, config: Any, with_code: bool | None 
         "**With the package `pvt_hf` installed**:",
         python(package="" if "pvt_hf" in kind.usage else "import pvt_hf\n"),
     ]
-    if kind.with_own_code and with_code is not False:
+    if with_code is not False:
         known = "" if with_code else ", if it was pushed with its code (`modeling_pvt.py` is among the files)"
         needed = f" (but {kind.requires})" if kind.requires else ""
         parts += [

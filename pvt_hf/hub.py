@@ -91,8 +91,8 @@ def push(
         ConnectionError: offline mode, no connection, or the Hub failed.
     """
     check_repo_id(repo_id)
-    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
-        raise ValueError(f"revision {revision} is a commit, which cannot be added to: give the name of a branch.")
+    if revision is not None and re.fullmatch("[0-9a-f]{40}|", revision):
+        raise ValueError(f"revision {revision!r} is a commit or nothing, and cannot be added to: give a branch's name.")
     if not dry_run:
         token = check_target(repo_id, token)
     with tempfile.TemporaryDirectory() as folder:
@@ -188,8 +188,8 @@ def check_target(repo_id: str, token: str | None = None) -> str:
     check_repo_id(repo_id)
     if is_offline_mode():
         raise ConnectionError(f"HF_HUB_OFFLINE is set, so nothing goes to {repo_id}: unset it, or try a dry run.")
-    token = token or get_token()
-    if token is None:
+    token = token.strip() if token else get_token()  # as the client does with its own: a newline is no part of it
+    if not token:
         raise PermissionError(
             f"There is no token, and the Hub takes {repo_id} from known users only: run `hf auth login`, or set "
             "HF_TOKEN to a token with write access."

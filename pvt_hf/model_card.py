@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ def _millions(model: PreTrainedModel) -> str:
 
 
 def _classes(config: Any) -> str:
-    names = [one_line(config.id2label[label]) for label in range(config.num_labels)]
+    names = [re.sub(r"([\[`*])", r"\\\1", one_line(config.id2label[label])) for label in range(config.num_labels)]
     shown = "; ".join(names[:MAX_NAMES])
     more = f"; and {len(names) - MAX_NAMES} more (`id2label` in `config.json`)" if len(names) > MAX_NAMES else ""
     return f"## Classes\n\n{len(names)} classes: {shown}{more}."

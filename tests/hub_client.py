@@ -9,9 +9,11 @@ FOLDER/jobs.json says what to open; results go to FOLDER/MODE.safetensors and FO
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import torch
 import transformers
@@ -108,6 +110,10 @@ def main(mode: str, root: Path) -> None:
                 backbone = transformers.AutoBackbone.from_config(config, **remote)
                 maps = backbone(torch.zeros(1, 3, 64, 64)).feature_maps
                 facts[f"{kind}/from_config"] = [type(backbone).__name__, [list(one.shape) for one in maps]]
+        card = huggingface_hub.hf_hub_download(work["jobs"]["backbone"]["repo"], "README.md")
+        for code in re.findall(r"^```python\n(.*?)^```$", Path(card).read_text(), re.MULTILINE | re.DOTALL):
+            if "trust_remote_code=True" in code:  # tests/test_card_usage.py runs what does not need the Hub
+                exec(code, {"print": lambda shapes: facts.update(card=shapes)})
         facts["imported"] = sorted(name for name in sys.modules if name.startswith("transformers_modules."))
     save_file(tensors, root / f"{mode}.safetensors")
     (root / f"{mode}.json").write_text(json.dumps(facts))

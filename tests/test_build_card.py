@@ -79,9 +79,8 @@ def test_a_card_without_files_has_no_figures(name, models, tmp_path):
     card = build_card(model, processor, repo_id="me/mine")
     metadata = assert_valid(card, tmp_path)
     remote = {known: str(build_card(model, processor, repo_id="me/mine", with_code=known)) for known in (True, False)}
-    has_usage = name != "PvtBackbone"  # AutoBackbone of a Hub id is not among the usage
-    assert ("trust_remote_code" in remote[True]) == has_usage and "trust_remote_code" not in remote[False]
-    assert "if it was pushed" not in remote[True] and ("if it was pushed" in str(card)) == has_usage
+    assert "trust_remote_code" in remote[True] and "trust_remote_code" not in remote[False]
+    assert "if it was pushed" not in remote[True] and "if it was pushed" in str(card)
     assert ("(but torchvision)" in remote[True]) == (name.startswith(("RetinaNet", "MaskRcnn")))
     assert not {"model-index", "metrics", "datasets", "base_model", "model_name"} & set(metadata)
     text = str(card)
@@ -215,10 +214,10 @@ def test_a_converted_model_tells_its_origin(tmp_path):
 
 
 def test_hostile_names_stay_in_their_line():
-    names = {0: "a|b", 1: "c\n---\n# Title", 2: "<script>x</script>", 3: "d", 4: "e"}
+    names = {0: "a|b", 1: "c\n---\n# Title", 2: "<script>x</script>", 3: "[d](http://e)", 4: "`*e"}
     model = pvt_hf.PvtForImageClassification(tiny_pvt_config(id2label=names))
     text = str(build_card(model, None, repo_id="me/mine"))
-    assert "5 classes: a\\|b; c --- # Title; &lt;script>x&lt;/script>; d; e." in text
+    assert "5 classes: a\\|b; c --- # Title; &lt;script>x&lt;/script>; \\[d](http://e); \\`\\*e." in text
     assert text.count("\n---\n") == 1 and "\n# Title" not in text
     many = pvt_hf.PvtForImageClassification(tiny_pvt_config(num_labels=1000))
     assert "LABEL_199; and 800 more (`id2label` in `config.json`)" in str(build_card(many, None, repo_id="me/mine"))

@@ -82,6 +82,8 @@ def answers(models, tmp_path_factory):
     for model_class, repo_id, text in cards:
         for code in code_blocks(text, "python"):
             assert repo_id in code
+            if "AutoBackbone" in code:  # which asks the Hub: tests/test_hub.py runs it there
+                continue
             way = "code" if "trust_remote_code" in code else "package" if "pvt_hf" in code else "native"
             way += " backbone" if "PvtBackbone" in code else ""
             code = code.replace(repo_id, str(root / model_class)).replace("photo.jpg", str(root / "photo.jpg"))

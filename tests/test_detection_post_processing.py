@@ -24,7 +24,7 @@ from pvt_hf.image_processing_pil_detection import PvtDetectionImageProcessorPil
 from pvt_hf.image_processing_pil_detr import PvtDetrImageProcessorPil
 from pvt_hf.image_processing_pil_instance import PvtInstanceImageProcessorPil
 
-from .test_image_processing import noise
+from .image_processing_cases import noise
 
 
 BACKENDS = {"pil": PvtDetectionImageProcessorPil, "torchvision": PvtDetectionImageProcessor}

@@ -234,6 +234,10 @@ def test_a_repository_holds_the_code_that_is_used(root, hub, home, stranger):
         assert sorted(path.name for path in Path(job["folder"]).glob("*.py")) == code
 
 
+def test_the_card_of_a_backbone_shows_how_strangers_open_it(stranger):
+    assert stranger["facts"]["card"] == [[1, 16, 80, 120], [1, 32, 40, 60], [1, 80, 20, 30], [1, 128, 10, 15]]
+
+
 def test_a_push_is_one_commit(hub, root):
     repository = hub.repositories["org/pvt-semantic_fpn.v1"]
     assert list(repository.titles.values()) == ["initial commit", "Upload model"] and not repository.private

@@ -52,7 +52,7 @@ def test_what_is_no_longer_needed_goes(hub, client):
     assert len(repository.commits) == 4
 
     hub.uploaded.clear()
-    again = push(model, processor, repo, token=TOKEN, with_code=False)  # nothing is new
+    again = push(model, processor, repo, token=f"{TOKEN}\n", with_code=False)  # nothing is new
     assert len(repository.commits) == 4 and again.url.endswith(repository.branches["main"]) and not hub.uploaded
 
 
@@ -111,6 +111,7 @@ ERRORS = {  # repository, options, statuses by path: the kind of error and a wor
     "an address": ("https://huggingface.co/a/b", {}, {}, ValueError, "org/name"),
     "a space": ("org/my model", {}, {}, ValueError, "org/name"),
     "a commit": ("org/x", {"revision": "0" * 40}, {}, ValueError, "branch"),
+    "an empty branch": ("org/x", {"revision": ""}, {}, ValueError, "branch"),
     "no token": ("org/x", {"token": None}, {}, PermissionError, "hf auth login"),
     "unknown token": ("org/x", {"token": "hf_wrong"}, {}, PermissionError, "does not accept"),
     "of another": ("another/x", {}, {}, PermissionError, "another"),

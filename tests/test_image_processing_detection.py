@@ -25,7 +25,7 @@ from pvt_hf.image_processing_pil_detr import PvtDetrImageProcessorPil
 from pvt_hf.image_processing_pil_instance import PvtInstanceImageProcessorPil
 
 from .clean_process import run_python
-from .test_image_processing import FP32, MEAN, STD, TWO_LEVELS, encode, mode_examples, noise
+from .image_processing_cases import FP32, MEAN, STD, TWO_LEVELS, encode, mode_examples, noise
 from .test_image_processing_semantic import half_up
 
 

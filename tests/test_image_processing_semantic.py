@@ -23,7 +23,7 @@ from pvt_hf.image_processing_pil_semantic import PvtSemanticImageProcessorPil
 from pvt_hf.image_processing_semantic import PvtSemanticImageProcessor
 
 from .clean_process import run_python
-from .test_image_processing import FP32, MEAN, STD, encode, mode_examples, noise
+from .image_processing_cases import FP32, MEAN, STD, encode, mode_examples, noise
 
 
 BACKENDS = {"pil": PvtSemanticImageProcessorPil, "torchvision": PvtSemanticImageProcessor}
