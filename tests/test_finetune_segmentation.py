@@ -22,6 +22,7 @@ from pvt_hf.training.segmentation_checkpoint_evaluation import SegmentationEvalu
 from pvt_hf.training.segmentation_checkpoint_evaluation import run as evaluate_checkpoint
 
 from .common import tiny_pvt_config
+from .warm_processes import run as launch
 
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -56,17 +57,35 @@ def pictures(tmp_path_factory):
     return root
 
 
-def run(script, model: Path, pictures: Path, output: Path, *more: object) -> dict:
+def arguments(model: Path, pictures: Path, output: Path, *more: object) -> list[str]:
     sizes = ["--shortest_edge", 64, "--longest_edge", 96, "--crop_size", 64, "--min_scale", 1, "--max_scale", 1]
     given = ["--model", model, "--dataset", pictures, "--output_dir", output, "--max_bad_share", 0.05, "--use_cpu"]
-    return script.main(*script.parse_arguments([*map(str, (*given, *sizes, *more)), "--disable_tqdm", "True"]))
+    return [*map(str, (*given, *sizes, *more)), "--disable_tqdm", "True"]
+
+
+def run(script, *given: object) -> dict:
+    return script.main(*script.parse_arguments(arguments(*given)))
+
+
+def save_classifier(folder: Path) -> Path:
+    torch.manual_seed(0)
+    PvtForImageClassification(tiny_pvt_config(depths=[1, 1, 1, 1])).save_pretrained(folder)
+    PvtImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def evaluate(model: Path, pictures: Path) -> dict:
+    """By the engine's own evaluation, at the images' own sizes."""
+    return evaluate_checkpoint(
+        SegmentationEvaluationSettings(
+            model=str(model), dataset=str(pictures), class_names="sky,sand,grass", cpu=True, num_workers=0,
+            max_bad_share=0.05,
+        )
+    )["results"]  # fmt: skip
 
 
 def test_a_new_head_then_other_classes(script, pictures, tmp_path, capsys):
-    base, out = tmp_path / "base", tmp_path / "out"
-    torch.manual_seed(0)
-    PvtForImageClassification(tiny_pvt_config(depths=[1, 1, 1, 1])).save_pretrained(base)
-    PvtImageProcessor().save_pretrained(base)
+    base, out = save_classifier(tmp_path / "base"), tmp_path / "out"
     metrics = run(
         script, base, pictures, out, "--class_names", "sky,sand,grass", "--max_steps", 24, "--learning_rate", 2e-3,
         "--per_device_train_batch_size", 4, "--eval_steps", 8, "--save_steps", 8, "--save_total_limit", 3,
@@ -90,13 +109,7 @@ def test_a_new_head_then_other_classes(script, pictures, tmp_path, capsys):
     assert type(reloaded) is SemanticFpnForSemanticSegmentation
     assert reloaded.config.id2label == {0: "sky", 1: "sand", 2: "grass"}
     assert AutoImageProcessor.from_pretrained(out).size["shortest_edge"] == 64
-    # The engine's own evaluation, at the images' own sizes: the same integers
-    again = evaluate_checkpoint(
-        SegmentationEvaluationSettings(
-            model=str(out), dataset=str(pictures), class_names="sky,sand,grass", cpu=True, num_workers=0,
-            max_bad_share=0.05,
-        )
-    )["results"]  # fmt: skip
+    again = evaluate(out, pictures)  # the same integers
     assert again["classes"] == metrics["eval_classes"]
     assert again["classes"] == json.loads((out / "all_results.json").read_text())["eval_classes"]
     assert metrics["eval_mean_iou"] == again["mean_iou"]
@@ -113,3 +126,25 @@ def test_a_new_head_then_other_classes(script, pictures, tmp_path, capsys):
     assert model.head.classifier.out_channels == 5
     with pytest.raises(ValueError, match="--per_device_eval_batch_size 1, or on images of one size, --eval_size"):
         run(script, out, pictures, tmp_path / "uneven", *more, "--per_device_eval_batch_size", 3)
+
+
+def test_two_processes_evaluate_the_model_that_is_saved(pictures, tmp_path):
+    """Each has BatchNorm's statistics of its own images; those of the main process are saved."""
+    square, out = tmp_path / "square", tmp_path / "out"
+    for file in pictures.rglob("*.png"):
+        target = square / file.relative_to(pictures)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).resize((64, 64), Image.Resampling.NEAREST).save(target)
+    more = arguments(
+        save_classifier(tmp_path / "base"), square, out, "--class_names", "sky,sand,grass", "--max_steps", 4,
+        "--learning_rate", 2e-3, "--per_device_train_batch_size", 2, "--eval_steps", 2, "--save_steps", 2,
+        "--eval_size", 64, "--load_best_model_at_end", False,
+    )  # fmt: skip
+    launch([SCRIPTS / "finetune_segmentation_with_trainer.py", *more], 2)
+    state = json.loads((out / "trainer_state.json").read_text())
+    logged = {entry["step"]: entry["eval_mean_iou"] for entry in state["log_history"] if "eval_mean_iou" in entry}
+    assert logged.keys() == {2, 4} and 0 < logged[2] != logged[4]
+    for step, mean_iou in logged.items():
+        checkpoint = out / f"checkpoint-{step}"
+        AutoImageProcessor.from_pretrained(out).save_pretrained(checkpoint)
+        assert evaluate(checkpoint, square)["mean_iou"] == pytest.approx(mean_iou, abs=1e-12)
