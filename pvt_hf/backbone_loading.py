@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 from transformers.backbone_utils import BackboneMixin
@@ -64,9 +65,9 @@ def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwa
         A [`BackboneLoadReport`]. PVT position tables are resized if the checkpoint was built for another image size.
 
     Raises:
-        ValueError: `model` has no backbone or several; the checkpoint is of another model type, or its configuration is
-            of a PVT with other numbers of heads (tensors do not show them); nothing in it matches the backbone; or a
-            tensor other than a position table has another shape.
+        ValueError: `model` has no backbone or several; the checkpoint cannot be read, or is of another model type, or
+            of a PVT whose configuration has other numbers of heads (tensors do not show them); nothing in it matches
+            the backbone; or a tensor other than a position table has another shape.
         OSError: there is no such checkpoint.
 
         `model` is then unchanged.
@@ -136,6 +137,8 @@ def _load_source(
     backbone: PreTrainedModel, checkpoint: str | Path, hub_kwargs: dict
 ) -> tuple[PreTrainedModel, list[str]]:
     """A model with the backbone's parameter names at the checkpoint's own size, and the names it has no use for."""
+    if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).exists():
+        raise FileNotFoundError(f"There is no {checkpoint} to start from: give a file, folder or Hub id.")
     if Path(checkpoint).is_file():
         model = load_official_checkpoint(checkpoint)
         if isinstance(model, PvtForImageClassification):
@@ -162,6 +165,8 @@ def _load_source(
     logging.set_verbosity_error()
     try:
         source, info = source_class.from_pretrained(checkpoint, config=config, output_loading_info=True, **hub_kwargs)
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {checkpoint} cannot be read: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
     for name in info["missing_keys"]:

@@ -183,10 +183,11 @@ CITATION = """## Citation
 def relation_section(kind: Kind) -> str:
     """How the model stands to the official code and to Transformers."""
     native = (
-        "Transformers has a class for this checkpoint, too: the names of the tensors and the fields of `config.json` "
-        "are its own. It works at the size of construction only, and gives no feature maps."
+        "Transformers has a class for this checkpoint, too: the names of the tensors are its own, and it ignores the "
+        "fields of `config.json` that it does not know. It works at the size of construction only, and gives no "
+        "feature maps."
         if kind.in_plain_transformers
-        else "Transformers' own PVT is a classifier and gives no feature maps, so that it cannot open this checkpoint."
+        else "Transformers' own PVT is a classifier and gives no feature maps: it is of no use for this checkpoint."
     )
     return (
         "## Relation to other code\n\n"

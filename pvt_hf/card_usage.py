@@ -115,12 +115,14 @@ KINDS = {
 }  # fmt: skip
 
 
-def usage_section(kind: Kind, repo_id: str, config: Any, with_code: bool | None = None) -> str:
+def usage_section(kind: Kind, repo_id: str, config: Any, processor: Any, with_code: bool | None = None) -> str:
     """
     The ways to load the model that there are for its class.
 
     Args:
         config: of the backbone, or of the model if it has none.
+        processor: the image processor, or None. Transformers' own class takes images of the size of construction only,
+            and is left out where this does not bring them to it.
         with_code: whether the repository has the code; None if that is not known.
     """
 
@@ -129,7 +131,7 @@ def usage_section(kind: Kind, repo_id: str, config: Any, with_code: bool | None 
         return f"```python\n{usage.format(package=package, repo_id=repo_id, remote=remote)}\n```"
 
     parts = ["## Usage"]
-    if kind.in_plain_transformers and isinstance(config.image_size, int):
+    if kind.in_plain_transformers and _output_size(processor) == (config.image_size, config.image_size):
         parts += [
             "**With Transformers alone.** Its own class takes images of the size of construction, "
             f"{config.image_size}x{config.image_size}, to which the image processor brings every photograph. It has "
@@ -154,3 +156,11 @@ def usage_section(kind: Kind, repo_id: str, config: Any, with_code: bool | None 
             f"```python\n{BACKBONE_USAGE.format(repo_id=repo_id)}\n```",
         ]
     return "\n\n".join(parts)
+
+
+def _output_size(processor: Any) -> tuple[int, int] | None:
+    """(height, width) of what an image processor gives for any image; None if that depends on the image."""
+    settings = processor.to_dict() if processor is not None else {}
+    crops = settings.get("do_center_crop")
+    size = (settings.get("crop_size") if crops else settings.get("do_resize") and settings.get("size")) or {}
+    return (size["height"], size["width"]) if {"height", "width"} <= size.keys() else None

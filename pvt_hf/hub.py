@@ -91,8 +91,8 @@ def push(
         ConnectionError: offline mode, no connection, or the Hub failed.
     """
     check_repo_id(repo_id)
-    if revision is not None and re.fullmatch("[0-9a-f]{40}|", revision):
-        raise ValueError(f"revision {revision!r} is a commit or nothing, and cannot be added to: give a branch's name.")
+    if revision is not None and (re.fullmatch("[0-9a-f]{40}", revision) or not re.fullmatch(r"[\w./-]+", revision)):
+        raise ValueError(f"revision {revision!r} is a commit or no name, and cannot be added to: give a branch's name.")
     if not dry_run:
         token = check_target(repo_id, token)
     with tempfile.TemporaryDirectory() as folder:

@@ -165,7 +165,9 @@ def open_folder(folder: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The content of a JSON file that has to hold an object. Raises a ValueError if it does not."""
+    """The content of a JSON file that has to hold an object. FileNotFoundError, or a ValueError if it does not."""
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no JSON file {file}.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not text

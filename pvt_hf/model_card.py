@@ -111,7 +111,7 @@ def build_card(
     parts = [
         f"# {repo_id.rsplit('/', 1)[-1]}",
         _summary(model, kind, backbone),
-        usage_section(kind, repo_id, backbone, with_code),
+        usage_section(kind, repo_id, backbone, processor, with_code),
         _classes(config) if kind.task != "image-feature-extraction" else "",
         preprocessing_section(kind, processor),
         _training(run, training_data, starts) if run is not None and training_data is not None else "",
@@ -237,7 +237,7 @@ def _training(run: Mapping[str, Any], data: tuple[str, str | None], starts: list
         [
             "## Training",
             table(("", ""), facts),
-            "Settings; what is off (0, or empty) is left out:",
+            "Settings; what is off (0, or empty) is left out, and so is what does not change the result:",
             table(("setting", "value"), used),
             "Energy and emissions were not measured.",
         ]

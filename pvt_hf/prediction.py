@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import Pipeline, PreTrainedConfig, pipeline
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, logging
 
 
 # The pipeline that opens a model of the task, and the method that its processor has to have
@@ -53,13 +55,18 @@ def open_pipeline(task: str, model: str, **options: Any) -> Pipeline:
         options: of `transformers.pipeline`, such as `device`.
 
     Raises:
-        ValueError: it cannot be opened, or another kind of model comes of it.
+        ValueError: it cannot be opened, another kind of model comes of it, or it lacks weights.
     """
     kind, method = TASKS[task]
+    folder = Path(model)
+    if folder.is_dir() and not any((folder / name).is_file() for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
+        raise ValueError(
+            f"Cannot load {model}: it has no {IMAGE_PROCESSOR_NAME}. Save the model's image processor there."
+        )
     try:
         opened = pipeline(kind, model=model, **options)  # type: ignore[call-overload]  # by kind, of literals
-    except (OSError, ValueError) as error:
-        source = "the folder" if Path(model).is_dir() else "no such folder here, and as a Hub id it"
+    except (OSError, ValueError, SafetensorError) as error:
+        source = "the folder" if folder.is_dir() else "no such folder here, and as a Hub id it"
         lines = str(error).splitlines()
         # Where `pipeline` tried several classes, it quotes the traceback of each
         reason = next((line for line in lines if re.match(r"[\w.]*Error: ", line)), lines[0])
@@ -69,7 +76,24 @@ def open_pipeline(task: str, model: str, **options: Any) -> Pipeline:
     # two kinds of models
     if method and not hasattr(processor, method) or task.endswith("segmentation") and "Segmentation" not in name:
         raise ValueError(f"{model} holds a {name} with a {type(processor).__name__}: no {task} comes of it.")
+    missing = _missing_weights(opened.model, model, options.get("model_kwargs", {}))
+    if missing:
+        raise ValueError(
+            f"Cannot load {model}: it is no trained {name}, without weights for {', '.join(missing[:4])}"
+            f"{' ...' * (len(missing) > 4)}."
+        )
     return opened
+
+
+def _missing_weights(opened: Any, model: str, options: dict[str, Any]) -> list[str]:
+    """What is random in `opened`. A pipeline does not tell: the checkpoint is read a second time."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        _, loaded = type(opened).from_pretrained(model, config=opened.config, output_loading_info=True, **options)
+    finally:
+        logging.set_verbosity(verbosity)
+    return sorted(loaded["missing_keys"])
 
 
 def label_map(segmenter: Pipeline, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -67,6 +67,7 @@ def build_published_card(
     """
     kind = KINDS[published.model_class]
     recipe = (repository / RECIPES / published.recipe).read_text(encoding="utf-8")
+    processor = _processor(published, yaml.safe_load(recipe))
     data, repo_id = published.data, f"{ORGANISATION}/{published.name}"
     first = published.results[0]
     ours = evaluation_figures(evaluation, published.model_class) if evaluation is not None else []
@@ -89,11 +90,11 @@ def build_published_card(
         f"# {published.title}",
         _description(published),
         _facts(published),
-        usage_section(kind, repo_id, get_config(published.variant)),
+        usage_section(kind, repo_id, get_config(published.variant), processor),
         f"## Intended use\n\n{intended}",
         limits_section(get_config(published.variant)),
         _training_data(published),
-        preprocessing_section(kind, _processor(published, yaml.safe_load(recipe))),
+        preprocessing_section(kind, processor),
         _training(published, recipe),
         _evaluation(published, ours, evaluation),
         _environment(published),

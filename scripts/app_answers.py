@@ -45,6 +45,8 @@ def open_checkpoint(name: str, trust_remote_code: bool) -> Checkpoint:
     source = Path(name).expanduser()
     if source.is_dir() and not (source / "config.json").is_file():
         raise Problem(f"The folder {name} has no config.json: it is not what save_pretrained writes.")
+    if name.startswith((".", "/", "~")) and not source.exists():
+        raise Problem(f"There is no folder {name}.")
     if source.is_file():
         raise Problem(f"{name} is a file: name the folder that save_pretrained wrote.")
     model = str(source) if source.is_dir() else name

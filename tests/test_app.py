@@ -77,6 +77,12 @@ def files(tmp_path_factory):
     torch.save(KINDS["classifier"].model().state_dict(), folder / "pickled" / "pytorch_model.bin")
     shutil.copytree(folder / "classifier", folder / "broken")
     (folder / "broken" / "model.safetensors").write_bytes(b"\xff" * 1000)
+    shutil.copytree(folder / "classifier", folder / "deeper")
+    config = json.loads((folder / "deeper" / "config.json").read_text())
+    config["depths"][0] += 1
+    (folder / "deeper" / "config.json").write_text(json.dumps(config))
+    shutil.copytree(folder / "classifier", folder / "unprepared")
+    (folder / "unprepared" / "preprocessor_config.json").unlink()
     (folder / "coded").mkdir()
     code = f"open({str(folder / 'was_run')!r}, 'w')\nfrom transformers import PreTrainedConfig as Code"
     (folder / "coded" / "code.py").write_text(code)
@@ -294,7 +300,10 @@ def test_checkpoints_that_are_none(page, files):
         (files / "nothing", "has no config.json"),
         (files / "photo.png", "is a file"),
         (files / "pickled", "model.safetensors"),
-        (files / "broken", f"Cannot load {files / 'broken'}: Error while deserializing"),
+        (files / "absent", f"There is no folder {files / 'absent'}."),
+        (files / "broken", "Error while deserializing"),
+        (files / "deeper", "it is no trained PvtForImageClassification, without weights for pvt."),
+        (files / "unprepared", f"Cannot load {files / 'unprepared'}: it has no preprocessor_config.json"),
         (files / "coded", "runs only if the page was started with --trust_remote_code"),
         (files / "backbone", "holds a PvtBackbone"),
     ):

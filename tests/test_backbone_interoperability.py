@@ -10,6 +10,7 @@ with feature maps that the official code computed.
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -477,7 +478,8 @@ def two_backbones():
             ValueError,
             ["(1, 256, 16)", "(1, 256, 32)", "load_official_checkpoint"],
         ),
-        (make_backbone, "absent", OSError, ["absent"]),
+        (make_backbone, "absent", OSError, ["There is no", "absent"]),
+        (make_backbone, "broken", ValueError, ["The weights of", "broken", "header"]),
         (make_backbone, "no-weights", OSError, ["no-weights"]),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -497,6 +499,9 @@ def test_errors_leave_the_model_unchanged(make, checkpoint, error, words, folder
     elif checkpoint == "renamed-resnet":
         resnet_folder(tmp_path / "source")
         rename_keys(tmp_path / "source", path, "module.")
+    elif checkpoint == "broken":
+        shutil.copytree(folder, path)
+        (path / "model.safetensors").write_bytes(b"\xff" * 1000)
     elif checkpoint == "no-weights":
         tiny_pvt_config().save_pretrained(path)
     model = make()

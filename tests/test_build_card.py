@@ -97,6 +97,12 @@ def test_a_card_without_files_has_no_figures(name, models, tmp_path):
         assert "6 classes: " in text
 
 
+def test_transformers_alone_needs_images_of_the_size_of_construction(models):
+    model, processor = models["PvtForImageClassification"]
+    for given, is_shown in ((processor, True), (pvt_hf.PvtImageProcessor(), False), (None, False)):
+        assert ("With Transformers alone" in str(build_card(model, given, repo_id="me/mine"))) == is_shown
+
+
 def test_a_processor_of_transformers(models):
     """The size rule of our own is not told of it."""
     processor = SegformerImageProcessor(size={"height": 64, "width": 96}, do_reduce_labels=True)

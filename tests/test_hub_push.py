@@ -112,6 +112,7 @@ ERRORS = {  # repository, options, statuses by path: the kind of error and a wor
     "a space": ("org/my model", {}, {}, ValueError, "org/name"),
     "a commit": ("org/x", {"revision": "0" * 40}, {}, ValueError, "branch"),
     "an empty branch": ("org/x", {"revision": ""}, {}, ValueError, "branch"),
+    "a branch of two words": ("org/x", {"revision": "my branch"}, {}, ValueError, "branch"),
     "no token": ("org/x", {"token": None}, {}, PermissionError, "hf auth login"),
     "unknown token": ("org/x", {"token": "hf_wrong"}, {}, PermissionError, "does not accept"),
     "of another": ("another/x", {}, {}, PermissionError, "another"),

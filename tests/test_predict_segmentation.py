@@ -7,6 +7,7 @@ are the blend, legends of the classes that are there, and files that get in nobo
 
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from transformers import Mask2FormerImageProcessor, pipeline
 from pvt_hf import (
     PvtForImageClassification,
     PvtImageProcessor,
+    PvtModel,
     PvtSemanticImageProcessor,
     SemanticFpnConfig,
     SemanticFpnForSemanticSegmentation,
@@ -189,6 +191,21 @@ def test_a_classifier_and_the_default_task(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
     assert predict(monkeypatch, *arguments) is None
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.classes.png"]
+
+
+def test_checkpoints_that_are_not_complete(tmp_path, monkeypatch):
+    picture(40, 40).save(tmp_path / "a.png")
+    PvtModel(tiny_pvt_config()).save_pretrained(tmp_path / "headless")
+    PvtImageProcessor(size=64, crop_size=64).save_pretrained(tmp_path / "headless")
+    shutil.copytree(tmp_path / "headless", tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"\xff" * 1000)
+    for name, words in (
+        ("headless", "it is no trained PvtForImageClassification, without weights for classifier.bias"),
+        ("broken", "the folder gave: Error while deserializing"),
+    ):
+        end = predict(monkeypatch, tmp_path / "a.png", "--model", tmp_path / name, "--output_dir", tmp_path / "out")
+        assert end.startswith(f"Cannot load {tmp_path / name}") and words in end
+    assert not (tmp_path / "out").exists()
 
 
 def test_colors_differ_and_stay():

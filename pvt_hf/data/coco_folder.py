@@ -73,7 +73,7 @@ def find_coco_folder(folder: Path, split: str) -> tuple[Path, list[Path]] | None
         raise FileNotFoundError(
             f"{folder} is not divided into splits, so it has no {split!r}: expected annotations/instances_SPLIT.json "
             "and a folder SPLIT of images, or SPLIT/annotations.json beside images; or hold out a share of the "
-            "training images."
+            "images in training."
         )
     return found, [root / "images", root, folder]
 

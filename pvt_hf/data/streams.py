@@ -192,7 +192,7 @@ def _open_folder(folder: Path, split: str) -> tuple[datasets.IterableDataset, in
     if root is folder and split != "train":
         raise FileNotFoundError(
             f"{folder} is not divided into splits, so it has no {split!r}: make folders "
-            f"{folder / 'train'} and {folder / split}, or hold out a share of the training images."
+            f"{folder / 'train'} and {folder / split}, or hold out a share of the images in training."
         )
     return _open_image_folder(root)
 

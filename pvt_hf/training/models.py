@@ -43,13 +43,9 @@ def open_trained_model(
 
 def start_backbone(accelerator: Accelerator, model: PreTrainedModel, checkpoint: str) -> None:
     """
-    Puts a classifier's weights into the model's backbone, and prints what was used.
-
-    Raises:
-        FileNotFoundError: a path that is not there; and what [`pvt_hf.load_pretrained_backbone`] raises.
+    Puts a classifier's weights into the model's backbone, and prints what was used. Raises what
+    [`pvt_hf.load_pretrained_backbone`] does.
     """
-    if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).exists():
-        raise FileNotFoundError(f"There is no {checkpoint} to start from: give a file, folder or Hub id.")
     accelerator.print(f"Backbone from {checkpoint}: {load_pretrained_backbone(model, checkpoint)}")
 
 
