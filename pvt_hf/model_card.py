@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel
@@ -56,7 +58,7 @@ def build_card(
         processor: its image processor, or None.
         repo_id: `org/name`.
         run: content of the `run.json` that a training leaves. Paths in it do not get into the card.
-        evaluation: content of an evaluation script's `--output`, of this model.
+        evaluation: content of an evaluation script's `--output`, of this model with these weights.
         conversion: content of the `conversion.json` that [`pvt_hf.conversion_output.convert_checkpoint`] writes.
         license: of the weights, by the Hub's identifier; by default that of the official release for a `conversion` of
             a file that was downloaded from there, and none otherwise: that is for their author to say.
@@ -84,7 +86,7 @@ def build_card(
         source, figures = "the training's own evaluation", run_figures(run)
         images = run["metrics"].get("eval_samples")
     if evaluation is not None:
-        source, figures = "an evaluation with pvt_hf", evaluation_figures(evaluation, name, model.num_parameters())
+        source, figures = "an evaluation with pvt_hf", evaluation_figures(evaluation, name, weights_digest(model))
         results = evaluation["results"]
         images = (results if isinstance(results, Mapping) else results[0] if results else {}).get("eval_samples")
     if conversion is not None:
@@ -134,24 +136,33 @@ def run_figures(run: Mapping[str, Any]) -> list[Figure]:
     return _figures(run["metrics"], "")
 
 
-def evaluation_figures(evaluation: Mapping[str, Any], model_class: str, parameters: int | None = None) -> list[Figure]:
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 of the names and bytes of all tensors that a model saves: by it an evaluation is known to be of it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def evaluation_figures(evaluation: Mapping[str, Any], model_class: str, weights: str | None = None) -> list[Figure]:
     """
     The figures of an evaluation script's output.
 
     Args:
-        model_class, parameters: of the model that it has to be of; None takes any number of parameters.
+        model_class, weights: of the model that it has to be of; `weights` is its [`weights_digest`], None takes any.
 
     Raises:
         ValueError: it is of another model, or no such output.
     """
     expected = "what an evaluation script writes with --output"
-    _require(evaluation, "evaluation", expected, "settings", "results", "model_class", "parameters")
-    found = (evaluation["model_class"], evaluation["parameters"])
-    if found != (model_class, found[1] if parameters is None else parameters):
+    _require(evaluation, "evaluation", expected, "settings", "results", "model_class", "weights")
+    if evaluation["model_class"] != model_class:
         raise ValueError(
-            f"evaluation is of a {found[0]} with {found[1]} parameters, expected a {model_class}"
-            f"{'' if parameters is None else f' with {parameters}'}: evaluate this model."
+            f"evaluation is of a {evaluation['model_class']}, expected a {model_class}: evaluate this model."
         )
+    if weights is not None and evaluation["weights"] != weights:
+        raise ValueError(f"evaluation is of a {model_class} with other weights: evaluate this model.")
     results, settings = evaluation["results"], evaluation["settings"]
     if isinstance(results, list):  # of a classifier, one for each size
         return [

@@ -5,6 +5,7 @@ conversion, and nothing of the machine; hostile and wrong input is stopped.
     python -m pytest tests/test_build_card.py
 """
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 import pvt_hf
 from pvt_hf.conversion_output import convert_checkpoint
 from pvt_hf.metrics.coco_ap import FIGURES
-from pvt_hf.model_card import build_card
+from pvt_hf.model_card import build_card, weights_digest
 from pvt_hf.published import PUBLISHED
 from pvt_hf.published_card import build_published_card
 from pvt_hf.training import checkpoint_evaluation, classification
@@ -191,7 +192,7 @@ def test_evaluations_of_segmenters_and_detectors(models, tmp_path):
 
     model, processor = models["MaskRcnnForInstanceSegmentation"]
     figures = {f"{prefix}{name}": index / 100 for prefix in ("", "mask_") for index, name in enumerate(FIGURES)}
-    evaluation |= {"results": figures, "model_class": type(model).__name__, "parameters": model.num_parameters()}
+    evaluation |= {"results": figures, "model_class": type(model).__name__, "weights": weights_digest(model)}
     evaluation["settings"] = {"dataset": "coco", "split": "val2017", "mixed_precision": "bf16"}
     card = build_card(model, processor, repo_id="me/boxes", evaluation=evaluation)
     metadata = assert_valid(card, tmp_path)
@@ -245,9 +246,12 @@ def test_bad_input_is_named(trained):
     without = {**trained.run, "settings": {"batch_size": 8}}
     refused(r"run\['settings'\] has no dataset, gradient_accumulation_steps", run=without)
     refused("conversion has no verification", conversion={"source": {}, "model": {}})
-    incomplete = {key: value for key, value in trained.evaluation.items() if key != "parameters"}
-    refused("evaluation has no parameters", evaluation=incomplete)
-    for change in ({"model_class": "PvtModel"}, {"parameters": 7}):
-        refused("evaluation is of a .* evaluate this model", evaluation={**trained.evaluation, **change})
+    incomplete = {key: value for key, value in trained.evaluation.items() if key != "weights"}
+    refused("evaluation has no weights", evaluation=incomplete)
+    other = {**trained.evaluation, "model_class": "PvtModel"}
+    refused("evaluation is of a PvtModel, expected .* evaluate this model", evaluation=other)
+    retrained = copy.deepcopy(trained.model)
+    retrained.classifier.bias.data[0] += 1e-3
+    refused("with other weights: evaluate this model", model=retrained, evaluation=trained.evaluation)
     with pytest.raises(ValueError, match="expected a PvtForImageClassification"):
         build_published_card(PUBLISHED["pvt-tiny"], ROOT, {**trained.evaluation, "model_class": "PvtModel"})

@@ -19,6 +19,7 @@ from transformers import AutoModelForImageClassification
 import pvt_hf
 from pvt_hf.hub import push, push_folder
 from pvt_hf.hub_folder import save_repository
+from pvt_hf.model_card import weights_digest
 from pvt_hf.variants import VARIANTS
 
 from .common import randomize
@@ -206,7 +207,7 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
         "settings": {"dataset": "digits", "split": "test"},
         "results": [{"height": 64, "width": 64, "accuracy@1": 0.75, "eval_samples": 10}],
         "model_class": "PvtForImageClassification",
-        "parameters": KINDS["classifier"].model().num_parameters(),
+        "weights": weights_digest(KINDS["classifier"].model()),
     }
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     arguments = ["--model", small, "--repo", "me/fruit", "--evaluation", tmp_path / "evaluation.json"]

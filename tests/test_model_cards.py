@@ -194,7 +194,7 @@ def test_an_evaluation_of_ours_goes_into_the_card(make_cards, tmp_path, capsys):
     figures = {"ap": 0.40123, "ap50": 0.5, "ap75": 0.25, "ap_small": None, "ap_medium": 0.125, "ap_large": 0.75}
     evaluation = {
         "settings": {"dataset": "./coco", "split": "validation"}, "results": figures | {"eval_samples": 5000},
-        "model_class": "RetinaNetForObjectDetection", "parameters": 34_220_000, "device": "some device",
+        "model_class": "RetinaNetForObjectDetection", "weights": "0", "device": "some device",
     }  # fmt: skip
     (tmp_path / "retinanet-pvt-small.json").write_text(json.dumps(evaluation))
     assert make_cards("--output_dir", tmp_path) == 0

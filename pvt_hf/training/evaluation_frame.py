@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, PreTrainedModel
 
 from .. import __version__
 from ..data.streams import Stream
+from ..model_card import weights_digest
 from .feed import Batch
 from .launch import check_world_size, gather_objects, limit_cpu_threads
 
@@ -178,6 +179,7 @@ def write_report(
         "skipped": {name: reason for part in gather_objects(accelerator, skipped) for name, reason in part.items()},
         "model_class": type(model).__name__,
         "parameters": model.num_parameters(),
+        "weights": weights_digest(model),
         "world_size": accelerator.num_processes,
         "device": torch.cuda.get_device_name(accelerator.device) if cuda else str(accelerator.device),
         "command": sys.argv,
