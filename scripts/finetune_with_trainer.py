@@ -51,7 +51,7 @@ from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
 from pvt_hf.training.checkpoint_evaluation import output_size
 from pvt_hf.training.evaluation_frame import check_model_path
 from pvt_hf.training.launch import check_world_size
-from pvt_hf.training.models import share_buffers
+from pvt_hf.training.models import label_fields, share_buffers
 
 
 @dataclass
@@ -238,8 +238,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> dict[str, floa
     model = AutoModelForImageClassification.from_pretrained(
         script.model,
         num_labels=len(names),
-        id2label=dict(enumerate(names)),
-        label2id={name: label for label, name in enumerate(names)},
+        **label_fields(names),
         ignore_mismatched_sizes=True,
     )
     if script.lora_rank:

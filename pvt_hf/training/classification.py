@@ -9,7 +9,7 @@ import torch
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from ..configuration_pvt import PvtConfig
 from ..data.samples import ClassificationSample
@@ -21,8 +21,8 @@ from ..variants import get_variant
 from .arguments import TrainingSettings, parse_overrides
 from .checkpoint import ensure_output_dir
 from .evaluation import evaluate_classifier
-from .evaluation_frame import check_model_path
 from .launch import make_accelerator
+from .models import label_fields, open_trained_model
 from .task import run_task
 
 
@@ -62,18 +62,11 @@ def build_model(settings: ClassificationSettings, class_names: tuple[str, ...]) 
     """
     if len(class_names) < 2:
         raise ValueError(f"There is only the class {class_names[0]!r}, and so nothing to tell apart: give two or more.")
-    id2label = dict(enumerate(class_names))
-    labels = {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
     if settings.model:
-        check_model_path(settings.model)
-        config = AutoConfig.from_pretrained(settings.model, **labels)
-        if hasattr(config, "drop_path_rate"):
-            config.drop_path_rate = settings.drop_path_rate
-        return AutoModelForImageClassification.from_pretrained(
-            settings.model, config=config, ignore_mismatched_sizes=True
-        )
+        return open_trained_model(settings.model, AutoModelForImageClassification, class_names, settings.drop_path_rate)
     overrides = parse_overrides("config_overrides", settings.config_overrides, PvtConfig)
-    fields = {**get_variant(settings.variant).config, "image_size": settings.image_size, **overrides, **labels}
+    fields = {**get_variant(settings.variant).config, "image_size": settings.image_size, **overrides}
+    fields |= label_fields(class_names)
     return PvtForImageClassification(PvtConfig(drop_path_rate=settings.drop_path_rate, **fields))
 
 
