@@ -248,7 +248,7 @@ def _training(run: Mapping[str, Any], data: tuple[str, str | None], starts: list
         [
             "## Training",
             table(("", ""), facts),
-            "Settings; what is off (0, or empty) is left out, and so is what does not change the result:",
+            "Settings; what is off (0, or empty), names a place or does not change the result is left out:",
             table(("setting", "value"), used),
             "Energy and emissions were not measured.",
         ]

@@ -17,6 +17,7 @@ import pvt_hf  # noqa: F401  registers PVT with the Auto classes
 from pvt_hf.attention import StageAttention, attention_inputs, find_pvt, stage_attention
 from pvt_hf.data.samples import decode_rgb
 from pvt_hf.prediction import Objects, find_objects, label_map, open_pipeline, task_of
+from pvt_hf.training.evaluation_frame import check_model_path
 from pvt_hf.visualization import class_colors, class_shares, overlay_attention, overlay_classes, overlay_objects
 
 
@@ -45,12 +46,11 @@ def open_checkpoint(name: str, trust_remote_code: bool) -> Checkpoint:
     source = Path(name).expanduser()
     if source.is_dir() and not (source / "config.json").is_file():
         raise Problem(f"The folder {name} has no config.json: it is not what save_pretrained writes.")
-    if name.startswith((".", "/", "~")) and not source.exists():
-        raise Problem(f"There is no folder {name}.")
     if source.is_file():
         raise Problem(f"{name} is a file: name the folder that save_pretrained wrote.")
     model = str(source) if source.is_dir() else name
     try:
+        check_model_path(model)
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
         task = task_of(config)
         if task is None:

@@ -300,7 +300,7 @@ def test_checkpoints_that_are_none(page, files):
         (files / "nothing", "has no config.json"),
         (files / "photo.png", "is a file"),
         (files / "pickled", "model.safetensors"),
-        (files / "absent", f"There is no folder {files / 'absent'}."),
+        (files / "absent", f"There is no model folder {files / 'absent'}"),
         (files / "broken", "Error while deserializing"),
         (files / "deeper", "it is no trained PvtForImageClassification, without weights for pvt."),
         (files / "unprepared", f"Cannot load {files / 'unprepared'}: it has no preprocessor_config.json"),

@@ -170,10 +170,11 @@ def test_import_and_travel_tests_pass_from_the_wheel(distributions, tmp_path):
     (folder,) = tmp_path.glob("pvt_hf-*")
     shutil.rmtree(folder / "pvt_hf")
     files = ["tests/test_travel.py", "tests/test_core_only.py", "tests/test_auto_and_pipelines.py"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     process = subprocess.run(
         [python, "-m", "pytest", "--basetemp", tmp_path / "temporary", *files],
         cwd=folder,
-        env={**os.environ, "PVT_HF_WHEEL": str(wheel)},
+        env={**environment, "PVT_HF_WHEEL": str(wheel)},
         capture_output=True,
         text=True,
     )
