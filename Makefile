@@ -20,7 +20,7 @@ test: $(INSTALLED) browser
 test-slow: $(INSTALLED) browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu and not network"
 
-# tests/test_app.py needs it. Where it cannot be installed here, that file fails, and the others run.
+# tests/scripts/test_app.py needs it. Where it cannot be installed here, that file fails, and the others run.
 browser:
 	@if ! command -v chromium >/dev/null; then \
 		if [ "$$(id -u)" = 0 ]; then root=; else root="sudo -n"; fi; \

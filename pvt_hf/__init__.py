@@ -8,34 +8,34 @@ Importing it takes over Transformers' `pvt` model type: `AutoModel`, `AutoModelF
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .backbone_loading import BackboneLoadReport, load_pretrained_backbone
-from .configuration_mask_rcnn import MaskRcnnConfig
-from .configuration_pvt import PvtConfig
-from .configuration_pvt_detr import PvtDetrConfig
-from .configuration_retinanet import RetinaNetConfig
-from .configuration_semantic_fpn import SemanticFpnConfig
-from .configuration_trans2seg import Trans2SegConfig
-from .conversion import load_official_checkpoint
-from .image_processing_pil_pvt import PvtImageProcessorPil
-from .image_processing_pvt import PvtImageProcessor
-from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel, PvtPreTrainedModel
+from .models.configuration_mask_rcnn import MaskRcnnConfig
+from .models.configuration_pvt import PvtConfig
+from .models.configuration_pvt_detr import PvtDetrConfig
+from .models.configuration_retinanet import RetinaNetConfig
+from .models.configuration_semantic_fpn import SemanticFpnConfig
+from .models.configuration_trans2seg import Trans2SegConfig
+from .models.image_processing_pil_pvt import PvtImageProcessorPil
+from .models.image_processing_pvt import PvtImageProcessor
+from .models.modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel, PvtPreTrainedModel
 from .registry import register
+from .weights.backbone import BackboneLoadReport, load_pretrained_backbone
+from .weights.official import load_official_checkpoint
 
 
 if TYPE_CHECKING:
-    from .image_processing_detection import PvtDetectionImageProcessor
-    from .image_processing_detr import PvtDetrImageProcessor
-    from .image_processing_instance import PvtInstanceImageProcessor
-    from .image_processing_pil_detection import PvtDetectionImageProcessorPil
-    from .image_processing_pil_detr import PvtDetrImageProcessorPil
-    from .image_processing_pil_instance import PvtInstanceImageProcessorPil
-    from .image_processing_pil_semantic import PvtSemanticImageProcessorPil
-    from .image_processing_semantic import PvtSemanticImageProcessor
-    from .modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
-    from .modeling_pvt_detr import PvtDetrForObjectDetection
-    from .modeling_retinanet import RetinaNetForObjectDetection
-    from .modeling_semantic_fpn import SemanticFpnForSemanticSegmentation
-    from .modeling_trans2seg import Trans2SegForSemanticSegmentation
+    from .models.image_processing_detection import PvtDetectionImageProcessor
+    from .models.image_processing_detr import PvtDetrImageProcessor
+    from .models.image_processing_instance import PvtInstanceImageProcessor
+    from .models.image_processing_pil_detection import PvtDetectionImageProcessorPil
+    from .models.image_processing_pil_detr import PvtDetrImageProcessorPil
+    from .models.image_processing_pil_instance import PvtInstanceImageProcessorPil
+    from .models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
+    from .models.image_processing_semantic import PvtSemanticImageProcessor
+    from .models.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
+    from .models.modeling_pvt_detr import PvtDetrForObjectDetection
+    from .models.modeling_retinanet import RetinaNetForObjectDetection
+    from .models.modeling_semantic_fpn import SemanticFpnForSemanticSegmentation
+    from .models.modeling_trans2seg import Trans2SegForSemanticSegmentation
 
 
 __version__ = "0.1.0"
@@ -73,19 +73,19 @@ __all__ = [
 
 # Heads and their processors are imported when they are first asked for.
 _HEADS = {
-    "MaskRcnnForInstanceSegmentation": "modeling_mask_rcnn",
-    "PvtDetectionImageProcessor": "image_processing_detection",
-    "PvtDetectionImageProcessorPil": "image_processing_pil_detection",
-    "PvtDetrForObjectDetection": "modeling_pvt_detr",
-    "PvtDetrImageProcessor": "image_processing_detr",
-    "PvtDetrImageProcessorPil": "image_processing_pil_detr",
-    "PvtInstanceImageProcessor": "image_processing_instance",
-    "PvtInstanceImageProcessorPil": "image_processing_pil_instance",
-    "PvtSemanticImageProcessor": "image_processing_semantic",
-    "PvtSemanticImageProcessorPil": "image_processing_pil_semantic",
-    "RetinaNetForObjectDetection": "modeling_retinanet",
-    "SemanticFpnForSemanticSegmentation": "modeling_semantic_fpn",
-    "Trans2SegForSemanticSegmentation": "modeling_trans2seg",
+    "MaskRcnnForInstanceSegmentation": "models.modeling_mask_rcnn",
+    "PvtDetectionImageProcessor": "models.image_processing_detection",
+    "PvtDetectionImageProcessorPil": "models.image_processing_pil_detection",
+    "PvtDetrForObjectDetection": "models.modeling_pvt_detr",
+    "PvtDetrImageProcessor": "models.image_processing_detr",
+    "PvtDetrImageProcessorPil": "models.image_processing_pil_detr",
+    "PvtInstanceImageProcessor": "models.image_processing_instance",
+    "PvtInstanceImageProcessorPil": "models.image_processing_pil_instance",
+    "PvtSemanticImageProcessor": "models.image_processing_semantic",
+    "PvtSemanticImageProcessorPil": "models.image_processing_pil_semantic",
+    "RetinaNetForObjectDetection": "models.modeling_retinanet",
+    "SemanticFpnForSemanticSegmentation": "models.modeling_semantic_fpn",
+    "Trans2SegForSemanticSegmentation": "models.modeling_trans2seg",
 }
 
 

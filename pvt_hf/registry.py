@@ -15,15 +15,15 @@ from transformers import (
     AutoModelForImageClassification,
 )
 
-from .configuration_mask_rcnn import MaskRcnnConfig
-from .configuration_pvt import PvtConfig
-from .configuration_pvt_detr import PvtDetrConfig
-from .configuration_retinanet import RetinaNetConfig
-from .configuration_semantic_fpn import SemanticFpnConfig
-from .configuration_trans2seg import Trans2SegConfig
-from .image_processing_pil_pvt import PvtImageProcessorPil
-from .image_processing_pvt import PvtImageProcessor
-from .modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel
+from .models.configuration_mask_rcnn import MaskRcnnConfig
+from .models.configuration_pvt import PvtConfig
+from .models.configuration_pvt_detr import PvtDetrConfig
+from .models.configuration_retinanet import RetinaNetConfig
+from .models.configuration_semantic_fpn import SemanticFpnConfig
+from .models.configuration_trans2seg import Trans2SegConfig
+from .models.image_processing_pil_pvt import PvtImageProcessorPil
+from .models.image_processing_pvt import PvtImageProcessor
+from .models.modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel
 
 
 class _OnDemand(type):
@@ -37,7 +37,7 @@ class _OnDemand(type):
 
 
 def _on_demand(module: str, name: str) -> type:
-    return _OnDemand(name, (), {"__module__": f"{__package__}.{module}"})
+    return _OnDemand(name, (), {"__module__": f"{__package__}.models.{module}"})
 
 
 def register() -> None:

@@ -14,11 +14,11 @@ from PIL import Image
 from transformers import AutoConfig, Pipeline, PreTrainedModel
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
-from pvt_hf.attention import StageAttention, attention_inputs, find_pvt, stage_attention
 from pvt_hf.data.samples import decode_rgb
-from pvt_hf.prediction import Objects, find_objects, label_map, open_pipeline, task_of
-from pvt_hf.training.evaluation_frame import check_model_path
-from pvt_hf.visualization import class_colors, class_shares, overlay_attention, overlay_classes, overlay_objects
+from pvt_hf.inference.attention import StageAttention, attention_inputs, find_pvt, stage_attention
+from pvt_hf.inference.pictures import class_colors, class_shares, overlay_attention, overlay_classes, overlay_objects
+from pvt_hf.inference.prediction import Objects, find_objects, label_map, open_pipeline, task_of
+from pvt_hf.weights.opening import check_model_path
 
 
 STAGES = 4

@@ -46,7 +46,7 @@ from transformers.models.pvt import PvtConfig as NativeConfig
 from transformers.models.pvt import PvtForImageClassification as NativeClassifier
 
 from pvt_hf import PvtConfig, PvtForImageClassification
-from pvt_hf.variants import VARIANTS, get_config, get_variant
+from pvt_hf.weights.variants import VARIANTS, get_config, get_variant
 
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the files beside this one, where it is not run but loaded

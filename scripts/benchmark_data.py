@@ -52,7 +52,7 @@ from pvt_hf import PvtImageProcessor
 from pvt_hf.data.batches import BatchStream, make_loader
 from pvt_hf.data.samples import ClassificationSample
 from pvt_hf.data.streams import Stream, open_stream
-from pvt_hf.data.transforms import ProcessorTransform, training_transform
+from pvt_hf.tasks.classification.transforms import ProcessorTransform, training_transform
 
 
 Transform = Callable[[Image.Image], torch.Tensor]

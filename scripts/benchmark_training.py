@@ -36,7 +36,7 @@ from transformers.models.pvt import PvtConfig as NativeConfig
 from transformers.models.pvt import PvtForImageClassification as NativeClassifier
 
 from pvt_hf import PvtForImageClassification
-from pvt_hf.variants import VARIANTS, get_config, get_variant
+from pvt_hf.weights.variants import VARIANTS, get_config, get_variant
 
 
 MODES = ("plain", "compiled", "checkpointing", "compiled+checkpointing")

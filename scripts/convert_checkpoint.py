@@ -20,10 +20,10 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
-from pvt_hf.conversion_files import download_checkpoint
-from pvt_hf.conversion_output import convert_checkpoint
-from pvt_hf.hub import check_target, push_folder
-from pvt_hf.variants import VARIANTS, get_variant
+from pvt_hf.hub.upload import check_target, push_folder
+from pvt_hf.weights.convert import convert_checkpoint
+from pvt_hf.weights.official_files import download_checkpoint
+from pvt_hf.weights.variants import VARIANTS, get_variant
 
 
 @dataclass

@@ -31,9 +31,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 import pvt_hf
 from pvt_hf.data.samples import decode_rgb
 from pvt_hf.data.streams import open_stream
-from pvt_hf.training.arguments import parse_arguments
-from pvt_hf.training.classification import ClassificationSettings, run
-from pvt_hf.visualization import cls_attention, plot_attention, plot_curves, plot_predictions
+from pvt_hf.engine.settings import parse_arguments
+from pvt_hf.inference.pictures import cls_attention, plot_attention, plot_curves, plot_predictions
+from pvt_hf.tasks.classification.train import ClassificationSettings, run
 
 
 ROWS, COLUMNS = 4, 5

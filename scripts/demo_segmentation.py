@@ -12,12 +12,12 @@ from transformers import pipeline
 
 import pvt_hf  # noqa: F401  (registers the model)
 from pvt_hf.data.samples import decode_rgb
-from pvt_hf.data.segmentation import decode_labels
-from pvt_hf.data.segmentation_streams import open_segmentation_stream
+from pvt_hf.engine.settings import parse_arguments
+from pvt_hf.inference.pictures import class_colors, plot_curves
 from pvt_hf.metrics.mean_iou import MeanIoU
-from pvt_hf.training.arguments import parse_arguments
-from pvt_hf.training.segmentation import SegmentationSettings, run
-from pvt_hf.visualization import class_colors, plot_curves
+from pvt_hf.tasks.segmentation.samples import decode_labels
+from pvt_hf.tasks.segmentation.streams import open_segmentation_stream
+from pvt_hf.tasks.segmentation.train import SegmentationSettings, run
 
 
 RECIPE = Path(__file__).parent / "recipes" / "digits_semantic_fpn.yaml"

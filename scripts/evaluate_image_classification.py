@@ -14,8 +14,8 @@ that of the last. Unusable images are skipped, named and counted. `--help` lists
 """
 
 from pvt_hf.data.batches import StreamError
-from pvt_hf.training.arguments import parse_arguments
-from pvt_hf.training.checkpoint_evaluation import EvaluationSettings, run
+from pvt_hf.engine.settings import parse_arguments
+from pvt_hf.tasks.classification.evaluate import EvaluationSettings, run
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ Unusable images are skipped, named and counted. `--help` lists every argument.
 """
 
 from pvt_hf.data.batches import StreamError
-from pvt_hf.training.arguments import parse_arguments
-from pvt_hf.training.detection_checkpoint_evaluation import DetectionEvaluationSettings, run
+from pvt_hf.engine.settings import parse_arguments
+from pvt_hf.tasks.detection.evaluate import DetectionEvaluationSettings, run
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ Unusable images and masks are skipped, named and counted. `--help` lists every a
 """
 
 from pvt_hf.data.batches import StreamError
-from pvt_hf.training.arguments import parse_arguments
-from pvt_hf.training.segmentation_checkpoint_evaluation import SegmentationEvaluationSettings, run
+from pvt_hf.engine.settings import parse_arguments
+from pvt_hf.tasks.segmentation.evaluate import SegmentationEvaluationSettings, run
 
 
 if __name__ == "__main__":

@@ -40,15 +40,15 @@ from transformers import (
 
 from pvt_hf import load_pretrained_backbone
 from pvt_hf.data.batches import StreamError
-from pvt_hf.data.detection import DetectionSample, collate_detection
-from pvt_hf.data.detection_streams import open_detection_stream
-from pvt_hf.data.detection_transforms import DetectionTransform
+from pvt_hf.engine.processes import check_world_size
 from pvt_hf.metrics.coco_ap import FIGURES, CocoAP
-from pvt_hf.training.detection import ARCHITECTURES
-from pvt_hf.training.detection_evaluation import MODELS_WITH_MASKS, SCORE_THRESHOLDS
-from pvt_hf.training.evaluation_frame import check_model_path
-from pvt_hf.training.launch import check_world_size
-from pvt_hf.training.models import read_class_names
+from pvt_hf.tasks.detection.evaluate_stream import MODELS_WITH_MASKS, SCORE_THRESHOLDS
+from pvt_hf.tasks.detection.samples import DetectionSample, collate_detection
+from pvt_hf.tasks.detection.streams import open_detection_stream
+from pvt_hf.tasks.detection.train import ARCHITECTURES
+from pvt_hf.tasks.detection.transforms import DetectionTransform
+from pvt_hf.tasks.models import read_class_names
+from pvt_hf.weights.opening import check_model_path
 
 
 DEFAULTS = {**TRAINER_DEFAULTS, "metric_for_best_model": "ap", "batch_eval_metrics": True}

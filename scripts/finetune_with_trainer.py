@@ -46,12 +46,12 @@ import pvt_hf  # noqa: F401  registers PVT with the Auto classes
 from pvt_hf.data.batches import StreamError
 from pvt_hf.data.samples import BadSample, ClassificationSample, sample_id
 from pvt_hf.data.streams import Stream, open_stream
-from pvt_hf.data.transforms import ProcessorTransform, training_transform
+from pvt_hf.engine.processes import check_world_size
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
-from pvt_hf.training.checkpoint_evaluation import output_size
-from pvt_hf.training.evaluation_frame import check_model_path
-from pvt_hf.training.launch import check_world_size
-from pvt_hf.training.models import label_fields, share_buffers
+from pvt_hf.tasks.classification.evaluate import output_size
+from pvt_hf.tasks.classification.transforms import ProcessorTransform, training_transform
+from pvt_hf.tasks.models import label_fields, share_buffers
+from pvt_hf.weights.opening import check_model_path
 
 
 @dataclass

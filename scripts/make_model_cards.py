@@ -1,5 +1,5 @@
 """
-Writes the model cards of the paper's checkpoints, from the figures in `pvt_hf/published.py` and `variants.py`, the
+Writes the model cards of the paper's checkpoints, from the figures in `pvt_hf/hub/published.py` and `variants.py`, the
 recipes, and evaluations of ours where there are some.
 
     python scripts/make_model_cards.py            # writes model_cards/*.md
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from pvt_hf.published import PUBLISHED
-from pvt_hf.published_card import build_published_card
+from pvt_hf.hub.published import PUBLISHED
+from pvt_hf.hub.published_card import build_published_card
 
 
 REPOSITORY = Path(__file__).parents[1]

@@ -32,8 +32,8 @@ from transformers.utils import logging
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
 from pvt_hf.data.samples import decode_rgb
-from pvt_hf.prediction import find_objects, label_map, open_pipeline, task_of
-from pvt_hf.visualization import annotate_classes, class_shares, label_image, overlay_classes, overlay_objects
+from pvt_hf.inference.pictures import annotate_classes, class_shares, label_image, overlay_classes, overlay_objects
+from pvt_hf.inference.prediction import find_objects, label_map, open_pipeline, task_of
 
 
 # From an RGB image to a line of text, and pictures or texts by the ending of their files' names

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from pvt_hf.hub import push_folder
+from pvt_hf.hub.upload import push_folder
 
 
 @dataclass

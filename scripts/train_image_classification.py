@@ -10,8 +10,8 @@ Trains or fine-tunes an image classifier on a stream, on one process or many.
 """
 
 from pvt_hf.data.batches import StreamError
-from pvt_hf.training.arguments import parse_arguments
-from pvt_hf.training.classification import ClassificationSettings, run
+from pvt_hf.engine.settings import parse_arguments
+from pvt_hf.tasks.classification.train import ClassificationSettings, run
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ Trains or fine-tunes a detector (boxes, or boxes and masks) on a stream of image
     accelerate launch scripts/train_object_detection.py RECIPE.yaml --output_dir out        # GPUs
     torchrun --nproc_per_node 2 scripts/train_object_detection.py RECIPE.yaml --cpu --output_dir out
 
-`--help` lists every argument; `open_detection_stream` in `pvt_hf/data/detection_streams.py` says how a folder is laid
+`--help` lists every argument; `open_detection_stream` in `pvt_hf/tasks/detection/streams.py` says how a folder is laid
 out.
 """
 
 from pvt_hf.data.batches import StreamError
-from pvt_hf.training.arguments import parse_arguments
-from pvt_hf.training.detection import DetectionSettings, run
+from pvt_hf.engine.settings import parse_arguments
+from pvt_hf.tasks.detection.train import DetectionSettings, run
 
 
 if __name__ == "__main__":

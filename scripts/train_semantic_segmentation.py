@@ -7,13 +7,13 @@ Trains or fine-tunes a model for semantic segmentation on a stream of images and
     accelerate launch scripts/train_semantic_segmentation.py RECIPE.yaml --output_dir out        # GPUs
     torchrun --nproc_per_node 2 scripts/train_semantic_segmentation.py RECIPE.yaml --cpu --output_dir out
 
-`--help` lists every argument; `open_segmentation_stream` in `pvt_hf/data/segmentation_streams.py` says how a folder is
+`--help` lists every argument; `open_segmentation_stream` in `pvt_hf/tasks/segmentation/streams.py` says how a folder is
 laid out.
 """
 
 from pvt_hf.data.batches import StreamError
-from pvt_hf.training.arguments import parse_arguments
-from pvt_hf.training.segmentation import SegmentationSettings, run
+from pvt_hf.engine.settings import parse_arguments
+from pvt_hf.tasks.segmentation.train import SegmentationSettings, run
 
 
 if __name__ == "__main__":

@@ -1,0 +1,219 @@
+"""
+Checkpoints that are whole or not there.
+
+A checkpoint is written into a hidden sibling folder and renamed when every process has finished, so that a kill or a
+full disk leaves the ones before it. Accelerate writes model, optimiser, scaler and the random states of every process;
+the position in the stream, one file per process, and the loop's own state are added.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.constants import FSDP_MODEL_NAME
+from torch.distributed.checkpoint import CheckpointException
+
+from .processes import agree
+
+
+STATE_FILE = "loop_state.json"
+# What a resumed run must share with the interrupted one to go on to the sample and the bit
+FIXED_SETTINGS = (
+    "batch_size", "gradient_accumulation_steps", "num_workers", "seed", "shuffle_window", "repeated_augmentation",
+    "samples_per_epoch", "mixed_precision", "ema_decay", "compile_backend",
+)  # fmt: skip
+# What changes nothing in the weights
+FREE_SETTINGS = {"output_dir", "resume_from_checkpoint", "save_every_steps", "save_total_limit", "report_to"}
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Complete checkpoints in `output_dir`, oldest first."""
+    found = []
+    for path in Path(output_dir).glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        if match and (path / STATE_FILE).is_file():
+            found.append((int(match[1]), path))
+    return [path for _, path in sorted(found)]
+
+
+def ensure_output_dir(output_dir: str | Path, resume_from_checkpoint: str) -> Path:
+    """Makes the folder. Raises a FileExistsError if it holds checkpoints of an earlier run that is not resumed."""
+    folder = Path(output_dir)
+    if list_checkpoints(folder) and not resume_from_checkpoint:
+        raise FileExistsError(
+            f"{folder} holds checkpoints of an earlier run: --resume_from_checkpoint latest, or another --output_dir."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
+    """
+    The folder that `--resume_from_checkpoint` names; for "latest" the newest in `output_dir`, or None if there is none.
+
+    Raises:
+        FileNotFoundError: a folder that is not a complete checkpoint.
+    """
+    if wanted == "latest":
+        return next(reversed(list_checkpoints(output_dir)), None)
+    if not (Path(wanted) / STATE_FILE).is_file():
+        known = ", ".join(str(path) for path in list_checkpoints(output_dir)) or "none"
+        raise FileNotFoundError(f"{wanted} is not a complete checkpoint (no {STATE_FILE}). In {output_dir}: {known}.")
+    return Path(wanted)
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    output_dir: str | Path,
+    loop_state: dict[str, Any],
+    stream_state: dict[str, Any] | None,
+    save_total_limit: int,
+) -> Path:
+    """
+    Saves `checkpoint-<step>`, then deletes the oldest beyond `save_total_limit` (0 keeps all).
+
+    Args:
+        loop_state: JSON content; has "step".
+        stream_state: this process' loader state; None at the end of an epoch.
+
+    Raises:
+        OSError: the disk is full, say; earlier checkpoints are untouched and nothing partial is left.
+    """
+    final = Path(output_dir) / f"checkpoint-{loop_state['step']:08d}"
+    partial = final.with_name(f".{final.name}.partial")
+
+    def prepare() -> None:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def write() -> None:
+        accelerator.save_state(str(partial))
+        torch.save(stream_state, partial / f"stream_{accelerator.process_index}.pt")
+        if accelerator.is_main_process:
+            (partial / STATE_FILE).write_text(json.dumps(loop_state, indent=2))
+
+    def flush() -> None:
+        if accelerator.is_main_process:
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+
+    for part in (prepare, write, flush):
+        error = None
+        try:
+            part()
+        except CheckpointException as caught:  # of shards, on every process; it holds the error of the one that failed
+            error = next(iter(caught.failures.values()))[0]
+        except Exception as caught:  # a full disk is an OSError, a RuntimeError (torch) or a SafetensorError
+            error = caught
+        # All or none go on: a process that raised alone would leave the others waiting.
+        if agree(accelerator, error is not None, "any"):
+            if accelerator.is_main_process:
+                shutil.rmtree(partial, ignore_errors=True)
+            kept = next(reversed(list_checkpoints(output_dir)), None) or "none"
+            reason = f"{type(error).__name__}: {error}" if error else "another process failed"
+            room = shutil.disk_usage(output_dir).free / 1e6
+            raise OSError(
+                f"Could not save {final}: {reason}. {room:.1f} MB are free there. The last good checkpoint: {kept}. "
+                "Make room (--save_total_limit keeps fewer) and go on with --resume_from_checkpoint latest."
+            )
+    if accelerator.is_main_process:
+        replaced = None
+        if final.exists():  # the same step again, of a run that was resumed at an earlier one
+            replaced = final.rename(final.with_name(f".{final.name}.replaced"))
+        partial.rename(final)
+        old = list_checkpoints(output_dir)[:-save_total_limit] if save_total_limit else []
+        for folder in [*old, *filter(None, [replaced])]:
+            shutil.rmtree(folder)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def remove_leftovers(output_dir: str | Path) -> None:
+    """Deletes what a save left behind that was killed."""
+    for path in Path(output_dir).glob(".checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load_checkpoint(
+    accelerator: Accelerator, checkpoint: Path, begun: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """
+    Restores model, optimiser and random states; returns (loop state, this process' stream state).
+
+    Args:
+        begun: the loop state that the run has begun with; has "data_fingerprint" and "settings".
+
+    Raises:
+        ValueError: the checkpoint is of other data or other settings, was written by another number of processes, or
+            with `--fsdp` and is read without, or the other way round.
+        OSError: a file of it is missing or damaged.
+    """
+    try:
+        loop_state = json.loads((checkpoint / STATE_FILE).read_text())
+    except ValueError as error:
+        raise _unreadable(checkpoint, error) from error
+    if loop_state["world_size"] != accelerator.num_processes:
+        raise ValueError(
+            f"{checkpoint} was written by {loop_state['world_size']} processes and cannot be resumed exactly by "
+            f"{accelerator.num_processes}."
+        )
+    changed = _check_same_run(checkpoint, loop_state, begun)
+    if changed:
+        accelerator.print(f"Other settings than before {checkpoint.name}: {'; '.join(changed)}.")
+    sharded = (checkpoint / f"{FSDP_MODEL_NAME}_0").is_dir()
+    if sharded != accelerator.is_fsdp2:
+        raise ValueError(
+            f"{checkpoint} was written {'with' if sharded else 'without'} --fsdp: resume it in the same way."
+        )
+    try:
+        random_states = f"random_states_{accelerator.process_index}.pkl"
+        if not zipfile.is_zipfile(checkpoint / random_states):  # Accelerate would go on without
+            raise OSError(f"{random_states} is missing or cut off")
+        accelerator.load_state(str(checkpoint))
+        stream_state = torch.load(checkpoint / f"stream_{accelerator.process_index}.pt", weights_only=True)
+    except Exception as error:  # each library has its own for a damaged file
+        raise _unreadable(checkpoint, error) from error
+    return loop_state, stream_state
+
+
+def _unreadable(checkpoint: Path, error: Exception) -> OSError:
+    others = [str(path) for path in list_checkpoints(checkpoint.parent) if path != checkpoint]
+    return OSError(
+        f"{checkpoint} is damaged and cannot be resumed ({type(error).__name__}: {error}). Give another to "
+        f"--resume_from_checkpoint: {', '.join(others) or 'there is none'}."
+    )
+
+
+def _check_same_run(checkpoint: Path, saved: dict[str, Any], begun: dict[str, Any]) -> list[str]:
+    """
+    The settings that have changed since a checkpoint and may. Raises a ValueError if it is of other data, of settings
+    that make another run of it, or beyond the last epoch.
+    """
+    if saved["data_fingerprint"] != begun["data_fingerprint"]:
+        raise ValueError(
+            f"{checkpoint} was trained on other data: its fingerprint is {saved['data_fingerprint']}, not "
+            f"{begun['data_fingerprint']}."
+        )
+    changed = {
+        name: f"--{name} was {value!r}, is {begun['settings'][name]!r}"
+        for name, value in saved["settings"].items()
+        if value != begun["settings"][name] and name not in FREE_SETTINGS
+    }
+    fixed = [text for name, text in changed.items() if name in FIXED_SETTINGS]
+    if fixed:
+        raise ValueError(f"{checkpoint} cannot be resumed exactly with other settings: {'; '.join(fixed)}.")
+    epochs = begun["settings"]["epochs"]
+    if not begun["settings"]["max_steps"] and saved["epoch"] > epochs:
+        raise ValueError(f"{checkpoint} has been trained for {saved['epoch']} epochs, beyond --epochs {epochs}.")
+    return list(changed.values())

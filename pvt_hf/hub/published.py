@@ -1,0 +1,215 @@
+"""
+The paper's checkpoints, one row for each model card: what the model is, its recipe, and the published figures.
+
+Figures are those that the paper or its official repository print (arXiv 2102.12122, Tables 2 to 7, 10 and 11); none of
+them was measured by us. Those of the classifiers stand in `variants.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..weights.variants import VARIANTS
+
+
+PAPER_URL = "https://arxiv.org/abs/2102.12122"
+OFFICIAL_URL = "https://github.com/whai362/PVT"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """
+    Attributes:
+        name: as people call it.
+        hub_id: of the data set on the Hub, as model cards name it.
+        split: the one that the figures are of, as the data set calls it.
+        content: number of images and classes.
+        terms: what its owners allow.
+    """
+
+    name: str
+    hub_id: str
+    split: str
+    content: str
+    terms: str
+
+
+IMAGENET = DataSet(
+    "ImageNet-1K",
+    "ILSVRC/imagenet-1k",
+    "validation",
+    "1.28 million training and 50,000 validation images of 1000 classes",
+    "ImageNet's terms of access allow non-commercial research and educational use; the Hub asks to accept them.",
+)
+COCO = DataSet(
+    "COCO 2017",
+    "coco",
+    "val2017",
+    "118,000 training (train2017) and 5,000 validation images (val2017), 80 classes of objects with boxes and masks",
+    "The annotations are licensed under CC BY 4.0. The images belong to others and are under Flickr's terms of use.",
+)
+ADE20K = DataSet(
+    "ADE20K",
+    "zhoubolei/scene_parse_150",
+    "validation",
+    "20,210 training, 2,000 validation and 3,352 test images of the scene parsing benchmark, 150 classes",
+    "The images are for non-commercial research and education; the benchmark is distributed under BSD 3-clause.",
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """
+    Attributes:
+        figures: in percent, by the names that this package's evaluations give them.
+        setting: with what training and test they were reached.
+        table: of the paper; None for the official repository.
+    """
+
+    figures: dict[str, float]
+    setting: str
+    table: int | None = None
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """
+    Attributes:
+        name: of the card and of a repository, e.g. "retinanet-pvt-small".
+        title: e.g. "RetinaNet, PVT-Small".
+        model_class: name of the class of this package.
+        variant: the backbone's row in `variants.py`.
+        data: what it is trained on, and what the figures are of.
+        recipe: file in `scripts/recipes`.
+        hardware: of the paper's training.
+        params_m: millions of parameters; None where the paper gives none.
+        gflops: multiply-adds of a forward pass in 10^9, with the size of the image and the table; "" if there are none.
+        results: those of the recipe's training first, then those of other trainings or tests of the same model.
+    """
+
+    name: str
+    title: str
+    model_class: str
+    variant: str
+    data: DataSet
+    recipe: str
+    hardware: str
+    params_m: float | None
+    gflops: str
+    results: tuple[Results, ...]
+
+
+SIZES = ("tiny", "small", "medium", "large")
+BOXES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+BOXES_AND_MASKS = ("ap", "ap50", "ap75", "mask_ap", "mask_ap50", "mask_ap75")
+ONE_TIME = "1x schedule: 12 epochs, shorter side 800"
+THREE_TIMES = "3x schedule: 36 epochs, shorter side from 640 to 800 in training"
+
+# Table 5: parameters, GFLOPs, mean IoU; and mean IoU of the released code, from its README
+_SEMANTIC_FPN = {
+    "tiny": (17.0, 33.2, 35.7, 36.6),
+    "small": (28.2, 44.5, 39.8, 41.9),
+    "medium": (48.0, 61.0, 41.6, 43.5),
+    "large": (65.1, 79.6, 42.1, 43.5),
+}
+# Table 3: parameters, then BOXES at 1x and at 3x
+_RETINANET = {
+    "tiny": (23.0, (36.7, 56.9, 38.9, 22.6, 38.8, 50.0), (39.4, 59.8, 42.0, 25.5, 42.0, 52.1)),
+    "small": (34.2, (40.4, 61.3, 43.0, 25.0, 42.9, 55.7), (42.2, 62.7, 45.0, 26.2, 45.2, 57.2)),
+    "medium": (53.9, (41.9, 63.1, 44.3, 25.0, 44.9, 57.6), (43.2, 63.8, 46.1, 27.3, 46.3, 58.9)),
+    "large": (71.1, (42.6, 63.7, 45.4, 25.8, 46.0, 58.4), (43.4, 63.6, 46.1, 26.1, 46.0, 59.5)),
+}
+# Table 4: parameters, then BOXES_AND_MASKS at 1x and at 3x
+_MASK_RCNN = {
+    "tiny": (32.9, (36.7, 59.2, 39.3, 35.1, 56.7, 37.3), (39.8, 62.2, 43.0, 37.4, 59.3, 39.9)),
+    "small": (44.1, (40.4, 62.9, 43.8, 37.8, 60.1, 40.3), (43.0, 65.3, 46.9, 39.9, 62.5, 42.8)),
+    "medium": (63.9, (42.0, 64.4, 45.6, 39.0, 61.6, 42.1), (44.2, 66.0, 48.2, 40.5, 63.1, 43.5)),
+    "large": (81.0, (42.9, 65.0, 46.6, 39.5, 61.9, 42.5), (44.5, 66.0, 48.3, 40.7, 63.4, 43.7)),
+}
+# What the tables give of one size only
+_MORE_RESULTS = {
+    "pvt-small": (
+        Results({"accuracy@1": 79.764, "accuracy@5": 94.950}, "log of an evaluation, 224x224 centre crop of 256"),
+    ),
+    "semantic-fpn-pvt-large": (Results({"mean_iou": 44.8}, "320,000 steps; several scales, each also mirrored", 5),),
+    "retinanet-pvt-small": (
+        Results(dict(zip(BOXES, (38.7, 59.3, 40.8))), "1x schedule: 12 epochs, shorter side 640", 11),
+    ),
+}
+_GFLOPS = {
+    "retinanet-pvt-small": "285.8 (shorter side 800; Table 11)",
+    "mask-rcnn-pvt-small": "304.4 (Table 10)",
+}
+
+
+def _classifier(size: str) -> PublishedModel:
+    variant = VARIANTS[f"pvt-{size}"]
+    accuracy = round(100 - variant.paper_top1_error, 1)
+    results = Results({"accuracy@1": accuracy}, "224x224 centre crop of 256", 2)
+    return PublishedModel(
+        variant.name, f"PVT-{size.capitalize()}", "PvtForImageClassification", variant.name, IMAGENET,
+        f"imagenet_pvt_{size}.yaml", "8 V100, 128 images each", variant.paper_params_m,
+        f"{variant.paper_gflops} (224x224; Table 2)", (results, *_MORE_RESULTS.get(variant.name, ())),
+    )  # fmt: skip
+
+
+def _semantic_fpn(size: str) -> PublishedModel:
+    name = f"semantic-fpn-pvt-{size}"
+    params, gflops, paper, released = _SEMANTIC_FPN[size]
+    results = (
+        Results({"mean_iou": paper}, "80,000 steps of 16 images; single scale, no flip", 5),
+        Results({"mean_iou": released}, "released code: 40,000 steps of 32 images; single scale, no flip"),
+        *_MORE_RESULTS.get(name, ()),
+    )
+    return PublishedModel(
+        name, f"Semantic FPN, PVT-{size.capitalize()}", "SemanticFpnForSemanticSegmentation", f"pvt-{size}", ADE20K,
+        f"ade20k_semantic_fpn_pvt_{size}.yaml", "4 V100, 4 images each", params, f"{gflops} (512x512; Table 5)",
+        results,
+    )  # fmt: skip
+
+
+def _detector(
+    size: str, key: str, title: str, model_class: str, table: int, columns: tuple[str, ...], rows: dict
+) -> PublishedModel:
+    params, once, three_times = rows[size]
+    name = f"{key}-pvt-{size}"
+    results = (
+        Results(dict(zip(columns, once)), ONE_TIME, table),
+        Results(dict(zip(columns, three_times)), THREE_TIMES, table),
+        *_MORE_RESULTS.get(name, ()),
+    )
+    images = "1 image" if name == "mask-rcnn-pvt-large" else "2 images"
+    return PublishedModel(
+        name, f"{title}, PVT-{size.capitalize()}", model_class, f"pvt-{size}", COCO,
+        f"coco_{key.replace('-', '_')}_pvt_{size}_1x.yaml", f"8 V100, {images} each", params, _GFLOPS.get(name, ""),
+        results,
+    )  # fmt: skip
+
+
+PUBLISHED: dict[str, PublishedModel] = {
+    model.name: model
+    for model in (
+        *map(_classifier, SIZES),
+        *map(_semantic_fpn, SIZES),
+        PublishedModel(
+            "trans2seg-pvt-small", "Trans2Seg, PVT-Small", "Trans2SegForSemanticSegmentation", "pvt-small", ADE20K,
+            "ade20k_trans2seg_pvt_small.yaml", "4 V100, 4 images each", 32.1, "31.6 (Table 7)",
+            (Results({"mean_iou": 42.6}, "40,000 steps of 16 images; single scale, no flip", 7),),
+        ),
+        *(
+            _detector(size, "retinanet", "RetinaNet", "RetinaNetForObjectDetection", 3, BOXES, _RETINANET)
+            for size in SIZES
+        ),
+        *(
+            _detector(
+                size, "mask-rcnn", "Mask R-CNN", "MaskRcnnForInstanceSegmentation", 4, BOXES_AND_MASKS, _MASK_RCNN
+            )
+            for size in SIZES
+        ),
+        PublishedModel(
+            "detr-pvt-small", "DETR, PVT-Small", "PvtDetrForObjectDetection", "pvt-small", COCO,
+            "coco_detr_pvt_small_50e.yaml", "8 V100, 2 images each", None, "",
+            (Results(dict(zip(BOXES, (34.7, 55.7, 35.4, 12.0, 36.4, 56.7))), "50 epochs", 6),),
+        ),
+    )
+}  # fmt: skip

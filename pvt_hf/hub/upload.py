@@ -1,0 +1,234 @@
+"""Pushing a model to the Hugging Face Hub: one repository, one commit, and errors that say what to do."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx, validate_repo_id
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.modeling_utils import PreTrainedModel
+
+from .card import build_card
+from .repository import open_folder, read_object, save_repository
+
+
+# What an earlier push may have left and this one replaces: weights, and code that is needed no more
+_OURS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-?????-of-?????.safetensors",
+    "configuration_*.py",
+    "image_processing_*.py",
+    "modeling_*.py",
+)
+
+
+@dataclass(frozen=True)
+class Push:
+    """
+    What [`push`] did, or would do.
+
+    Attributes:
+        files: sizes in bytes of the repository's files, by name.
+        url: the commit's address; None of a dry run.
+    """
+
+    files: dict[str, int]
+    url: str | None
+
+
+def push(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    private: bool = False,
+    with_code: bool = True,
+    token: str | None = None,
+    dry_run: bool = False,
+    run: dict[str, Any] | None = None,
+    evaluation: dict[str, Any] | None = None,
+    conversion: dict[str, Any] | None = None,
+    license: str | None = None,
+    max_shard_size: int | str = "50GB",
+    commit_message: str = "Upload model",
+) -> Push:
+    """
+    Makes a repository of a model and its image processor, with a model card, and uploads it in one commit.
+
+    What an earlier push left and this one does without (shards of the weights, code) is deleted in the same commit;
+    other files of the repository stay. After a connection was cut, the same call uploads what is still missing.
+
+    Args:
+        model, processor, with_code, max_shard_size: as for [`pvt_hf.hub.repository.save_repository`].
+        repo_id: "organisation-or-user/name"; the repository is created if it does not exist.
+        revision: branch to commit to, created from the main one if it does not exist; the main one by default.
+        private: whether others do not see a repository that is created; one that they see already is refused.
+        token: of a Hub account with write access; by default the one that `hf auth login` or `HF_TOKEN` set.
+        dry_run: builds everything and uploads nothing; needs neither token nor network.
+        run: content of `run.json` of the training, for the card.
+        evaluation: content of the file that an evaluation script wrote, for the card.
+        conversion: content of the `conversion.json` of converted weights, for the card.
+        license: of the weights, for the card, as [`pvt_hf.hub.card.build_card`] takes it.
+        commit_message: the commit's title.
+
+    Raises:
+        ValueError: `repo_id` is no such name, `revision` is a commit, the model or the processor cannot be pushed, the
+            repository is public and `private` was asked for, or the Hub refuses the content.
+        PermissionError: no token, one that the Hub does not know, or one without write access.
+        FileNotFoundError: the repository is not there, or is private and not visible to the token.
+        ConnectionError: offline mode, no connection, or the Hub failed.
+    """
+    check_repo_id(repo_id)
+    if revision is not None and (re.fullmatch("[0-9a-f]{40}", revision) or not re.fullmatch(r"[\w./-]+", revision)):
+        raise ValueError(f"revision {revision!r} is a commit or no name, and cannot be added to: give a branch's name.")
+    if not dry_run:
+        token = check_target(repo_id, token)
+    with tempfile.TemporaryDirectory() as folder:
+        card = build_card(
+            model,
+            processor,
+            repo_id=repo_id,
+            run=run,
+            evaluation=evaluation,
+            conversion=conversion,
+            license=license,
+            with_code=with_code,
+        )
+        save_repository(model, processor, folder, with_code=with_code, card=card, max_shard_size=max_shard_size)
+        paths = sorted(Path(folder).iterdir())
+        files = {path.name: path.stat().st_size for path in paths}
+        if dry_run:
+            return Push(files, None)
+        api = HfApi(token=token, library_name="pvt_hf")
+        with _explained(repo_id, api.endpoint):
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if private and not api.model_info(repo_id).private:
+                raise ValueError(
+                    f"{repo_id} is public, and what is pushed there is seen by all. Make it private in its settings on "
+                    "the Hub, give another name, or push without `private`."
+                )
+            if revision is not None:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            replaced = [
+                name
+                for name in api.list_repo_files(repo_id, revision=revision)
+                if name not in files and any(fnmatch(name, pattern) for pattern in _OURS)
+            ]
+            # Not upload_folder, which may make several commits
+            commit = api.create_commit(
+                repo_id,
+                [
+                    *(CommitOperationAdd(path.name, path) for path in paths),
+                    *(CommitOperationDelete(name) for name in replaced),
+                ],
+                commit_message=commit_message,
+                revision=revision,
+            )
+    return Push(files, commit.commit_url)
+
+
+def push_folder(folder: str | Path, repo_id: str, *, evaluation_file: str | Path | None = None, **options: Any) -> Push:
+    """
+    Pushes the model in a folder that training, conversion or `save_pretrained` wrote, with what `run.json` or
+    `conversion.json` there says.
+
+    Args:
+        folder: as for [`pvt_hf.hub.repository.open_folder`].
+        evaluation_file: what an evaluation script wrote to its `--output`.
+        options: as for [`push`].
+
+    Raises:
+        as [`push`] and [`pvt_hf.hub.repository.open_folder`]; ValueError too for a JSON file that cannot be read.
+    """
+    check_repo_id(repo_id)
+    model, processor = open_folder(folder)
+    run, conversion = (Path(folder) / name for name in ("run.json", "conversion.json"))
+    return push(
+        model,
+        processor,
+        repo_id,
+        run=read_object(run) if run.is_file() else None,
+        conversion=read_object(conversion) if conversion.is_file() else None,
+        evaluation=read_object(Path(evaluation_file)) if evaluation_file else None,
+        **options,
+    )
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises a ValueError unless `repo_id` is "organisation-or-user/name", of characters that the Hub takes."""
+    try:
+        validate_repo_id(repo_id)
+        reason = "" if repo_id.count("/") == 1 else "it has no slash"
+    except ValueError as error:
+        reason = str(error)
+    if reason:
+        raise ValueError(f"{repo_id!r} is no name of a repository, expected org/name, such as me/pvt-small: {reason}")
+
+
+def check_target(repo_id: str, token: str | None = None) -> str:
+    """
+    Checks what can be known without asking the Hub: the name, whether the client may go there, whether there is a
+    token, which is returned.
+
+    Raises:
+        ValueError, ConnectionError, PermissionError: as [`push`].
+    """
+    check_repo_id(repo_id)
+    if is_offline_mode():
+        raise ConnectionError(f"HF_HUB_OFFLINE is set, so nothing goes to {repo_id}: unset it, or try a dry run.")
+    token = token.strip() if token else get_token()  # as the client does with its own: a newline is no part of it
+    if not token:
+        raise PermissionError(
+            f"There is no token, and the Hub takes {repo_id} from known users only: run `hf auth login`, or set "
+            "HF_TOKEN to a token with write access."
+        )
+    return token
+
+
+@contextmanager
+def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
+    """Turns what the Hub's client raises into errors that say what happened and what to do."""
+    try:
+        yield
+    except RuntimeError as error:  # of a weights file, with the reason as its cause
+        raise _explanation(error.__cause__ or error, repo_id, endpoint) from error
+    except httpx.HTTPError as error:
+        raise _explanation(error, repo_id, endpoint) from error
+
+
+def _explanation(error: BaseException, repo_id: str, endpoint: str) -> Exception:
+    again = "The same command again uploads only what is still missing."
+    if not isinstance(error, HfHubHTTPError):
+        reason = f"{type(error).__name__}: {error}"
+        return ConnectionError(f"The way to {endpoint} is cut ({reason}). {again}")
+    status = error.response.status_code
+    said = f"{status}, {error.server_message}" if error.server_message else str(status)
+    if status == 401:
+        return PermissionError(
+            f"The Hub does not accept the token for {repo_id} ({said}): run `hf auth login`, or set HF_TOKEN to a "
+            "token with write access."
+        )
+    if status == 403:
+        return PermissionError(
+            f"No permission to write to {repo_id} ({said}): use a token with write access to "
+            f"{repo_id.split('/')[0]}, or another name."
+        )
+    if status == 404:
+        return FileNotFoundError(
+            f"There is no repository {repo_id}, or it is private and this token does not see it ({said})."
+        )
+    if status >= 500 or status in (408, 429):
+        return ConnectionError(f"{endpoint} failed ({said}). Try later. {again}")
+    return ValueError(f"The Hub refuses to change {repo_id} ({said}).")

@@ -1,0 +1,295 @@
+"""Pictures: training curves, predictions, attention maps."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+
+# Okabe and Ito's palette, told apart by colour-blind readers
+GOOD, BAD, INK, ACCENT = "#009E73", "#D55E00", "#222222", "#0072B2"
+
+
+def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = "") -> None:
+    """Loss and learning rate by step, and evaluation metrics, to a PNG. `history` as `pvt_hf.engine.loop` has it."""
+    import matplotlib.figure
+
+    steps = [entry for entry in history if "loss" in entry]
+    evaluations = [entry for entry in history if "loss" not in entry]
+    figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=ACCENT, linewidth=1)
+    left.margins(y=0.2)
+    left.set(title="Training loss", xlabel="step", ylim=(0, None))
+    rate = left.twinx()
+    rate.plot([e["step"] for e in steps], [e["learning_rate"] for e in steps], color="#BBBBBB", linewidth=1)
+    rate.set_ylabel("learning rate", color="#888888")
+    names = [
+        name for name in (evaluations[-1] if evaluations else {}) if name.startswith(("accuracy", "mean_iou", "AP"))
+    ]
+    for name, color in zip(names, (GOOD, BAD, ACCENT, INK)):
+        values = [entry[name] for entry in evaluations]
+        right.plot([e["step"] for e in evaluations], values, marker=".", color=color, label=f"{name}: {values[-1]:.4f}")
+    right.set(title="Held-out samples", xlabel="step", ylim=(None, 1.005))
+    if names:
+        right.legend(loc="lower right")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top"]].set_visible(False)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+
+
+def annotate_classes(image: Image.Image, predictions: Sequence[dict[str, Any]]) -> Image.Image:
+    """
+    The image with a panel of its labels and scores beneath.
+
+    Args:
+        image: PIL image of any mode; it is shown upright at a width of 480 pixels or more.
+        predictions: pipeline output, best first: `[{"label": str, "score": float in [0, 1]}, ...]`.
+    """
+    image = image.convert("RGB")
+    scale = max(1, math.ceil(480 / image.width))
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    size, margin = max(16, image.width // 32), max(8, image.width // 60)
+    font, row = ImageFont.load_default(size), int(size * 1.6)
+    canvas = Image.new("RGB", (image.width, image.height + margin * 2 + row * len(predictions)), "white")
+    canvas.paste(image)
+    draw = ImageDraw.Draw(canvas)
+    for index, prediction in enumerate(predictions):
+        top = image.height + margin + index * row
+        bar = (image.width - 2 * margin) * prediction["score"]
+        draw.rectangle((margin, top, margin + bar, top + row - 4), fill="#CFE3F3" if index else "#8FC1E8")
+        text = f"{prediction['label']}  {prediction['score']:.1%}"
+        while len(text) > 8 and draw.textlength(text, font) > image.width - 3 * margin:
+            text = text[:-2] + "…"
+        draw.text((margin + 6, top + (row - 4) / 2), text, INK, font, anchor="lm")
+    return canvas
+
+
+def plot_predictions(
+    images: Sequence[Image.Image],
+    predicted: Sequence[str],
+    scores: Sequence[float],
+    truth: Sequence[str],
+    path: str | Path,
+) -> None:
+    """A contact sheet to a PNG: each image under its predicted label and score, the truth beside it if they differ."""
+    import matplotlib.figure
+
+    columns = min(8, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = matplotlib.figure.Figure(figsize=(1.45 * columns, 1.75 * rows), layout="constrained")
+    for index, image in enumerate(images):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        axes.imshow(image)
+        right = predicted[index] == truth[index]
+        title = f"{predicted[index]}  {scores[index]:.0%}" + ("" if right else f"  (is {truth[index]})")
+        axes.set_title(title, fontsize=9, color=GOOD if right else BAD, fontweight="normal" if right else "bold")
+        axes.axis("off")
+    figure.savefig(path, dpi=130)
+
+
+@functools.cache
+def class_colors(count: int) -> np.ndarray:
+    """
+    Colours for classes, (count, 3) uint8 RGB; a class has the same one whatever the count.
+
+    Each is, of some 3,400 that are neither very dark nor very light, the farthest in CIE L*a*b* from black, white and
+    those before it. (Beyond these they come again.)
+    """
+    levels = np.arange(0, 256, 17)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)  # (4096, 3)
+    # sRGB to XYZ relative to white (IEC 61966-2-1) to L*a*b* (CIE 15)
+    linear = np.where(grid / 255 <= 0.04045, grid / 255 / 12.92, ((grid / 255 + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ np.array([[0.4339, 0.2126, 0.0178], [0.3762, 0.7152, 0.1095], [0.1899, 0.0722, 0.8727]])
+    root = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    lab = np.stack([116 * root[:, 1] - 16, 500 * (root[:, 0] - root[:, 1]), 200 * (root[:, 1] - root[:, 2])], axis=-1)
+    usable = (lab[:, 0] > 30) & (lab[:, 0] < 90)
+    grid, lab = grid[usable], lab[usable]
+
+    nearest = np.linalg.norm(lab[:, None] - [(0, 0, 0), (100, 0, 0)], axis=-1).min(axis=1)
+    chosen = []
+    for _ in range(min(count, len(grid))):
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[chosen[-1]], axis=-1))
+    return np.resize(grid[chosen], (count, 3)).astype(np.uint8)
+
+
+def class_shares(labels: np.ndarray) -> list[tuple[int, float]]:
+    """The classes that a (height, width) label map has and their shares of its pixels, the largest first."""
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = zip(classes.tolist(), (counts / labels.size).tolist())
+    return sorted(shares, key=lambda share: -share[1])
+
+
+def label_image(labels: np.ndarray, num_labels: int) -> Image.Image:
+    """A (height, width) label map as an image of its numbers: mode L, or I;16 if there are more than 255 classes."""
+    return Image.fromarray(labels.astype(np.uint8 if num_labels <= 255 else np.uint16))
+
+
+def overlay_classes(
+    image: Image.Image, labels: np.ndarray, id2label: Mapping[int, str], opacity: float = 0.6
+) -> Image.Image:
+    """
+    The image under the colours of its classes, at its own size, and beneath it a legend.
+
+    Args:
+        image: PIL image of any mode.
+        labels: (height, width) integers, of the image's size.
+        id2label: names; colours are those of [`class_colors`] for as many classes.
+        opacity: of the colours, from 0 to 1.
+
+    Returns:
+        An RGB image: the upper left `image.height` x `image.width` pixels are the blend. The legend has the classes
+        that are there, with their shares, the largest first, and makes a small image wider.
+    """
+    image, colors = image.convert("RGB"), class_colors(max(id2label) + 1)
+    blend = Image.blend(image, Image.fromarray(colors[labels]), opacity)
+
+    size = max(14, image.width // 50)
+    font, row, margin = ImageFont.load_default(size), int(size * 1.6), size // 2
+    entries = []
+    for label, share in class_shares(labels):
+        name = " ".join(id2label[label].split())
+        entries.append((label, f"{name if len(name) <= 40 else name[:39] + '…'}  {share:.1%}"))
+    column = row + margin + math.ceil(max(font.getlength(text) for _, text in entries))
+    columns = max(1, (image.width - margin) // (column + margin))
+    rows = math.ceil(len(entries) / columns)
+    width = max(image.width, margin + columns * (column + margin))
+    canvas = Image.new("RGB", (width, image.height + margin * 2 + row * rows), "white")
+    canvas.paste(blend)
+    draw = ImageDraw.Draw(canvas)
+    for index, (label, text) in enumerate(entries):
+        left = margin + index // rows * (column + margin)
+        top = image.height + margin + index % rows * row
+        draw.rectangle((left, top, left + row - 4, top + row - 4), fill=tuple(colors[label].tolist()), outline=INK)
+        draw.text((left + row + margin // 2, top + (row - 4) / 2), text, INK, font, anchor="lm")
+    return canvas
+
+
+def overlay_objects(
+    image: Image.Image,
+    boxes_xyxy: torch.Tensor,
+    labels: Sequence[int],
+    scores: Sequence[float],
+    id2label: Mapping[int, str],
+    masks: torch.Tensor | None = None,
+) -> Image.Image:
+    """
+    The image with boxes, names and scores of objects in the colours of their classes, those of [`class_colors`].
+
+    Args:
+        image: PIL image of any mode.
+        boxes_xyxy: (objects, 4) in pixels. labels, scores: one each.
+        masks: (objects, height, width) bool, of the image's size, drawn beneath the boxes.
+
+    Returns:
+        An RGB image of the same size.
+    """
+    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+    from torchvision.utils import draw_segmentation_masks
+
+    canvas = image.convert("RGB")
+    if len(labels) == 0:
+        return canvas
+    palette = class_colors(max(id2label) + 1)
+    colors = [tuple(palette[label].tolist()) for label in labels]
+    if masks is not None:
+        canvas = to_pil_image(draw_segmentation_masks(pil_to_tensor(canvas), masks, alpha=0.5, colors=colors))
+    draw, width = ImageDraw.Draw(canvas), max(1, min(image.size) // 200)
+    font = ImageFont.load_default(max(10, min(image.size) // 24))
+    # The likeliest are drawn last, over the others. Pillow wants boxes with an area, and so do people.
+    order = [i for i in reversed(range(len(labels))) if (boxes_xyxy[i, 2:] >= boxes_xyxy[i, :2]).all()]
+    for i in order:
+        draw.rectangle(boxes_xyxy[i].tolist(), outline=colors[i], width=width)
+    for i in order:
+        text = f"{id2label[labels[i]]} {scores[i]:.0%}"
+        # Inside the box, at its upper left corner, as far as that is in sight
+        left, top, right, bottom = draw.textbbox((0, 0), text, font)
+        x = min(max(boxes_xyxy[i, 0].item(), 0), max(image.width - right - 2 * width, 0))
+        y = min(max(boxes_xyxy[i, 1].item(), 0), max(image.height - bottom - 2 * width, 0))
+        draw.rectangle((x, y, x + right + 2 * width, y + bottom + 2 * width), fill=colors[i])
+        light = np.dot(colors[i], (0.299, 0.587, 0.114)) > 140
+        draw.text((x + width, y + width), text, INK if light else "white", font)
+    return canvas
+
+
+def cls_attention(attention: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """
+    Where the cls token of the last stage looks.
+
+    Args:
+        attention: (heads, 1 + rows * columns, 1 + rows * columns), one image of `outputs.attentions[-1]`.
+        grid: (rows, columns).
+
+    Returns:
+        (heads, rows, columns) float32, each head summing to its share of attention on patches.
+    """
+    return attention[:, 0, 1:].unflatten(1, grid).float().cpu().numpy()
+
+
+def overlay_attention(image: Image.Image, attention: np.ndarray, patch: Sequence[float] | None = None) -> Image.Image:
+    """
+    The image in grey under the colours of an attention map, which is scaled to its own largest value.
+
+    Args:
+        image: PIL image of any mode.
+        attention: (rows, columns), of any grid over the whole image.
+        patch: box (x and y of two corners, in pixels) of what looks there, to be outlined.
+
+    Returns:
+        An RGB image of the same size.
+    """
+    from matplotlib import colormaps
+
+    # The least that can be divided by, if nothing is looked at
+    scaled = Image.fromarray((attention / max(attention.max(), np.finfo(np.float32).tiny)).astype(np.float32))
+    colors = colormaps["magma"](np.asarray(scaled.resize(image.size, Image.Resampling.BICUBIC)), bytes=True)[..., :3]
+    blend = Image.blend(image.convert("L").convert("RGB"), Image.fromarray(colors), 0.6)
+    if patch is not None:
+        left, top, right, bottom = patch
+        draw, width = ImageDraw.Draw(blend), max(2, min(image.size) // 100)
+        # Around the patch, dark outside light: seen on every ground
+        for distance, color in ((2 * width, INK), (width, "white")):
+            box = (left - distance, top - distance, right + distance - 1, bottom + distance - 1)
+            draw.rectangle(box, outline=color, width=width)
+    return blend
+
+
+def plot_attention(
+    images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str], path: str | Path
+) -> None:
+    """
+    One column per image to a PNG: the image, the heads' mean attention over it, and every head by itself.
+
+    Args:
+        images: PIL images.
+        maps: per image (heads, rows, columns) from [`cls_attention`]; each panel is scaled to its own largest value.
+        titles: per image.
+    """
+    import matplotlib.figure
+
+    heads = maps[0].shape[0]
+    names = ["", "mean of heads", *(f"head {head + 1}" for head in range(heads))]
+    figure = matplotlib.figure.Figure(figsize=(2.2 * len(images) + 0.4, 1.85 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), len(images), squeeze=False)
+    for column, (image, attention, title) in enumerate(zip(images, maps, titles)):
+        axes[0, column].imshow(image)
+        axes[0, column].set_title(title, fontsize=10)
+        for row, panel in enumerate([attention.mean(axis=0), *attention], start=1):
+            axes[row, column].imshow(overlay_attention(image, panel))
+            if column == 0:
+                axes[row, column].set_ylabel(names[row], fontsize=9)
+    for panel in axes.flat:
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,52 @@
+"""What every report of figures shares: JSON files that are whole or absent, undefined figures, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """
+    Writes `content` as JSON, undefined figures as null. The file appears complete or not at all.
+
+    Raises:
+        OSError: the file cannot be written; one that was there is unchanged.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps(without_nan(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def without_nan(value: Any) -> Any:
+    """`value` with None for every float, at any depth, that is NaN or infinite: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def versions(packages: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of pvt_hf, Python, torch (with its build, such as "+cpu") and of `packages`, by name."""
+    from .. import __version__
+
+    return {
+        "pvt_hf": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }

@@ -1,0 +1,58 @@
+"""Configuration of DETR (arXiv 2005.12872) on PVT: Transformers' own, with another backbone by default."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, DetrConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_pvt import build_backbone_config
+
+
+@strict
+class PvtDetrConfig(DetrConfig):
+    r"""
+    Configuration of [`PvtDetrForObjectDetection`]: the fields of Transformers' `DetrConfig`, with the defaults of the
+    PVT paper (section 5.4; official `detection/configs/detr_pvt_s_8x2_50ep_coco.py`), on PVT-Tiny.
+
+    A class of its own, because a saved `DetrConfig` would resolve a "pvt" backbone to Transformers' native
+    configuration, which has no backbone.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of any model that `AutoBackbone`
+            knows; the last of its feature maps is read. PVT-Tiny with `out_features=["stage4"]` if not given.
+        auxiliary_loss (`bool`, *optional*, defaults to `True`): Whether every layer of the decoder has a loss.
+        num_labels (`int`, *optional*, defaults to 80): Number of classes, of COCO by default, without "no object".
+
+    Example:
+
+    ```python
+    >>> from pvt_hf import PvtDetrConfig, PvtDetrForObjectDetection
+    >>> from pvt_hf.weights.variants import get_config
+
+    >>> backbone_config = get_config("pvt-small", out_features=["stage4"], drop_path_rate=0.1)
+    >>> model = PvtDetrForObjectDetection(PvtDetrConfig(backbone_config=backbone_config, num_labels=10))
+    ```"""
+
+    model_type = "pvt_detr"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="pvt")}
+
+    auxiliary_loss: bool = True
+
+    if TYPE_CHECKING:  # what the constructor takes beside the fields
+        num_labels: int = 80
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.backbone_config = build_backbone_config(self.backbone_config, ("stage4",))
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            kwargs["num_labels"] = 80
+        super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `config.json`, with `num_labels`: the file leaves out default names of two classes."""
+        return {**super().to_dict(), "num_labels": self.num_labels}
+
+
+__all__ = ["PvtDetrConfig"]

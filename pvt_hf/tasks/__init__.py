@@ -1,0 +1,1 @@
+"""Image classification, semantic segmentation and object detection: what the engine needs to know of each."""

@@ -1,0 +1,1 @@
+"""Variants of the paper, official checkpoints both ways, and the first weights of a backbone."""

@@ -1,0 +1,175 @@
+"""
+Loading a checkpoint's backbone, usually a classifier, into the backbone of a dense-prediction model.
+
+Transformers builds the backbones of DETR, UperNet, MaskFormer and the like from a configuration and never loads
+their weights; strict=False loading elsewhere is silent when nothing matches. Here the result is a report, or an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from ..models.modeling_pvt import PvtBackbone, PvtForImageClassification, PvtPatchEmbeddings, resize_position_table
+from .official import load_official_checkpoint
+
+
+@dataclass
+class BackboneLoadReport:
+    """
+    What [`load_pretrained_backbone`] did, by parameter name within the backbone.
+
+    Attributes:
+        loaded: copied as they were.
+        resized: position tables, copied after a bilinear resize to the backbone's construction grid.
+        missing: in the backbone, not in the checkpoint: left as they were.
+        unused: in the checkpoint, not in the backbone (classifier, final norm, cls token, stages it does without).
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} tensors loaded, {len(self.resized)} position tables resized"]
+        for name in ("missing", "unused"):
+            names = getattr(self, name)
+            lines.append(
+                f"{len(names)} {name}" + (f": {', '.join(names[:6])}{' ...' * (len(names) > 6)}" * bool(names))
+            )
+        return "; ".join(lines)
+
+
+def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwargs: Any) -> BackboneLoadReport:
+    """
+    Loads the weights of a classifier, or of another model's backbone, into the backbone of `model`, in place.
+
+    Args:
+        model: a backbone, or any model that contains exactly one (`DetrForObjectDetection`,
+            `UperNetForSemanticSegmentation`, this package's heads ...), PVT or another architecture.
+        checkpoint: a folder or a Hub id of the same architecture in Transformers' layout, or of a model with a
+            `backbone` of that architecture (RetinaNet, Semantic FPN ...); or an official PVT `.pth`.
+        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only` ... as in `from_pretrained`.
+
+    Returns:
+        A [`BackboneLoadReport`]. PVT position tables are resized if the checkpoint was built for another image size.
+
+    Raises:
+        ValueError: `model` has no backbone or several; the checkpoint cannot be read, or is of another model type, or
+            of a PVT whose configuration has other numbers of heads (tensors do not show them); nothing in it matches
+            the backbone; or a tensor other than a position table has another shape.
+        OSError: there is no such checkpoint.
+
+        `model` is then unchanged.
+    """
+    backbone = _find_backbone(model)
+    source, unused = _load_source(backbone, checkpoint, hub_kwargs)
+    source_state, target_state = source.state_dict(), backbone.state_dict()
+
+    report = BackboneLoadReport(unused=sorted({*unused, *(source_state.keys() - target_state.keys())}))
+    new_state = {}
+    for name, target in target_state.items():
+        if name not in source_state:
+            report.missing.append(name)
+            continue
+        tensor = source_state[name]
+        if isinstance(backbone, PvtBackbone) and name.endswith("position_embeddings"):
+            old, new = source.get_submodule(name.rpartition(".")[0]), backbone.get_submodule(name.rpartition(".")[0])
+            assert isinstance(old, PvtPatchEmbeddings) and isinstance(new, PvtPatchEmbeddings)
+            if old.grid != new.grid and tensor.shape[2] == target.shape[2]:
+                tensor = resize_position_table(tensor.float(), old.grid, new.grid, new.num_prefix_rows)
+                report.resized.append(name)
+        if tensor.shape != target.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} in {checkpoint} and {tuple(target.shape)} in the backbone: "
+                f"{_advice(checkpoint)}"
+            )
+        if name not in report.resized:
+            report.loaded.append(name)
+        new_state[name] = tensor
+    if not any(name in new_state for name, _ in backbone.named_parameters()):
+        raise ValueError(
+            f"Nothing in {checkpoint} matches the backbone ({type(backbone).__name__}). In the checkpoint: "
+            f"{', '.join(report.unused[:4]) or 'nothing'} ...; in the backbone: {', '.join(list(target_state)[:4])} ..."
+        )
+    with torch.no_grad():
+        for name, tensor in new_state.items():
+            target_state[name].copy_(tensor)
+    return report
+
+
+def _advice(checkpoint: str | Path) -> str:
+    is_official = Path(checkpoint).is_file()
+    config = (
+        f'load_official_checkpoint("{checkpoint}").config'
+        if is_official
+        else f'AutoConfig.from_pretrained("{checkpoint}", out_features=[...])'
+    )
+    return f"build the backbone with the configuration of the checkpoint, `{config}`."
+
+
+def _find_backbone(model: nn.Module) -> PreTrainedModel:
+    backbones = [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel) and isinstance(module, BackboneMixin)
+    ]
+    if len(backbones) != 1:
+        found = ", ".join(type(module).__name__ for module in backbones) or "none"
+        raise ValueError(
+            f"{type(model).__name__} must contain exactly one Transformers backbone, found: {found}. Pass the backbone "
+            "itself, or a model that was built on one."
+        )
+    return backbones[0]
+
+
+def _load_source(
+    backbone: PreTrainedModel, checkpoint: str | Path, hub_kwargs: dict
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model with the backbone's parameter names at the checkpoint's own size, and the names it has no use for."""
+    if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).exists():
+        raise FileNotFoundError(f"There is no {checkpoint} to start from: give a file, folder or Hub id.")
+    if Path(checkpoint).is_file():
+        model = load_official_checkpoint(checkpoint)
+        if isinstance(model, PvtForImageClassification):
+            return model.pvt, [name for name in model.state_dict() if name.startswith("classifier.")]
+        return model, []
+    config, prefix = AutoConfig.from_pretrained(checkpoint, **hub_kwargs), backbone.base_model_prefix
+    if config.model_type != backbone.config.model_type and getattr(config, "backbone_config", None) is not None:
+        config, prefix = config.backbone_config, "backbone"
+    if config.model_type != backbone.config.model_type:
+        raise ValueError(
+            f"{checkpoint} is a {config.model_type!r} checkpoint, the backbone is {backbone.config.model_type!r}."
+        )
+    if isinstance(backbone, PvtBackbone):
+        heads, expected = list(config.num_attention_heads), list(backbone.config.num_attention_heads)
+        if heads != expected:
+            raise ValueError(
+                f"{checkpoint} has {heads} attention heads per stage and the backbone {expected}: {_advice(checkpoint)}"
+            )
+    config.out_features = list(config.stage_names)[-1:]  # every stage is built, whichever the checkpoint names
+    # The class hides what it expects to find unused; the report shall name it.
+    attributes = {"_keys_to_ignore_on_load_unexpected": None, "base_model_prefix": prefix}
+    source_class: Any = type(type(backbone).__name__, (type(backbone),), attributes)  # a subclass of PreTrainedModel
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        source, info = source_class.from_pretrained(checkpoint, config=config, output_loading_info=True, **hub_kwargs)
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {checkpoint} cannot be read: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    for name in info["missing_keys"]:
+        module_name, _, parameter_name = name.rpartition(".")
+        delattr(source.get_submodule(module_name), parameter_name)
+    return source, [name.removeprefix(f"{prefix}.") for name in info["unexpected_keys"]]

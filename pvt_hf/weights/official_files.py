@@ -1,0 +1,185 @@
+"""Getting hold of official PVT checkpoints: download, safe reading, and taking the weights out of their wrapping."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import pickle
+import re
+import urllib.request
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from huggingface_hub import cached_assets_path
+from huggingface_hub.utils import tqdm
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from .variants import Variant
+
+
+logger = logging.get_logger(__name__)
+
+_TIMEOUT = 30  # seconds without a byte
+_CHUNK = 1 << 20  # bytes
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download_checkpoint(variant: Variant, cache_dir: str | Path | None = None) -> Path:
+    """
+    The official checkpoint of `variant` as a local file, downloaded with a progress bar unless it is there already.
+
+    The transfer goes to a `.part` file, which takes its final name once it is complete, has the known SHA-256 (where
+    `variants` has one) and reads as a checkpoint, and is removed otherwise. (`torch.hub.download_url_to_file`
+    would accept a truncated transfer and wait for ever on a silent server.)
+
+    Args:
+        variant: a row of `pvt_hf.weights.variants`.
+        cache_dir: where the file lies or will lie; by default in the asset cache of `huggingface_hub`.
+
+    Raises:
+        ConnectionError: the file could not be fetched completely.
+        ValueError: no weights were released for the variant, or what came is not that file.
+    """
+    if variant.checkpoint_url is None:
+        raise ValueError(f"No weights were released for {variant.name}: convert a file of your own with --checkpoint.")
+    if cache_dir is None:
+        cache_dir = cached_assets_path("pvt_hf", subfolder="official-checkpoints")
+    path = Path(cache_dir) / variant.checkpoint_url.rpartition("/")[2]
+    if path.is_file() and variant.checkpoint_sha256 in (None, sha256_of(path)):
+        return path
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        _fetch(variant.checkpoint_url, part)
+        digest = sha256_of(part)
+        if variant.checkpoint_sha256 not in (None, digest):
+            raise ValueError(
+                f"{variant.checkpoint_url} has SHA-256 {digest}, expected {variant.checkpoint_sha256}: it was "
+                "damaged or exchanged on the way. Nothing was kept."
+            )
+        read_checkpoint(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, path.open("wb") as file:
+            length = response.headers.get("Content-Length")
+            total = None if length is None else int(length)
+            with tqdm(total=total, unit="B", unit_scale=True, desc=url.rpartition("/")[2]) as progress:
+                while chunk := response.read(_CHUNK):
+                    file.write(chunk)
+                    progress.update(len(chunk))
+            if total is not None and file.tell() != total:
+                raise http.client.IncompleteRead(b"", total - file.tell())
+    # OSError holds urllib's URLError and HTTPError, time-outs and resets, and a full disk
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(
+            f"Could not download {url}: {type(error).__name__}: {error}. Nothing was kept. Try again, or download the "
+            "file by other means and pass its path with --checkpoint."
+        ) from error
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """
+    Reads a file to the CPU without executing anything in it.
+
+    `.safetensors` files are read as such, all others by `torch.load(weights_only=True)`, which builds tensors and plain
+    containers only. `argparse.Namespace`, in which the official trainer saves its arguments, is let through: it runs
+    no code.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: the path.
+        ValueError: an empty, damaged or foreign file, or one whose content asks for code to be run.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"No checkpoint at {path}: check the path, or download one of the official files (pvt_hf.weights.variants has the "
+            "URLs; `scripts/convert_checkpoint.py --variant pvt-small` downloads and converts)."
+        )
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{path} is a folder, expected one .pth or .safetensors file: a folder written by save_pretrained opens "
+            "with PvtForImageClassification.from_pretrained."
+        )
+    with path.open("rb") as file:  # unreadable files raise their own OSError here
+        if not file.read(1):
+            raise ValueError(f"{path} is empty: download or copy it again.")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no complete safetensors file ({error}): download or copy it again.") from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged file fails in whatever way its bytes happen to lead to; torch names no set of exceptions.
+    except Exception as error:
+        requested = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if requested is None:
+            raise ValueError(
+                f"{path} is no complete file of torch.save: truncated, or another kind of file, such as a plain pickle "
+                "(nothing in it was executed). Download or copy it again."
+            ) from error
+        raise ValueError(
+            f"{path} was refused and nothing in it was executed: besides tensors it asks Python for {requested[1]}, "
+            "and a pickle that may call anything can run any code. If you trust whoever made it, open it yourself with "
+            "torch.load(..., weights_only=False) on a machine that may be lost, and save its state dict alone."
+        ) from error
+
+
+def unwrap_checkpoint(checkpoint: Any) -> dict[str, torch.Tensor]:
+    """
+    The flat official state dict inside a checkpoint.
+
+    Known wrappings: none (the official release); `{"model": ...}` (the official trainer); `{"state_dict": ...}` (mmcv);
+    the prefix `module.` on every key (DistributedDataParallel); and the prefix `backbone.`, under which detectors and
+    segmentors of mmdetection and mmsegmentation keep their PVT. Of such a file only the backbone is taken: a warning
+    says what stays behind (neck and heads, which are no part of a PVT).
+
+    Raises:
+        ValueError: no dictionary, or one with both wrappings or with two PVTs, where either could be meant.
+    """
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(
+            f"The file holds a {type(checkpoint).__name__}, expected a dictionary of tensors (flat, or under 'model' "
+            "or 'state_dict'): save model.state_dict() instead."
+        )
+    wrapped = [name for name in ("model", "state_dict") if isinstance(checkpoint.get(name), Mapping)]
+    if len(wrapped) == 2:
+        raise ValueError(
+            "The file has weights under both 'model' and 'state_dict': pass the one you want to "
+            "pvt_hf.weights.official.model_from_official_state_dict."
+        )
+    state_dict = dict(checkpoint[wrapped[0]] if wrapped else checkpoint)
+    if state_dict and all(str(key).startswith("module.") for key in state_dict):
+        state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+
+    rest = [key for key in state_dict if not str(key).startswith("backbone.")]
+    if len(rest) == len(state_dict):
+        return state_dict
+    if any(re.match(r"(pos_embed|patch_embed|block)\d", str(key)) for key in rest):
+        raise ValueError(
+            "The file has a PVT under 'backbone.' and another one beside it: pass the one you want to "
+            "pvt_hf.weights.official.model_from_official_state_dict."
+        )
+    if rest:
+        parts = sorted({str(key).split(".")[0] for key in rest})
+        logger.warning(f"Only the backbone is taken; {len(rest)} tensors of {', '.join(parts)} stay behind.")
+    return {key.removeprefix("backbone."): value for key, value in state_dict.items() if key not in rest}

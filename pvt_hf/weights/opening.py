@@ -1,0 +1,74 @@
+"""Opening a complete checkpoint: what evaluation, prediction, the page, pushing and fine-tuning start from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.modeling_utils import PreTrainedModel
+
+
+def check_model_path(model: str | Path) -> None:
+    """
+    Checks what looks like a path before it is taken for a Hub id, whose error message would mislead.
+
+    Raises:
+        FileNotFoundError: `model` begins like a path (`.`, `/`, `~`), and there is no such folder.
+    """
+    if str(model).startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise FileNotFoundError(f"There is no model folder {model}: give a folder with config.json, or a Hub id.")
+
+
+def open_complete(
+    model_class: Any, model: str | Path, *, new_classifier: bool = False, **options: Any
+) -> PreTrainedModel:
+    """
+    Loads a checkpoint that has every weight of the model, in one reading of its files.
+
+    Args:
+        model_class: a model class or an Auto class.
+        model: folder or Hub id.
+        new_classifier: accept tensors of another shape, which then start from their initialisation: those of a
+            classifier for other classes.
+        options: of `from_pretrained`, such as `config`, `dtype`, `trust_remote_code`.
+
+    Returns:
+        The model in eval mode, on the CPU.
+
+    Raises:
+        OSError: there is no such folder or Hub id, or a file of it is missing.
+        ValueError: weights are missing, or a file of weights cannot be read.
+    """
+    check_model_path(model)
+    try:
+        opened, loaded = model_class.from_pretrained(
+            model, output_loading_info=True, ignore_mismatched_sizes=new_classifier, **options
+        )
+    except SafetensorError as error:
+        raise ValueError(f"The weights of {model} cannot be read: {error}") from error
+    if loaded["missing_keys"]:
+        raise ValueError(
+            f"{model} is not a complete {type(opened).__name__}: it has no weights for "
+            f"{shorten(sorted(loaded['missing_keys']), limit=4)}. Give a checkpoint of the whole model. (Training "
+            "starts a new head on a trained backbone with --backbone.)"
+        )
+    return opened.eval()
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 of the names and bytes of all tensors that a model saves. An evaluation is tied to its model by it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def shorten(names: Sequence[str], limit: int = 10) -> str:
+    """The first `limit` names, quoted, and how many more there are."""
+    text = ", ".join(map(repr, names[:limit])) or "none"
+    return text if len(names) <= limit else f"{text} and {len(names) - limit} more"

@@ -1,0 +1,583 @@
+"""
+Mask R-CNN keeps the contract of tests/support/common.py on PVT, works on four kinds of backbones, and computes what the paper
+describes: convolutions against torchvision's Mask R-CNN, levels, targets and losses against a computation by hand,
+parameters and GFLOPs against Table 4. Anchors and their assignment are tested in tests/models/test_modeling_anchors.py.
+
+    python -m pytest tests/models/test_modeling_mask_rcnn.py
+"""
+
+import math
+import unittest
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.mask_rcnn import MaskRCNN
+from torchvision.models.resnet import resnet50
+from torchvision.ops import box_iou
+from transformers import (
+    AutoConfig,
+    AutoModelForImageSegmentation,
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
+    ResNetConfig,
+    TimmBackboneConfig,
+)
+
+from pvt_hf import MaskRcnnConfig, MaskRcnnForInstanceSegmentation
+from pvt_hf.models.modeling_mask_rcnn import RegionPooler, Regions, mask_targets
+from pvt_hf.weights.variants import get_config
+
+from ..support.common import ModelContract, random_images, randomize, tiny_pvt_config
+from ..support.detection_cases import BACKBONES, assert_extreme_boxes_train, boxes_only, empty_labels, random_labels
+from ..support.paper_counts import as_printed, attention_operations, count_operations, parameters_but_frozen
+
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+SMALL_HEAD = {"fpn_channels": 16, "box_head_size": 32, "num_mask_convs": 2, "num_labels": 6, "max_detections": 20}
+
+
+def tiny_mask_rcnn_config(**overrides) -> MaskRcnnConfig:
+    return MaskRcnnConfig(**{"backbone_config": tiny_pvt_config(out_features=STAGES), **SMALL_HEAD, **overrides})
+
+
+class MaskRcnnTest(ModelContract, unittest.TestCase):
+    model_class = MaskRcnnForInstanceSegmentation
+    has_labels = True
+    # How many regions there are depends on the image: no graph of fixed shapes holds them.
+    test_compiles_without_graph_breaks = test_compiled_training_step = None
+    test_compiles_with_inductor = test_exports_with_dynamic_batch_height_and_width = None
+
+    def make_config(self, **overrides):
+        # All anchors and regions count in the losses: gradients of two training steps are compared without a seed.
+        return tiny_mask_rcnn_config(**{"rpn_num_samples": 100_000, "box_num_samples": 100_000, **overrides})
+
+    def make_model(self, **overrides):
+        model = super().make_model(**overrides)
+        with torch.no_grad():  # boxes that move a little, not all to the image's border
+            model.rpn.box_regressor.weight.mul_(0.1)
+            model.box_head.box_regressor.weight.mul_(0.1)
+        return model
+
+    def output_tensors(self, outputs):
+        return [outputs.pred_scores, outputs.pred_boxes, outputs.pred_masks]
+
+    def make_labels(self, batch):
+        return random_labels(batch, 64, 64)
+
+    def test_initialisation_statistics(self):
+        """As mmdetection; the backbone's own are tested with it."""
+        torch.manual_seed(0)
+        model = MaskRcnnForInstanceSegmentation(tiny_mask_rcnn_config(fpn_channels=64, box_head_size=128))
+        bound = math.sqrt(6 / (64 * 49 + 128))
+        for weight, deviation in (
+            (model.box_head.fc1.weight, bound / math.sqrt(3)),
+            (model.box_head.classifier.weight, 0.01),
+            (model.box_head.box_regressor.weight, 0.001),
+            (model.rpn.convolution.weight, 0.01),
+            (model.rpn.classifier.weight, 0.01),
+            (model.mask_head.convs[0].weight, math.sqrt(2 / (64 * 9))),
+            (model.mask_head.classifier.weight, math.sqrt(2 / 6)),
+        ):
+            # the fewest samples are 192: within 4 / sqrt(2 * 192) = 20 %
+            assert abs(weight.std() / deviation - 1) < 0.2
+        heads = [model.neck, model.rpn, model.box_head, model.mask_head]
+        assert not any(m.bias.any() for head in heads for m in head.modules() if getattr(m, "bias", None) is not None)
+
+    def test_half_precision(self):
+        """Detections are fp32 at any precision; which ones there are may change with it, losses by little."""
+        labels = random_labels(1, 64, 64)
+        model = self.make_model()
+        expected = model(random_images(1, 64, 64), labels=labels).loss
+        for dtype in (torch.bfloat16, torch.float16):
+            outputs = self.make_model().to(dtype)(random_images(1, 64, 64), labels=labels)
+            assert {t.dtype for t in self.output_tensors(outputs)} == {torch.float32}
+            # bf16 keeps 8 bits: some percent after the layers of backbone, neck and heads
+            assert abs(outputs.loss / expected - 1) < 0.1
+
+    def test_autocast(self):
+        labels, model = random_labels(1, 64, 64), self.make_model()
+        expected = model(random_images(1, 64, 64), labels=labels).loss
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual = model(random_images(1, 64, 64), labels=labels).loss
+        assert actual.dtype == torch.float32 and abs(actual / expected - 1) < 0.1
+
+    def test_compiles_with_graph_breaks(self):
+        torch.compiler.reset()
+        model, images = self.make_model(), random_images(1, 64, 96)
+        compiled = torch.compile(model, backend="eager")
+        self.assert_same(self.run_model(compiled, images), self.run_model(model, images))
+
+
+# Backbones
+
+
+@pytest.fixture(params=BACKBONES)
+def model(request):
+    torch.manual_seed(0)
+    config = MaskRcnnConfig(backbone_config=BACKBONES[request.param](STAGES), **SMALL_HEAD)
+    return randomize(MaskRcnnForInstanceSegmentation(config)).eval()
+
+
+def test_every_backbone_detects_trains_and_survives_saving(model, tmp_path):
+    images, labels = random_images(2, 75, 110), random_labels(2, 75, 110)
+    outputs = model(images, labels=labels)
+    outputs.loss.backward()
+    assert outputs.pred_masks.shape == (2, 20, 28, 28) and outputs.pred_boxes.shape == (2, 20, 4)
+    for name, parameter in model.named_parameters():
+        # Swin has norms for stages that it does not return, a timm model may have more
+        if not name.startswith("backbone") or model.config.backbone_config.model_type == "pvt":
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    model.save_pretrained(tmp_path)
+    expected = model(images)
+    for auto_class in (AutoModelForObjectDetection, AutoModelForInstanceSegmentation, AutoModelForImageSegmentation):
+        reloaded, info = auto_class.from_pretrained(tmp_path, output_loading_info=True)
+        assert type(reloaded) is MaskRcnnForInstanceSegmentation and not any(map(len, info.values())), info
+    actual = reloaded.eval()(images)
+    assert torch.equal(actual.pred_boxes, expected.pred_boxes) and torch.equal(actual.pred_masks, expected.pred_masks)
+
+
+# Convolutions and linear layers, against torchvision
+
+
+def test_neck_and_heads_compute_what_torchvisions_do():
+    """
+    The same ResNet50 and weights. torchvision has the background first in the classifier of boxes, a box and a mask for
+    it too, and ours has it last and none; it orders the box head's input alike.
+    """
+    torch.manual_seed(0)
+    theirs = randomize(MaskRCNN(_resnet_fpn_extractor(resnet50(), trainable_layers=5), num_classes=7)).eval()
+    ours = MaskRcnnForInstanceSegmentation(
+        MaskRcnnConfig(num_labels=6, backbone_config=TimmBackboneConfig(backbone="resnet50", out_indices=[1, 2, 3, 4]))
+    ).eval()
+    loaded = ours.backbone._backbone.load_state_dict(theirs.backbone.body.state_dict(), strict=False)
+    assert not loaded.missing_keys and not loaded.unexpected_keys
+    pairs = [
+        *((f"backbone.fpn.inner_blocks.{i}.0", f"neck.lateral_convs.{i}") for i in range(4)),
+        *((f"backbone.fpn.layer_blocks.{i}.0", f"neck.output_convs.{i}") for i in range(4)),
+        ("rpn.head.conv.0.0", "rpn.convolution"),
+        ("rpn.head.cls_logits", "rpn.classifier"),
+        ("rpn.head.bbox_pred", "rpn.box_regressor"),
+        ("roi_heads.box_head.fc6", "box_head.fc1"),
+        ("roi_heads.box_head.fc7", "box_head.fc2"),
+        *((f"roi_heads.mask_head.{i}.0", f"mask_head.convs.{i}") for i in range(4)),
+        ("roi_heads.mask_predictor.conv5_mask", "mask_head.upsample"),
+    ]
+    state, renamed = theirs.state_dict(), {}
+    for old, new in pairs:
+        renamed |= {f"{new}.{part}": state[f"{old}.{part}"] for part in ("weight", "bias")}
+    for part in ("weight", "bias"):
+        scores = state[f"roi_heads.box_predictor.cls_score.{part}"]
+        renamed[f"box_head.classifier.{part}"] = torch.cat([scores[1:], scores[:1]])
+        renamed[f"box_head.box_regressor.{part}"] = state[f"roi_heads.box_predictor.bbox_pred.{part}"][4:]
+        renamed[f"mask_head.classifier.{part}"] = state[f"roi_heads.mask_predictor.mask_fcn_logits.{part}"][1:]
+    loaded = ours.load_state_dict(renamed, strict=False)
+    assert not loaded.unexpected_keys and all(name.startswith("backbone.") for name in loaded.missing_keys)
+
+    images, regions = random_images(1, 128, 160), random_images(3, 7, 7, channels=256)
+    with torch.no_grad():
+        their_maps = list(theirs.backbone(images).values())
+        our_maps = ours.neck(ours.backbone(images).feature_maps)
+        our_maps.append(F.max_pool2d(our_maps[-1], kernel_size=1, stride=2))
+        compared = list(zip(our_maps, their_maps, strict=True))
+        their_logits, their_codes = theirs.rpn.head(their_maps)
+        for our_map, logits, codes in zip(our_maps, their_logits, their_codes):
+            hidden = F.relu(ours.rpn.convolution(our_map))
+            compared += [(ours.rpn.classifier(hidden), logits), (ours.rpn.box_regressor(hidden), codes)]
+        scores, codes = theirs.roi_heads.box_predictor(theirs.roi_heads.box_head(regions))
+        our_scores, our_codes = ours.box_head(regions)
+        compared += [(our_scores, scores.roll(-1, dims=1)), (our_codes.flatten(1), codes[:, 4:])]
+        masks = theirs.roi_heads.mask_predictor(theirs.roi_heads.mask_head(regions))
+        compared.append((ours.mask_head(regions), masks[:, 1:]))
+    for one, other in compared:
+        # fp32 sums of up to 12,544 products, in another order
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+
+
+# Regions
+
+
+def test_levels_by_the_rule_of_the_paper():
+    rois = torch.tensor(
+        [[0.0, 10, 20, 10 + side, 20 + side * 2] for side in (1, 20, 60, 79, 80, 158, 159, 300, 320, 9000)]
+    )
+    expected = [
+        min(max(math.floor(math.log2(math.sqrt(w * 2 * w) / 56 + 1e-6)), 0), 3)
+        for w in (1, 20, 60, 79, 80, 158, 159, 300, 320, 9000)
+    ]
+    assert RegionPooler(56).levels(rois).tolist() == expected and set(expected) == {0, 1, 2, 3}
+    assert RegionPooler(56).levels(torch.tensor([[0.0, 5, 5, 5, 9]])).tolist() == [0]  # no area
+
+
+def bilinear(feature_map: torch.Tensor, y: float, x: float) -> torch.Tensor:
+    """(channels,) at a place in cells, centres at whole numbers; 0 beyond one cell outside, the edge before."""
+    rows, columns = feature_map.shape[1:]
+    if y < -1 or y > rows or x < -1 or x > columns:
+        return torch.zeros(feature_map.shape[0])
+    y, x = min(max(y, 0), rows - 1), min(max(x, 0), columns - 1)
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
+    v, u = y - top, x - left
+    upper = feature_map[:, top, left] * (1 - u) + feature_map[:, top, right] * u
+    lower = feature_map[:, bottom, left] * (1 - u) + feature_map[:, bottom, right] * u
+    return upper * (1 - v) + lower * v
+
+
+def test_regions_are_cut_out_sample_by_sample():
+    """Aligned: half a cell is taken off, and as many samples per bin as cells that it spans, rounded up."""
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, 3, 256 // s, 256 // s, generator=generator) for s in (4, 8, 16, 32)]
+    rois = torch.tensor([[0, 10.3, 20.1, 50.9, 44.0], [1, 3.0, 0, 200.5, 180], [1, 100, 100, 230, 250.0]])
+    pooled = RegionPooler(56)(maps, rois, 7)
+    for roi, actual, level in zip(rois, pooled, (0, 1, 1)):
+        stride, feature_map = (4, 8)[level], maps[level][int(roi[0])]
+        x0, y0, x1, y1 = (value / stride - 0.5 for value in roi[1:].tolist())
+        height, width = (y1 - y0) / 7, (x1 - x0) / 7
+        down, across = math.ceil(height), math.ceil(width)
+        for row, column in ((0, 0), (3, 2), (6, 6)):
+            samples = [
+                bilinear(
+                    feature_map, y0 + (row + (i + 0.5) / down) * height, x0 + (column + (j + 0.5) / across) * width
+                )
+                for i in range(down)
+                for j in range(across)
+            ]
+            expected = torch.stack(samples).mean(dim=0)
+            torch.testing.assert_close(actual[:, row, column], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_region_targets_one_by_one():
+    model = MaskRcnnTest().make_model()
+    labels = [*random_labels(2, 64, 96, seed=1), empty_labels(64, 96)]
+    objects = []
+    for label in labels:
+        boxes = label["boxes"] * torch.tensor([96, 64, 96, 64])
+        objects.append(torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1))
+    generator = torch.Generator().manual_seed(0)
+    proposals = []
+    for image_objects in objects:
+        near = image_objects.repeat(4, 1) + 6 * torch.rand(4 * len(image_objects), 4, generator=generator) - 3
+        far = 30 * torch.rand(10, 2, generator=generator)
+        proposals.append(torch.cat([near, torch.cat([far, far + 12], dim=1)]))
+    regions = model.sample_regions(proposals, objects, labels)
+    assert len(regions.rois) == sum(len(p) + len(o) for p, o in zip(proposals, objects))
+    masks = iter(regions.masks)
+    positives = 0
+    for roi, name, code in zip(regions.rois, regions.classes.tolist(), regions.codes):
+        image = int(roi[0])
+        overlaps = box_iou(objects[image], roi[None, 1:])[:, 0] if len(objects[image]) else torch.zeros(1)
+        if overlaps.max() < 0.5:
+            assert name == 6 and not code.any()
+            continue
+        positives += 1
+        best = overlaps.argmax().item()
+        assert name == labels[image]["class_labels"][best]
+        x0, y0, x1, y1 = roi[1:].tolist()
+        u0, v0, u1, v1 = objects[image][best].tolist()
+        expected = [
+            ((u0 + u1) - (x0 + x1)) / 2 / (x1 - x0) / 0.1,
+            ((v0 + v1) - (y0 + y1)) / 2 / (y1 - y0) / 0.1,
+            math.log((u1 - u0) / (x1 - x0)) / 0.2,
+            math.log((v1 - v0) / (y1 - y0)) / 0.2,
+        ]
+        assert code.tolist() == pytest.approx(expected, abs=1e-3)
+        # A bin of the mask is 1 if most of the object's rectangle covers it: where it does clearly, or clearly not
+        mask = next(masks)
+        for row, column in ((2, 3), (14, 14), (25, 20)):
+            left, top = x0 + (x1 - x0) * column / 28, y0 + (y1 - y0) * row / 28
+            right, bottom = left + (x1 - x0) / 28, top + (y1 - y0) / 28
+            if min(left - u0, u1 - right, top - v0, v1 - bottom) > 1.5:
+                assert mask[row, column] == 1
+            if max(u0 - right, left - u1, v0 - bottom, top - v1) > 1.5:
+                assert mask[row, column] == 0
+    assert positives > 10 and next(masks, None) is None
+
+
+def test_a_quarter_of_the_sample_is_of_objects():
+    model = MaskRcnnTest().make_model(box_num_samples=40)
+    labels = [boxes_only(random_labels(1, 64, 64, count=5))[0]]
+    boxes = labels[0]["boxes"] * 64
+    objects = [torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1)]
+    regions = model.sample_regions(
+        [torch.cat([objects[0].repeat(10, 1), torch.rand(90, 4).cumsum(1)])], objects, labels
+    )
+    assert len(regions.rois) == 40 and (regions.classes < 6).sum() == 10 and regions.masks is None
+    few = model.sample_regions([objects[0][:1]], objects, labels)
+    assert len(few.rois) == 6 and (few.classes < 6).all()  # the boxes of objects are regions, too
+
+
+def test_mask_targets_of_a_triangle():
+    """Each bin of 28x28 is a pixel of the mask here."""
+    mask = torch.ones(28, 28).tril()
+    masks = torch.zeros(2, 40, 60)
+    masks[1, 5:33, 10:38] = mask
+    boxes = torch.tensor([[10.0, 5, 38, 33], [10, 5, 38, 33]])
+    targets = mask_targets(masks, torch.tensor([1, 0]), boxes)
+    # sampled at the pixels' centres, exactly
+    assert torch.equal(targets[0], mask) and not targets[1].any()
+
+
+def test_region_losses_one_by_one():
+    model = MaskRcnnTest().make_model()
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(1, 16, 64 // s, 64 // s, generator=generator) for s in (4, 8, 16, 32)]
+    corners = 30 * torch.rand(5, 2, generator=generator)
+    rois = torch.cat([torch.zeros(5, 1), corners, corners + 20], dim=1)
+    classes = torch.tensor([2, 6, 0, 5, 6])
+    codes = torch.randn(5, 4, generator=generator)
+    masks = (torch.rand(3, 28, 28, generator=generator) > 0.5).float()
+    with torch.no_grad():
+        actual = model.region_losses(maps, Regions(rois, classes, codes, masks))
+        logits, predicted = model.box_head(model.pooler(maps, rois, 7))
+        mask_logits = model.mask_head(model.pooler(maps, rois, 14))
+    entropy = -sum(logits[i].log_softmax(0)[classes[i]] for i in range(5)) / 5
+    distance = sum((predicted[i, classes[i]] - codes[i]).abs().sum() for i in (0, 2, 3)) / 5
+    of_masks = [
+        F.binary_cross_entropy(mask_logits[i, classes[i]].sigmoid(), target) for i, target in zip((0, 2, 3), masks)
+    ]
+    torch.testing.assert_close(actual["loss_classification"], entropy)
+    torch.testing.assert_close(actual["loss_box"], distance)
+    # sigmoid and logarithm in two steps lose some digits
+    torch.testing.assert_close(actual["loss_mask"], sum(of_masks) / 3, rtol=1e-4, atol=1e-5)
+
+
+def test_losses_of_proposals_one_by_one():
+    model = MaskRcnnTest().make_model()
+    labels = random_labels(1, 64, 64, count=3)
+    boxes = labels[0]["boxes"] * 64
+    objects = [torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1)]
+    maps = [torch.randn(1, 16, 64 // s, 64 // s) for s in (4, 8, 16, 32, 64)]
+    anchors = torch.cat(model.rpn.anchors(maps))
+    logits, codes = torch.randn(1, len(anchors)), torch.randn(1, len(anchors), 4)
+    inside = torch.rand(1, len(anchors)) < 0.9
+    actual = model.rpn.losses(logits, codes, anchors, inside, objects)
+    overlaps = box_iou(objects[0], anchors)
+    entropy = distance = count = 0
+    for index in torch.where(inside[0])[0].tolist():
+        column = overlaps[:, index]
+        best = [k for k in range(3) if column[k] == overlaps[k].max() and column[k] >= 0.3]
+        if best or column.max() >= 0.7:
+            target = best[-1] if best else column.argmax().item()
+            x0, y0, x1, y1 = anchors[index].tolist()
+            u0, v0, u1, v1 = objects[0][target].tolist()
+            code = [((u0 + u1) - (x0 + x1)) / 2 / (x1 - x0), ((v0 + v1) - (y0 + y1)) / 2 / (y1 - y0),
+                    math.log((u1 - u0) / (x1 - x0)), math.log((v1 - v0) / (y1 - y0))]  # fmt: skip
+            distance += (codes[0, index] - torch.tensor(code)).abs().sum()
+            entropy += F.softplus(-logits[0, index])
+            count += 1
+        elif column.max() < 0.3:
+            entropy += F.softplus(logits[0, index])
+            count += 1
+    torch.testing.assert_close(actual["loss_rpn_classification"], entropy / count, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual["loss_rpn_box"], distance / count, rtol=1e-4, atol=1e-5)
+
+
+# Detections
+
+
+def brute_force_suppression(boxes, scores, groups, threshold):
+    order, kept = sorted(range(len(scores)), key=lambda i: -scores[i]), []
+    for i in order:
+        if all(groups[i] != groups[j] or box_iou(boxes[i : i + 1], boxes[j : j + 1])[0, 0] <= threshold for j in kept):
+            kept.append(i)
+    return kept
+
+
+def test_detections_of_an_image_one_by_one():
+    model = MaskRcnnTest().make_model(score_threshold=0.2, max_detections=9)
+    generator = torch.Generator().manual_seed(0)
+    corners = 40 * torch.rand(30, 2, generator=generator)
+    proposals = torch.cat([corners, corners + 5 + 20 * torch.rand(30, 2, generator=generator)], dim=1)
+    scores = torch.randn(30, 7, generator=generator).mul(2).softmax(dim=1)[:, :-1]
+    codes = torch.randn(30, 6, 4, generator=generator)
+    boxes, found, labels = model.suppress_duplicates(scores, codes, proposals, torch.tensor([60, 50]))
+    candidates = []
+    for region in range(30):
+        for name in range(6):
+            if scores[region, name] > 0.2:
+                x0, y0, x1, y1 = proposals[region].tolist()
+                dx, dy, dw, dh = (codes[region, name] * torch.tensor([0.1, 0.1, 0.2, 0.2])).tolist()
+                x, y = (x0 + x1) / 2 + dx * (x1 - x0), (y0 + y1) / 2 + dy * (y1 - y0)
+                w, h = (x1 - x0) * math.exp(dw), (y1 - y0) * math.exp(dh)
+                box = [max(x - w / 2, 0), max(y - h / 2, 0), min(x + w / 2, 50), min(y + h / 2, 60)]
+                candidates.append((box, scores[region, name].item(), name))
+    all_boxes = torch.tensor([box for box, _, _ in candidates])
+    kept = brute_force_suppression(all_boxes, [s for _, s, _ in candidates], [n for _, _, n in candidates], 0.5)
+    assert len(candidates) > len(kept) > 9
+    torch.testing.assert_close(boxes, all_boxes[kept[:9]], rtol=1e-4, atol=1e-3)
+    assert labels.tolist() == [candidates[i][2] for i in kept[:9]]
+    torch.testing.assert_close(found, torch.tensor([candidates[i][1] for i in kept[:9]]))
+
+
+def test_what_is_behind_the_last_detection_is_zero():
+    model, images = MaskRcnnTest().make_model(score_threshold=0.0), random_images(3, 64, 96)
+    with torch.no_grad():
+        threshold = model(images).pred_scores[0, 11].item()  # what eleven detections of the first image exceed
+        model.config.score_threshold = threshold
+        outputs = model(images)
+    counts = outputs.num_detections.tolist()
+    assert len(set(counts)) > 1, "the images should differ in their number of detections"
+    for image, count in enumerate(counts):
+        scores = outputs.pred_scores[image]
+        assert (scores[:count] > threshold).all() and (scores[:count].diff() <= 0).all() and not scores[count:].any()
+        for key in ("pred_labels", "pred_boxes", "pred_masks"):
+            assert not outputs[key][image, count:].any()
+            assert key == "pred_labels" or outputs[key][image, :count].any()
+
+
+def test_no_detections_at_all():
+    model = MaskRcnnTest().make_model(score_threshold=1.0)
+    with torch.no_grad():
+        outputs = model(random_images(2, 64, 64))
+    assert outputs.num_detections.tolist() == [0, 0] and not outputs.pred_scores.any()
+
+
+def test_no_detections_in_padding():
+    model, images = MaskRcnnTest().make_model(score_threshold=0.0), random_images(1, 128, 128)
+    mask = torch.zeros(1, 128, 128, dtype=torch.long)
+    mask[:, :40, :64] = 1
+    proposals, _ = model.rpn(
+        [torch.randn(1, 16, 128 // s, 128 // s) for s in (4, 8, 16, 32, 64)], torch.tensor([[40, 64]])
+    )
+    assert len(proposals[0]) > 10
+    assert proposals[0].min() >= 0 and (proposals[0] <= torch.tensor([64.0, 40, 64, 40])).all()
+    with torch.no_grad():
+        boxes = model(images, pixel_mask=mask).pred_boxes
+    assert boxes.min() >= 0 and boxes.max() <= 1
+
+
+# Labels
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_batch_without_objects_trains_every_parameter(masks):
+    model = MaskRcnnForInstanceSegmentation(tiny_mask_rcnn_config()).train()
+    labels = [empty_labels(), empty_labels()]
+    loss = model(random_images(2, 64, 64), labels=labels if masks else boxes_only(labels)).loss
+    loss.backward()
+    assert torch.isfinite(loss) and all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_without_masks_it_is_faster_rcnn():
+    model = MaskRcnnTest().make_model().train()
+    labels, images = random_labels(2, 64, 64), random_images(2, 64, 64)
+    with_masks, without = model(images, labels=labels).loss_dict, model(images, labels=boxes_only(labels)).loss_dict
+    assert without["loss_mask"] == 0 and with_masks["loss_mask"] > 0
+    for name in ("loss_rpn_classification", "loss_rpn_box", "loss_classification", "loss_box"):
+        assert torch.equal(with_masks[name], without[name])
+
+
+def test_extreme_labels():
+    assert_extreme_boxes_train(MaskRcnnForInstanceSegmentation(tiny_mask_rcnn_config()))
+
+
+def test_labels_that_cannot_be():
+    model, images = MaskRcnnTest().make_model(), random_images(2, 64, 64)
+    labels = random_labels(2, 64, 64)
+    for wrong, words in (
+        ([labels[0], boxes_only(labels)[1]], ["labels[0] has masks", "labels[1] has none"]),
+        ([labels[0], {**labels[1], "masks": labels[1]["masks"][:, :32]}], ["labels[1]", "32, 64", "64, 64"]),
+        ([labels[0], {**labels[1], "masks": labels[1]["masks"][:0]}], ["labels[1]", "(0, 64, 64)"]),
+        ([{**labels[0], "class_labels": labels[0]["class_labels"] + 6}, labels[1]], ["num_labels 6"]),
+    ):
+        with pytest.raises(ValueError) as error:
+            model(images, labels=wrong)
+        for word in words:
+            assert word in str(error.value)
+
+
+def test_a_narrow_image():
+    with torch.no_grad():
+        outputs = MaskRcnnTest().make_model()(random_images(1, 33, 2000))
+    assert torch.isfinite(outputs.pred_masks).all() and outputs.num_detections.item() > 0
+
+
+# Table 4 of the paper
+
+PVT = {name: get_config(name, out_features=STAGES) for name in ("pvt-tiny", "pvt-small", "pvt-medium", "pvt-large")}
+CONVNETS = {
+    name: TimmBackboneConfig(backbone=name, out_indices=[1, 2, 3, 4])
+    for name in ("resnet18", "resnet50", "resnet101", "resnext101_32x4d", "resnext101_64x4d")
+}
+PARAMETERS = {
+    "pvt-tiny": "32.9", "pvt-small": "44.1", "pvt-medium": "63.9", "pvt-large": "81.0",
+    "resnet18": "31.2", "resnet50": "44.2", "resnet101": "63.2",
+    "resnext101_32x4d": "62.8", "resnext101_64x4d": "101.9",
+}  # fmt: skip
+
+
+def meta_mask_rcnn(backbone_config) -> MaskRcnnForInstanceSegmentation:
+    with torch.device("meta"):
+        return MaskRcnnForInstanceSegmentation(MaskRcnnConfig(backbone_config=backbone_config)).eval()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_of_the_paper(name):
+    model = meta_mask_rcnn({**PVT, **CONVNETS}[name])
+    assert as_printed(parameters_but_frozen(model)) == PARAMETERS[name]
+
+
+def test_parameters_with_the_resnet_of_transformers():
+    model = meta_mask_rcnn(ResNetConfig(out_features=STAGES))
+    assert as_printed(parameters_but_frozen(model)) == PARAMETERS["resnet50"]
+
+
+def test_gflops_of_the_paper():
+    """With PVT-Small at 1280x800: 1,000 regions for boxes and 100 for masks."""
+    model = meta_mask_rcnn(PVT["pvt-small"])
+    boxes, masks = model.box_head, model.mask_head
+    with_relu = (model.rpn.convolution, boxes.fc1, boxes.fc2, *masks.convs, masks.upsample)  # ReLUs are no modules
+
+    def run():
+        maps = model.neck(model.backbone(torch.empty(1, 3, 800, 1280, device="meta")).feature_maps)
+        for feature_map in (*maps, F.max_pool2d(maps[-1], kernel_size=1, stride=2)):
+            hidden = model.rpn.convolution(feature_map)
+            model.rpn.classifier(hidden), model.rpn.box_regressor(hidden)
+        model.box_head(torch.empty(1000, 256, 7, 7, device="meta"))
+        model.mask_head(torch.empty(100, 256, 14, 14, device="meta"))
+
+    with torch.no_grad():
+        total = count_operations(model, run, with_relu)
+    total += attention_operations(model.config.backbone_config, 800, 1280)
+    assert as_printed(total) == "304.4"
+
+
+# Configuration
+
+
+def test_config_files_keep_everything(tmp_path):
+    for overrides in ({}, {"num_labels": 2}, {"backbone_config": BACKBONES["resnet"](STAGES)}, {"finest_scale": 20}):
+        config = MaskRcnnConfig(**overrides)
+        config.save_pretrained(tmp_path)
+        again = AutoConfig.from_pretrained(tmp_path)
+        assert type(again) is MaskRcnnConfig and type(again.backbone_config) is type(config.backbone_config)
+        assert again.num_labels == overrides.get("num_labels", 80) and again.finest_scale == config.finest_scale
+        assert again.backbone_config.to_dict() == config.backbone_config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"max_detections": 0}, ["max_detections", "0"]),
+        ({"num_labels": 0}, ["num_labels", "0"]),
+        ({"num_mask_convs": -1}, ["num_mask_convs", "-1"]),
+        ({"anchor_scale": 0}, ["anchor_scale", "0"]),
+        ({"anchor_ratios": []}, ["anchor_ratios"]),
+        ({"box_code_std": [0.1, 0.1]}, ["box_code_std", "four"]),
+        ({"rpn_negative_iou": 0.8}, ["rpn_negative_iou", "0.8", "0.7"]),
+        ({"nms_threshold": 1.5}, ["nms_threshold", "1.5"]),
+        ({"backbone_config": {"model_type": "pvt_v9"}}, ["pvt_v9"]),
+    ],
+)
+def test_configurations_that_cannot_work(overrides, words):
+    with pytest.raises(ValueError) as error:
+        MaskRcnnConfig(**overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_backbones_that_do_not_return_four_maps():
+    for backbone_config in (tiny_pvt_config(), tiny_pvt_config(out_features=STAGES[1:])):
+        with pytest.raises(ValueError, match="four feature maps.*out_features"):
+            MaskRcnnForInstanceSegmentation(MaskRcnnConfig(backbone_config=backbone_config))

@@ -1,0 +1,589 @@
+"""
+Semantic FPN keeps the contract of tests/support/common.py on PVT, works on four kinds of backbones, and computes what the paper
+describes.
+
+The head is compared with one written here from its description, by functional operations and by indices; the loss with
+a loop over pixels; parameters and GFLOPs with Table 5 of the paper. tests/models/test_segmentation_pipelines.py opens saved
+models in clean processes.
+
+    python -m pytest tests/models/test_modeling_semantic_fpn.py
+"""
+
+import copy
+import math
+import unittest
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+    PvtV2Config,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    TimmBackboneConfig,
+)
+
+import pvt_hf
+from pvt_hf import (
+    PvtBackbone,
+    PvtConfig,
+    PvtForImageClassification,
+    SemanticFpnConfig,
+    SemanticFpnForSemanticSegmentation,
+    load_pretrained_backbone,
+)
+from pvt_hf.models.modeling_fpn import FeaturePyramidNetwork
+from pvt_hf.models.modeling_semantic_fpn import semantic_segmentation_loss
+from pvt_hf.weights.variants import get_config
+
+from ..support.common import ModelContract, random_images, randomize, tiny_pvt_config
+from ..support.paper_counts import as_printed, attention_operations, count_operations
+
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+SMALL_HEAD = {"fpn_channels": 16, "head_channels": 8, "num_labels": 6}
+
+
+def tiny_semantic_fpn_config(**overrides) -> SemanticFpnConfig:
+    return SemanticFpnConfig(**{"backbone_config": tiny_pvt_config(out_features=STAGES), **SMALL_HEAD, **overrides})
+
+
+def random_labels(batch: int, height: int, width: int, num_labels: int = 6, seed: int = 0) -> torch.Tensor:
+    """(batch, height, width), int64, a tenth of it 255."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, num_labels, (batch, height, width), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
+    return labels
+
+
+def randomize_statistics(model: nn.Module) -> nn.Module:
+    """Random running means and variances, so that evaluation does more than divide by one."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(0.1 * torch.randn(module.running_mean.shape, generator=generator))
+            module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
+    return model
+
+
+class SemanticFpnTest(ModelContract, unittest.TestCase):
+    model_class = SemanticFpnForSemanticSegmentation
+    has_labels = True
+
+    def make_config(self, **overrides):
+        # Without dropout, which has a test of its own: gradients of two training steps are compared without a seed.
+        return tiny_semantic_fpn_config(**{"classifier_dropout_prob": 0.0, **overrides})
+
+    def make_model(self, **overrides):
+        return randomize_statistics(super().make_model(**overrides))
+
+    def output_tensors(self, outputs):
+        return [outputs.logits]
+
+    def make_labels(self, batch):
+        return random_labels(batch, 64, 64)
+
+
+# Backbones
+
+BACKBONES = {
+    "pvt": lambda: tiny_pvt_config(out_features=STAGES),
+    "resnet": lambda: ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type="basic", out_features=STAGES
+    ),
+    "pvt_v2": lambda: PvtV2Config(
+        hidden_sizes=[8, 16, 40, 64], depths=[1, 1, 1, 1], mlp_ratios=[2, 2, 2, 2], out_features=STAGES
+    ),
+    "swin": lambda: SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=STAGES
+    ),
+    "timm": lambda: TimmBackboneConfig(backbone="resnet18", out_indices=[1, 2, 3, 4]),
+}
+
+
+@pytest.fixture(params=BACKBONES)
+def model(request):
+    torch.manual_seed(0)
+    model = SemanticFpnForSemanticSegmentation(
+        SemanticFpnConfig(backbone_config=BACKBONES[request.param](), **SMALL_HEAD)
+    )
+    return randomize_statistics(randomize(model)).eval()
+
+
+def test_every_backbone_gives_logits_at_stride_4_and_trains(model):
+    for height, width in ((64, 96), (75, 110)):
+        images, labels = random_images(2, height, width), random_labels(2, height, width)
+        with torch.no_grad():
+            logits = model.eval()(images).logits
+            rows, columns = model.backbone(images).feature_maps[0].shape[-2:]
+        assert logits.shape == (2, 6, rows, columns)
+        assert abs(rows - height / 4) <= 1 and abs(columns - width / 4) <= 1
+        model.train().zero_grad()
+        model(images, labels=labels).loss.backward()
+        for name, parameter in model.named_parameters():
+            # Swin has norms for stages that it does not return, a timm model may have more
+            if name.startswith(("neck", "head")) or model.config.backbone_config.model_type == "pvt":
+                assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.backbone.parameters())
+
+
+def test_every_backbone_survives_saving(model, tmp_path):
+    images = random_images(1, 64, 96)
+    model.save_pretrained(tmp_path)
+    for loading_class in (SemanticFpnForSemanticSegmentation, AutoModelForSemanticSegmentation):
+        reloaded, info = loading_class.from_pretrained(tmp_path, output_loading_info=True)
+        assert type(reloaded) is SemanticFpnForSemanticSegmentation
+        assert not any(map(len, info.values())), info
+        assert type(reloaded.backbone) is type(model.backbone)
+        with torch.no_grad():
+            assert torch.equal(reloaded.eval()(images).logits, model(images).logits)
+
+
+def test_hidden_states_and_attentions_are_the_backbones():
+    model, images = SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config()).eval(), random_images(1, 64, 64)
+    outputs = model(images, output_hidden_states=True, output_attentions=True)
+    expected = model.backbone(images, output_hidden_states=True, output_attentions=True)
+    for key in ("hidden_states", "attentions"):
+        assert len(outputs[key]) == len(expected[key]) > 0
+        assert all(torch.equal(one, other) for one, other in zip(outputs[key], expected[key]))
+    assert model(images).hidden_states is None and model(images).attentions is None
+
+
+# The head, from its description
+
+
+def nearest(feature_map: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Cell i of n comes from cell i * m // n of m."""
+    row_index = [row * feature_map.shape[2] // rows for row in range(rows)]
+    column_index = [column * feature_map.shape[3] // columns for column in range(columns)]
+    return feature_map[:, :, row_index][:, :, :, column_index]
+
+
+def bilinear(feature_map: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """From the definition: half-pixel centres, edges repeated."""
+
+    def weights(old: int, new: int) -> torch.Tensor:
+        matrix = torch.zeros(new, old, dtype=feature_map.dtype)
+        for index in range(new):
+            position = min(max((index + 0.5) * old / new - 0.5, 0), old - 1)
+            low = int(position)
+            matrix[index, low] += 1 - (position - low)
+            matrix[index, min(low + 1, old - 1)] += position - low
+        return matrix
+
+    return torch.einsum(
+        "hi,wj,bcij->bchw", weights(feature_map.shape[2], rows), weights(feature_map.shape[3], columns), feature_map
+    )
+
+
+def reference_logits(state: dict[str, torch.Tensor], features: list[torch.Tensor]) -> torch.Tensor:
+    """PAPER_FACTS section 5.1 with dropout off, in the dtype of its arguments."""
+    f1, f2, f3, f4 = [
+        F.conv2d(feature, state[f"neck.lateral_convs.{i}.weight"], state[f"neck.lateral_convs.{i}.bias"])
+        for i, feature in enumerate(features)
+    ]
+    f3 = f3 + nearest(f4, *f3.shape[2:])
+    f2 = f2 + nearest(f3, *f2.shape[2:])
+    f1 = f1 + nearest(f2, *f1.shape[2:])
+    total = 0
+    for level, feature in enumerate((f1, f2, f3, f4)):
+        prefix = f"neck.output_convs.{level}."
+        feature = F.conv2d(feature, state[prefix + "weight"], state[prefix + "bias"], padding=1)
+        for block in range((1, 1, 2, 3)[level]):
+            prefix = f"head.levels.{level}.{block}."
+            feature = F.conv2d(feature, state[prefix + "convolution.weight"], padding=1)
+            mean, variance, gain, bias = (
+                state[f"{prefix}batch_norm.{name}"][None, :, None, None]
+                for name in ("running_mean", "running_var", "weight", "bias")
+            )
+            feature = ((feature - mean) / (variance + 1e-5).sqrt() * gain + bias).clamp(min=0)
+            if level > 0:
+                feature = bilinear(feature, 2 * feature.shape[2], 2 * feature.shape[3])
+        total = total + bilinear(feature, *f1.shape[2:])
+    return F.conv2d(total, state["head.classifier.weight"], state["head.classifier.bias"])
+
+
+# (101, 77), (75, 110): the grids are rounded down, so that levels do not differ by factors of two
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 160), (101, 77), (75, 110), (32, 32)])
+def test_logits_are_those_of_the_description(height, width):
+    torch.manual_seed(0)
+    model = SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config(num_labels=7)).eval().double()
+    randomize_statistics(randomize(model))
+    assert all(
+        "num_batches" in name or name.startswith("backbone") or t.abs().max() > 0
+        for name, t in model.state_dict().items()
+    )
+    images = random_images(2, height, width).double()
+    with torch.no_grad():
+        expected = reference_logits(model.state_dict(), list(model.backbone(images).feature_maps))
+        actual = model(images).logits
+    assert actual.std() > 0.1
+    torch.testing.assert_close(actual, expected, atol=1e-10, rtol=1e-10)  # float64, another order of summation
+
+
+def test_channels_and_dropout_of_the_paper():
+    model = SemanticFpnForSemanticSegmentation(SemanticFpnConfig())
+    assert model.config.num_labels == 150
+    assert [tuple(conv.weight.shape) for conv in model.neck.lateral_convs] == [
+        (256, 64, 1, 1), (256, 128, 1, 1), (256, 320, 1, 1), (256, 512, 1, 1),
+    ]  # fmt: skip
+    assert all(tuple(conv.weight.shape) == (256, 256, 3, 3) for conv in model.neck.output_convs)
+    shapes = [[tuple(layer.convolution.weight.shape[:2]) for layer in level] for level in model.head.levels]
+    first, next_ = (128, 256), (128, 128)
+    assert shapes == [[first], [first], [first, next_], [first, next_, next_]]
+    assert model.head.classifier.weight.shape == (150, 128, 1, 1)
+    assert type(model.head.dropout) is nn.Dropout2d and model.head.dropout.p == 0.1
+
+
+def test_dropout_removes_whole_channels_of_the_classifiers_input():
+    model = SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config(classifier_dropout_prob=0.5, head_channels=64))
+    inputs = []
+    model.head.classifier.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    torch.manual_seed(0)
+    model.train()(random_images(2, 64, 64))
+    is_zero = (inputs[0] == 0).flatten(2)
+    dropped = is_zero.all(-1).float().mean()
+    # 128 draws: 4 standard deviations are 4 * sqrt(.25 / 128) = 0.18
+    assert abs(dropped - 0.5) < 0.18
+    model.eval()(random_images(2, 64, 64))
+    assert not (inputs[1] == 0).flatten(2).all(-1).any()
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    model = SemanticFpnForSemanticSegmentation(SemanticFpnConfig())
+    for conv in (*model.neck.lateral_convs, *model.neck.output_convs):
+        outputs, inputs, rows, columns = conv.weight.shape
+        bound = math.sqrt(6 / ((inputs + outputs) * rows * columns))  # Glorot and Bengio 2010, equation 16
+        assert conv.weight.abs().max() <= bound and conv.weight.abs().max() > 0.99 * bound
+        assert abs(conv.weight.std() / (bound / math.sqrt(3)) - 1) < 0.02  # of a uniform distribution
+        assert torch.all(conv.bias == 0)
+    for level in model.head.levels:
+        for layer in level:
+            # He et al. 2015, backward form: variance 2 over fan-out; normal: some of 100,000 exceed 4 deviations
+            std = math.sqrt(2 / (128 * 9))
+            assert abs(layer.convolution.weight.std() / std - 1) < 0.02
+            assert layer.convolution.weight.abs().max() > 4 * std
+            assert layer.convolution.bias is None
+            assert torch.all(layer.batch_norm.weight == 1) and torch.all(layer.batch_norm.bias == 0)
+    # 19,200 numbers: 4 standard deviations of the estimate are 4 / sqrt(2 * 19,200) = 2 %
+    assert abs(model.head.classifier.weight.std() / 0.01 - 1) < 0.02
+    assert torch.all(model.head.classifier.bias == 0)
+
+
+def test_the_neck_serves_three_levels_and_any_channels():
+    """As RetinaNet will use it: levels 2 to 4, and further levels made from what goes in and comes out."""
+    torch.manual_seed(0)
+    neck = FeaturePyramidNetwork([32, 80, 128], out_channels=24)
+    features = [torch.randn(2, 32, 13, 9), torch.randn(2, 80, 6, 4), torch.randn(2, 128, 3, 2)]
+    before = [feature.clone() for feature in features]
+    outputs = neck(features)
+    assert [tuple(output.shape) for output in outputs] == [(2, 24, 13, 9), (2, 24, 6, 4), (2, 24, 3, 2)]
+    assert all(torch.equal(one, other) for one, other in zip(features, before))
+    # the coarsest level sees itself alone, the finest one sees all
+    expected = neck.output_convs[2](neck.lateral_convs[2](features[2]))
+    torch.testing.assert_close(outputs[2], expected)
+    assert all(
+        torch.autograd.grad(outputs[0].sum(), neck.lateral_convs[i].weight, retain_graph=True)[0].any()
+        for i in range(3)
+    )
+
+
+def test_synchronised_batch_norm_can_be_converted():
+    """As training on several GPUs does it; the statistics themselves need them."""
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config()))
+    norms = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert len(norms) == 1 + 1 + 2 + 3
+
+
+# Loss
+
+
+def test_loss_is_the_mean_over_labelled_pixels():
+    model = randomize(SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config())).eval()
+    images = random_images(2, 64, 96)
+    # (150, 200), (50, 40): labels at the size of the original image
+    for height, width in ((64, 96), (150, 200), (50, 40)):
+        labels = random_labels(2, height, width)
+        outputs = model(images, labels=labels)
+        log_probabilities = bilinear(outputs.logits.double(), height, width).log_softmax(1)
+        total, count = 0.0, 0
+        for image, label_map in zip(log_probabilities, labels):
+            for label in range(6):
+                chosen = image[label][label_map == label]
+                total, count = total - chosen.sum(), count + chosen.numel()
+        assert 0 < count < labels.numel()
+        torch.testing.assert_close(outputs.loss.double(), total / count, atol=1e-5, rtol=1e-5)  # fp32
+        for dtype in (torch.uint8, torch.int32):
+            assert torch.equal(model(images, labels=labels.to(dtype)).loss, outputs.loss)
+
+
+def test_ignored_pixels_have_no_gradient_and_their_number_is_configured():
+    logits = torch.randn(1, 4, 8, 8, requires_grad=True)
+    labels = torch.randint(0, 4, (1, 8, 8))
+    labels[:, :3] = -100
+    semantic_segmentation_loss(logits, labels, ignore_index=-100).backward()
+    assert torch.all(logits.grad[:, :, :3] == 0) and torch.all(logits.grad[:, :, 3:].abs().sum(1) > 0)
+    model = SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config(semantic_loss_ignore_index=9))
+    labels = random_labels(1, 64, 64)
+    assert torch.isfinite(model(random_images(1, 64, 64), labels=labels.where(labels < 6, 9)).loss)
+    with pytest.raises(ValueError, match="255"):
+        model(random_images(1, 64, 64), labels=labels)
+
+
+def test_labels_that_are_all_ignored_give_zero_and_a_gradient():
+    model = randomize(SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config())).train()
+    loss = model(random_images(2, 64, 64), labels=torch.full((2, 64, 64), 255)).loss
+    assert loss == 0
+    loss.backward()
+    assert all(p.grad is not None and torch.all(p.grad == 0) for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_loss_of_a_half_precision_model_is_computed_in_fp32(dtype):
+    logits = 30 * torch.randn(2, 6, 64, 64)
+    labels = random_labels(2, 256, 256)
+    loss = semantic_segmentation_loss(logits.to(dtype), labels, 255)
+    assert loss.dtype == torch.float32
+    # a sum of 118,000 losses of about 40 would be infinite in fp16; the logits are the same numbers
+    torch.testing.assert_close(loss, semantic_segmentation_loss(logits.to(dtype).float(), labels, 255))
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.full((2, 64, 64), 6), ["6", "num_labels", "0 to 5", "255"]),
+        (torch.full((2, 64, 64), -1), ["-1"]),
+        (torch.full((2, 64, 64), 254, dtype=torch.uint8), ["254"]),
+        (torch.arange(2 * 64 * 64).view(2, 64, 64), ["6, 7, 8, 9, 10 ..."]),
+        (torch.zeros(1, 64, 64, dtype=torch.long), ["batch of 2", "(1, 64, 64)"]),
+        (torch.zeros(2, 1, 64, 64, dtype=torch.long), ["(2, 1, 64, 64)"]),
+        (torch.zeros(2, dtype=torch.long), ["(2,)"]),
+        (torch.zeros(2, 64, 64), ["float32"]),
+    ],
+)
+def test_labels_that_cannot_be(labels, words):
+    model = SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config())
+    with pytest.raises(ValueError) as error:
+        model(random_images(2, 64, 64), labels=labels)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_few_steps_lower_the_loss():
+    torch.manual_seed(0)
+    model = SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config(num_labels=2)).train()
+    images = random_images(2, 64, 64)
+    labels = (F.avg_pool2d(images.sum(1, keepdim=True), 17, stride=1, padding=8)[:, 0] > 0).long()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        losses.append(model(images, labels=labels).loss)
+        losses[-1].backward()
+        optimizer.step()
+    assert abs(losses[0] - math.log(2)) < 0.1 and losses[-1] < 0.6 * losses[0]
+
+
+# Table 5 of the paper
+
+PVT = {name: get_config(name, out_features=STAGES) for name in ("pvt-tiny", "pvt-small", "pvt-medium", "pvt-large")}
+# The ResNets of the paper's table are "v1c" models: three 3x3 convolutions open them. (timm has no resnet18c. A
+# resnet18d also has average pooling in front of a shortcut's 1x1 convolution: no parameter, some 10^6 FLOPs.)
+CONVNETS = {
+    name: TimmBackboneConfig(backbone=name, out_indices=[1, 2, 3, 4])
+    for name in ("resnet18d", "resnet50c", "resnet101c", "resnext101_32x4d", "resnext101_64x4d")
+}
+# Millions of parameters, GFLOPs at 512x512
+TABLE_5 = {
+    "resnet18d": ("15.5", "32.2"),
+    "pvt-tiny": ("17.0", "33.2"),
+    "resnet50c": ("28.5", "45.6"),
+    "pvt-small": ("28.2", "44.5"),
+    "resnet101c": ("47.5", "65.1"),
+    "resnext101_32x4d": ("47.1", "64.7"),
+    "pvt-medium": ("48.0", "61.0"),
+    "resnext101_64x4d": ("86.4", "103.9"),
+    "pvt-large": ("65.1", "79.6"),
+}
+
+
+@pytest.fixture(params=TABLE_5)
+def row(request):
+    backbone_config = copy.deepcopy({**PVT, **CONVNETS}[request.param])
+    with torch.device("meta"):
+        model = SemanticFpnForSemanticSegmentation(SemanticFpnConfig(backbone_config=backbone_config)).eval()
+    return request.param, model
+
+
+def test_parameters_of_the_paper(row):
+    name, model = row
+    assert as_printed(model.num_parameters()) == TABLE_5[name][0]
+    exact = {"pvt-tiny": 12_714_752, "pvt-small": 23_971_328, "pvt-medium": 43_693_568, "pvt-large": 60_854_784}
+    if name in exact:
+        assert model.backbone.num_parameters() == exact[name]
+
+
+@pytest.mark.parametrize(
+    ("config", "paper"),
+    [
+        (dict(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic"), 15.5),
+        (dict(depths=[3, 4, 6, 3]), 28.5),
+        (dict(depths=[3, 4, 23, 3]), 47.5),
+    ],
+)
+def test_parameters_with_the_resnets_of_transformers(config, paper):
+    """Their stem is one 7x7 convolution: 0.02 M fewer parameters than the paper's."""
+    with torch.device("meta"):
+        backbone_config = ResNetConfig(**config, out_features=STAGES)
+        model = SemanticFpnForSemanticSegmentation(SemanticFpnConfig(backbone_config=backbone_config))
+    assert as_printed(model.num_parameters() + 28_640 - 9_408) == str(paper)
+
+
+def test_gflops_of_the_paper(row):
+    """
+    The paper's convention: multiply-adds of convolutions (bias counted) and linear layers, plus 2 h w (h/R) (w/R) C per
+    attention. The counter also sees ReLU and pooling, one per element, which decide some roundings of the ResNets;
+    synchronised BatchNorm is not among the layers it knows.
+
+    ResNet101 is an exception: 65.04 here, against a printed 65.1 that we cannot explain.
+    """
+    name, model = row
+    norms = tuple(module for module in model.head.modules() if isinstance(module, nn.BatchNorm2d))
+    with torch.no_grad():
+        total = count_operations(model, lambda: model(torch.empty(1, 3, 512, 512, device="meta")), norms)
+    if name in PVT:
+        total += attention_operations(model.config.backbone_config, 512, 512)
+    if name == "resnet101c":
+        assert abs(total / 1e9 - 65.1) < 0.1 and as_printed(total) != TABLE_5[name][1]
+    else:
+        assert as_printed(total) == TABLE_5[name][1]
+
+
+# Configuration
+
+
+def test_a_pvt_backbone_may_come_as_anything():
+    ours = tiny_pvt_config(out_features=STAGES)
+    native = transformers.PvtConfig(**{key: ours.to_dict()[key] for key in ("hidden_sizes", "depths", "mlp_ratios")})
+    for backbone_config in (ours, ours.to_dict(), {k: v for k, v in ours.to_dict().items() if k != "model_type"}):
+        config = SemanticFpnConfig(backbone_config=backbone_config)
+        assert type(config.backbone_config) is PvtConfig and config.backbone_config.to_dict() == ours.to_dict()
+    config = SemanticFpnConfig(backbone_config={**native.to_dict(), "out_features": STAGES})
+    assert type(config.backbone_config) is PvtConfig
+    # the native class has one epsilon for all norms
+    assert config.backbone_config.reduction_layer_norm_eps == config.backbone_config.layer_norm_eps == 1e-6
+    assert type(SemanticFpnForSemanticSegmentation(config).backbone) is PvtBackbone
+    assert type(SemanticFpnConfig(backbone_config=native).backbone_config) is PvtConfig
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"num_labels": 2},
+        {"id2label": {0: "sky", 1: "road", 2: "car"}},
+        {"backbone_config": tiny_pvt_config(out_features=STAGES, layer_norm_eps=1e-4, reduction_layer_norm_eps=1e-3)},
+        {"backbone_config": tiny_pvt_config(out_features=STAGES, drop_path_rate=0.1, image_size=[64, 96])},
+        {"backbone_config": ResNetConfig(out_features=STAGES, layer_type="basic")},
+    ],
+)
+def test_config_files_keep_everything(overrides, tmp_path):
+    config = SemanticFpnConfig(**overrides)
+    config.save_pretrained(tmp_path)
+    for again in (SemanticFpnConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert type(again) is SemanticFpnConfig
+        assert type(again.backbone_config) is type(config.backbone_config)
+        assert again.backbone_config.to_dict() == config.backbone_config.to_dict()
+        whole, expected = again.to_dict(), config.to_dict()
+        for key in ("backbone_config", "_name_or_path"):
+            whole.pop(key, None), expected.pop(key, None)
+        assert whole == expected
+
+
+def test_another_number_of_labels_when_loading(tmp_path):
+    SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config()).save_pretrained(tmp_path)
+    model = SemanticFpnForSemanticSegmentation.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    assert model.config.num_labels == 3 and len(model.config.id2label) == 3
+    assert model(random_images(1, 64, 64)).logits.shape[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"num_labels": 1}, ["num_labels", "1"]),
+        ({"num_labels": 300}, ["semantic_loss_ignore_index", "255", "300"]),
+        ({"fpn_channels": 0}, ["fpn_channels", "0"]),
+        ({"head_channels": -1}, ["head_channels", "-1"]),
+        ({"classifier_dropout_prob": 1.0}, ["classifier_dropout_prob", "1.0"]),
+        ({"backbone_config": {"model_type": "pvt_v9"}}, ["pvt_v9", "backbone_config"]),
+        ({"backbone_config": {"model_type": "pvt", "depths": [2, 2]}}, ["depths"]),
+    ],
+)
+def test_configurations_that_cannot_work(overrides, words):
+    with pytest.raises(ValueError) as error:
+        SemanticFpnConfig(**overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("backbone_config", [tiny_pvt_config(), ResNetConfig(depths=[1, 1, 1, 1])])
+def test_backbones_that_do_not_return_four_maps(backbone_config):
+    with pytest.raises(ValueError) as error:
+        SemanticFpnForSemanticSegmentation(SemanticFpnConfig(backbone_config=backbone_config))
+    for word in ("four", "stage4", "out_features", backbone_config.model_type):
+        assert word in str(error.value)
+
+
+# Interoperability
+
+
+def test_load_pretrained_backbone(tmp_path):
+    cases = {
+        "pvt": (PvtForImageClassification(tiny_pvt_config(image_size=96)), "pvt.", 4),
+        "resnet": (ResNetForImageClassification(BACKBONES["resnet"]()), "resnet.", 0),
+    }
+    for name, (classifier, prefix, resized) in cases.items():
+        randomize(classifier).save_pretrained(tmp_path / name)
+        model = SemanticFpnForSemanticSegmentation(SemanticFpnConfig(backbone_config=BACKBONES[name](), **SMALL_HEAD))
+        head = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("backbone.")}
+        report = load_pretrained_backbone(model, tmp_path / name)
+        assert not report.missing and len(report.resized) == resized and len(report.loaded) > 20
+        for key in report.loaded:
+            assert torch.equal(model.backbone.state_dict()[key], classifier.state_dict()[prefix + key]), key
+        assert all(torch.equal(model.state_dict()[key], value) for key, value in head.items())
+
+
+def test_an_attention_implementation_reaches_the_backbone():
+    for name in ("eager", "sdpa"):
+        model = SemanticFpnForSemanticSegmentation(tiny_semantic_fpn_config(attn_implementation=name))
+        assert model.backbone.config._attn_implementation == name
+        model.set_attn_implementation("eager")
+        assert model.backbone.config._attn_implementation == "eager"
+
+
+def test_trainer_averages_the_loss_itself():
+    """Its count of items would include ignored pixels."""
+    assert SemanticFpnForSemanticSegmentation.accepts_loss_kwargs is False
+
+
+def test_files_that_travel_keep_to_the_rules():
+    """Relative imports of one dot and one level, as Transformers copies files flat."""
+    folder = Path(pvt_hf.__file__).parent / "models"
+    files = [file for kind in ("configuration", "modeling", "image_processing") for file in folder.glob(f"{kind}_*.py")]
+    assert len(files) > 20
+    for file in files:
+        lines = file.read_text().splitlines()
+        relative = [line for line in lines if line.strip().startswith("from .")]
+        assert all(line.split()[1].count(".") == 1 for line in relative), relative
+        assert not any(
+            "pvt_hf" in line
+            for line in lines
+            if line.strip().startswith(("import", "from")) and "import" in line and ">>>" not in line
+        ), file

@@ -1,0 +1,67 @@
+"""Builds the wheel and the source distribution of the package, as they would be published."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .clean_process import REPOSITORY
+
+
+def tracked_files() -> list[Path]:
+    """What git has in the repository, relative to it. Skips the test where there is no git, as in an unpacked sdist."""
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("only a git checkout can tell which files belong to the repository")
+    git = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return [Path(name) for name in git.stdout.split("\0") if name and (REPOSITORY / name).is_file()]
+
+
+def build_distributions(folder: Path) -> tuple[Path, Path]:
+    """
+    `python -m build` on a copy of the tracked files in `folder`: the wheel and the source distribution. The wheel is
+    built from the latter, which therefore has everything that a build needs.
+
+    A copy, because setuptools leaves folders where it builds and takes up what it finds in them. Without isolation,
+    since setuptools is one of the development dependencies: nothing is downloaded.
+    """
+    for path in tracked_files():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / path, folder / path)
+    process = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", str(folder)], cwd=folder, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    (wheel,), (sdist,) = (folder / "dist").glob("*.whl"), (folder / "dist").glob("*.tar.gz")
+    return wheel, sdist
+
+
+def wheel_to_test(folder: Path) -> Path:
+    """The wheel that the variable PVT_HF_WHEEL names, or one built in `folder`."""
+    given = os.environ.get("PVT_HF_WHEEL")
+    return Path(given) if given else build_distributions(folder)[0]
+
+
+def uv(*arguments: object) -> None:
+    """Runs the `uv` of the development environment."""
+    program = Path(sys.executable).with_name("uv")
+    assert program.is_file(), f"{program} is missing: install the development environment with `make install`."
+    process = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+
+
+def install_wheel(wheel: Path, folder: Path) -> Path:
+    """
+    Makes an environment in `folder` that has the wheel and, from this environment, its dependencies, but not this
+    checkout. Returns its interpreter. (tests/package/test_core_only.py installs the dependencies, too.)
+    """
+    uv("venv", "--python", sys.executable, folder)
+    python = folder / "bin" / "python"
+    uv("pip", "install", "--python", python, "--no-deps", "--no-index", wheel)
+    (site_packages,) = (folder / "lib").glob("*/site-packages")
+    # Path files in these folders are not read: an editable installation there has no effect.
+    dependencies = [path for path in sys.path if Path(path).name == "site-packages"]
+    (site_packages / "dependencies.pth").write_text("\n".join(dependencies))
+    return python

@@ -1,0 +1,53 @@
+"""What the tests of the README's longer examples share: the code as it is printed, on few scenes and tiny backbones."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import pvt_hf.weights.variants
+from pvt_hf import PvtBackbone
+
+from .clean_process import REPOSITORY
+from .common import FP32_TOLERANCE, random_images, tiny_pvt_config
+
+
+def example(word: str, section: str, language: str = "python") -> str:
+    """The block of code in a section of the README that has this word."""
+    text = (REPOSITORY / "README.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    (block,) = [code for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if word in code]
+    return block
+
+
+def work_small(folder: Path, patch: pytest.MonkeyPatch, streams) -> None:
+    """In `folder`, backbones are tiny and the scenes few of those that the module `streams` opens."""
+    open_scenes = streams.open_digit_scenes
+
+    def few_scenes(split, *arguments):
+        count = 84 if split == "train" else 8
+        return open_scenes(split, *arguments)[0].take(count), count
+
+    def tiny(name, **fields):
+        assert name == "pvt-tiny"
+        return tiny_pvt_config(**fields)
+
+    patch.setattr(streams, "open_digit_scenes", few_scenes)
+    patch.setattr(pvt_hf.weights.variants, "get_config", tiny)
+    patch.chdir(folder)
+    torch.manual_seed(0)
+
+
+@torch.no_grad()
+def assert_same_after_reloading(auto_class, model, folder: Path, keys, class_names) -> None:
+    reloaded, info = auto_class.from_pretrained(folder, output_loading_info=True)
+    assert type(reloaded) is type(model) and type(reloaded.config.backbone_config) is pvt_hf.PvtConfig
+    assert not any(map(len, info.values())), info
+    assert sum(isinstance(module, PvtBackbone) for module in reloaded.modules()) == 1
+    assert reloaded.config.id2label == dict(enumerate(class_names))
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(reloaded.state_dict()[key], tensor), key
+    images = random_images(1, 64, 96)
+    expected, actual = model.eval()(images), reloaded.eval()(images)
+    for key in keys:
+        torch.testing.assert_close(actual[key], expected[key], **FP32_TOLERANCE)

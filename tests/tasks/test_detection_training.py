@@ -1,0 +1,441 @@
+"""
+The training, evaluation, prediction and Trainer scripts for detectors, on digit scenes and on a small COCO folder: what
+they leave behind agrees with pycocotools and with the models called by hand.
+
+    python -m pytest tests/tasks/test_detection_training.py
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
+    RTDetrImageProcessor,
+    YolosConfig,
+    YolosForObjectDetection,
+)
+
+from pvt_hf import (
+    PvtDetrForObjectDetection,
+    PvtForImageClassification,
+    PvtImageProcessor,
+    RetinaNetForObjectDetection,
+)
+from pvt_hf.data.digits import digit_scenes
+from pvt_hf.engine.optimizer import make_schedule, parameter_groups
+from pvt_hf.engine.settings import parse_arguments
+from pvt_hf.tasks.detection.evaluate import DetectionEvaluationSettings
+from pvt_hf.tasks.detection.evaluate import run as evaluate_checkpoint
+from pvt_hf.tasks.detection.evaluate_stream import check_takes_pixel_mask
+from pvt_hf.tasks.detection.samples import collate_detection
+from pvt_hf.tasks.detection.train import ARCHITECTURES, DetectionSettings, ProcessImage, build_model, run
+
+from ..models.test_modeling_pvt_detr import make_model as make_detr
+from ..support.common import tiny_pvt_config
+from ..support.detection_cases import BACKBONES, random_labels
+from ..support.warm_processes import run as run_program
+
+
+REPOSITORY = Path(__file__).parents[2]
+BACKBONE = {
+    "image_size": 64, "hidden_sizes": [16, 32, 48, 64], "num_attention_heads": [1, 2, 3, 4], "depths": [1, 1, 1, 1],
+    "mlp_ratios": [2, 2, 2, 2],
+}  # fmt: skip
+HEADS = {
+    "retinanet": {"fpn_channels": 16, "num_head_convs": 1, "prior_probability": 0.2},  # scores high enough to count
+    "mask_rcnn": {"fpn_channels": 16, "box_head_size": 32, "num_mask_convs": 1, "num_proposals": 30,
+                  "num_train_candidates": 60, "num_candidates": 60, "box_num_samples": 16, "finest_scale": 20},
+    "detr": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+             "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_queries": 10},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory) -> Path:
+    """A COCO folder of digit scenes with category ids that have gaps, polygons nowhere, RLE everywhere, and a crowd."""
+    from pycocotools import mask as mask_api
+
+    root = tmp_path_factory.mktemp("coco")
+    (root / "annotations").mkdir()
+    for split, count, seed in (("train2017", 12, 0), ("val2017", 6, 1)):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for index, scene in enumerate(digit_scenes("train", 64, 80, length=count, seed=seed)):
+            number = 100 + 7 * index
+            scene["image"].convert("RGB").save(root / split / f"{number:012d}.png")
+            images.append({"id": number, "file_name": f"{number:012d}.png", "height": 64, "width": 80})
+            objects = scene["objects"]
+            for place, mask in enumerate(scene["masks"]):
+                rle = mask_api.encode(np.asfortranarray(np.asarray(mask) > 0, dtype=np.uint8))
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": 3 + 2 * objects["category"][place],
+                        "bbox": objects["bbox"][place],
+                        "area": objects["area"][place],
+                        "iscrowd": int(index == 0 and place == 0),
+                        "segmentation": {"size": [64, 80], "counts": rle["counts"].decode()},
+                    }
+                )
+        categories = [{"id": 3 + 2 * digit, "name": str(digit)} for digit in range(10)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def settings(architecture: str, output: Path, **more) -> DetectionSettings:
+    arguments = {
+        "output_dir": str(output), "dataset": "digit-scenes", "eval_split": "test", "scene_size": 64,
+        "shortest_edges": [64], "eval_shortest_edge": 64, "longest_edge": 96, "horizontal_flip": 0.0,
+        "architecture": architecture, "backbone_overrides": json.dumps(BACKBONE),
+        "config_overrides": json.dumps(HEADS[architecture]), "drop_path_rate": 0.0, "batch_size": 4, "max_steps": 6,
+        "samples_per_epoch": 24, "warmup_epochs": 0, "learning_rate": 1e-3, "shuffle_window": 16, "num_workers": 0,
+        "cpu": True, **more,
+    }  # fmt: skip
+    return DetectionSettings(**arguments)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def trained(request, coco, tmp_path_factory):
+    """The folder and the report of a few steps on the COCO folder."""
+    output = tmp_path_factory.mktemp(request.param) / "out"
+    more = {"dataset": str(coco), "eval_split": "validation", "samples_per_epoch": 0, "max_steps": 0, "epochs": 2}
+    return request.param, output, run(settings(request.param, output, **more))
+
+
+def test_training_leaves_a_model_and_figures(trained):
+    architecture, output, report = trained
+    assert report["steps"] == 6 and report["skipped"] == 0 and report["metrics"]["eval_samples"] == 6
+    model, info = AutoModelForObjectDetection.from_pretrained(output, output_loading_info=True)
+    assert not any(map(len, info.values())) and model.config.id2label == {n: str(n) for n in range(10)}
+    assert type(model.config) is ARCHITECTURES[architecture].config_class
+    processor = AutoImageProcessor.from_pretrained(output)
+    assert type(processor).__name__.startswith(ARCHITECTURES[architecture].processor_class.__name__)
+    assert ("mask_ap50" in report["metrics"]) == (architecture == "mask_rcnn")
+    written = json.loads((output / "run.json").read_text())
+    assert written["metrics"]["ap"] == report["metrics"]["ap"] and len(written["metrics"]["per_category_ap"]) == 10
+
+
+def test_evaluation_agrees_with_pycocotools_on_the_files(trained, coco, tmp_path):
+    """The results file, read by pycocotools with the annotation file, gives the figures of the report."""
+    architecture, output, trained_report = trained
+    report = evaluate_checkpoint(
+        DetectionEvaluationSettings(
+            model=str(output),
+            dataset=str(coco),
+            num_workers=0,
+            cpu=True,
+            output=str(tmp_path / "ap.json"),
+            results=str(tmp_path / "detections.json"),
+        )  # fmt: skip
+    )
+    figures = report["results"]
+    assert json.loads((tmp_path / "ap.json").read_text())["results"] == figures
+    detections = json.loads((tmp_path / "detections.json").read_text())
+    assert detections and {entry["image_id"] for entry in detections} <= {100 + 7 * index for index in range(6)}
+    assert {entry["category_id"] for entry in detections} <= {3 + 2 * digit for digit in range(10)}
+    kinds = {"bbox": "", "segm": "mask_"} if architecture == "mask_rcnn" else {"bbox": ""}
+    for kind, prefix in kinds.items():
+        truth = COCO(coco / "annotations" / "instances_val2017.json")
+        entries = [{k: v for k, v in entry.items() if kind == "bbox" or k != "bbox"} for entry in detections]
+        evaluation = COCOeval(truth, truth.loadRes(entries), kind)
+        evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
+        for place, name in enumerate(("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1")):
+            expected, actual = evaluation.stats[place], figures[prefix + name]
+            assert actual is None if expected < 0 else actual == pytest.approx(expected, abs=1e-9), (kind, name)
+    for name in ("ap", "ap50"):
+        assert figures[name] == pytest.approx(trained_report["metrics"][name], abs=1e-9)
+
+
+def test_prediction_script(trained, coco, tmp_path):
+    architecture, output, _ = trained
+    files = sorted((coco / "val2017").iterdir())[:2]
+    command = ["scripts/predict.py", *map(str, files), "--model", str(output)]  # the task is the model's own
+    process = run_program([*command, "--threshold", "0.02", "--output_dir", str(tmp_path)])
+    for file in files:
+        objects = json.loads((tmp_path / f"{file.stem}.objects.json").read_text())
+        picture = Image.open(tmp_path / f"{file.stem}.objects.png")
+        assert picture.size == (80, 64) and picture.mode == "RGB"
+        drawn = np.asarray(picture) != np.asarray(Image.open(file).convert("RGB"))
+        assert bool(objects) == bool(drawn.any())
+        for one in objects:
+            x0, y0, x1, y1 = one["box"]
+            assert 0 <= x0 <= x1 <= 80 and 0 <= y0 <= y1 <= 64 and one["score"] > 0.02
+            assert ("segmentation" in one) == (architecture == "mask_rcnn")
+    assert f"{files[0]}: " in process.stdout
+
+
+def test_detectors_of_transformers(coco, tmp_path):
+    """
+    DETR's processor can make masks of another model's outputs: of this one's nobody asks for any. All queries count.
+    """
+    config = DetrConfig(
+        backbone_config=BACKBONES["resnet"](["stage4"]), id2label={n: str(n) for n in range(10)}, **HEADS["detr"]
+    )
+    torch.manual_seed(0)
+    DetrForObjectDetection(config).save_pretrained(tmp_path / "detr")
+    processor = DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    processor.save_pretrained(tmp_path / "detr")
+    assert hasattr(processor, "post_process_instance_segmentation")
+    more = {"model": str(tmp_path / "detr"), "dataset": str(coco), "eval_split": "validation", "samples_per_epoch": 0}
+    report = run(settings("detr", tmp_path / "out", **more, max_steps=2))
+    assert report["steps"] == 2 and report["metrics"]["eval_samples"] == 6 and "mask_ap" not in report["metrics"]
+    evaluated = evaluate_checkpoint(
+        DetectionEvaluationSettings(
+            model=str(tmp_path / "out"),
+            dataset=str(coco),
+            num_workers=0,
+            cpu=True,
+            results=str(tmp_path / "detections.json"),
+        )
+    )
+    assert evaluated["results"]["ap"] == pytest.approx(report["metrics"]["ap"], abs=1e-9)
+    assert len(json.loads((tmp_path / "detections.json").read_text())) == 6 * config.num_queries
+
+
+def test_detectors_without_pixel_mask():
+    """A processor may give none, because it resizes to one size; a model has to take one."""
+    image = Image.fromarray(np.zeros((50, 75, 3), dtype=np.uint8))
+    process = ProcessImage(RTDetrImageProcessor(size={"height": 64, "width": 96}))
+    assert process(image).shape == (3, 64, 96)
+    with torch.device("meta"):
+        yolos = YolosForObjectDetection(YolosConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    with pytest.raises(ValueError, match="YolosForObjectDetection takes no pixel_mask"):
+        check_takes_pixel_mask(yolos)
+
+
+def test_several_sizes_groups_and_a_held_out_share(coco, tmp_path):
+    report = run(
+        settings(
+            "retinanet",
+            tmp_path / "out",
+            dataset=str(coco),
+            eval_share=0.3,
+            shortest_edges=[64, 96],
+            shortest_edge_range=True,
+            longest_edge=128,
+            max_steps=3,
+            samples_per_epoch=8,
+            batch_size=2,
+        )  # fmt: skip
+    )
+    assert report["steps"] == 3 and 0 < report["metrics"]["eval_samples"] < 12
+
+
+@pytest.mark.parametrize(
+    "architecture", ["retinanet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mask_rcnn", "detr"))]
+)
+def test_resuming_goes_on_with_the_same_bits(architecture, tmp_path):
+    whole = run(settings(architecture, tmp_path / "whole"))
+    run(settings(architecture, tmp_path / "parts", save_every_steps=2, save_total_limit=0))
+    for checkpoint in (tmp_path / "parts").glob("checkpoint-*"):
+        if checkpoint.name != "checkpoint-00000004":
+            for file in sorted(checkpoint.rglob("*"), reverse=True):
+                file.unlink()
+            checkpoint.rmdir()
+    resumed = run(settings(architecture, tmp_path / "parts", save_every_steps=2, resume_from_checkpoint="latest"))
+    assert resumed["steps"] == whole["steps"] == 6
+    one, other = (AutoModelForObjectDetection.from_pretrained(tmp_path / name) for name in ("whole", "parts"))
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_two_processes_evaluate_every_image_once(coco, tmp_path):
+    arguments = ["scripts/train_object_detection.py", "--dataset", coco, "--output_dir", tmp_path / "out", "--cpu"]
+    arguments += ["--architecture", "mask_rcnn", "--backbone_overrides", json.dumps(BACKBONE), "--batch_size", 2]
+    arguments += ["--config_overrides", json.dumps(HEADS["mask_rcnn"]), "--shortest_edges", 64, "--max_steps", 2]
+    arguments += ["--eval_shortest_edge", 64, "--longest_edge", 96, "--num_workers", 0, "--shuffle_window", 8]
+    run_program(list(map(str, arguments)), processes=2)
+    report = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert report["world_size"] == 2 and report["metrics"]["eval_samples"] == 6
+
+
+# Settings
+
+
+def test_the_schedule_of_detection():
+    """Rates by step: a warm-up over 500, a tenth from epochs 8 and 11 on, of 12 epochs of 7,000."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+    schedule = make_schedule(optimizer, "step", 84_000, 500, 1e-7, 0.0, decay_steps=[56_000, 77_000])
+    for step, rate in ((0, 1e-7), (250, 5.005e-5), (500, 1e-4), (55_999, 1e-4), (56_000, 1e-5), (76_999, 1e-5),
+                       (77_000, 1e-6), (83_999, 1e-6)):  # fmt: skip
+        schedule.step_update(step)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-6), step
+
+
+def test_the_backbone_of_detr_has_a_rate_of_its_own():
+    model = make_detr()
+    groups = parameter_groups(model, 1e-4, decay_all=True, backbone_learning_rate=1e-5)
+    optimizer = torch.optim.AdamW(groups, lr=1e-4)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decays = {group["weight_decay"] for group in optimizer.param_groups if group["params"]}
+    assert len(rates) == len(list(model.parameters())) and decays == {1e-4}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == (1e-5 if name.startswith("model.backbone.") else 1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"shortest_edges": [16]}, ["shortest_edges", "16"]),
+        ({"shortest_edges": [64], "shortest_edge_range": True}, ["shortest_edge_range", "two"]),
+        ({"longest_edge": 40}, ["longest_edge", "40"]),
+        ({"horizontal_flip": 2.0}, ["horizontal_flip", "2.0"]),
+        ({"schedule": "step"}, ["decay_epochs", "step"]),
+        ({"decay_epochs": [3.0]}, ["decay_epochs", "cosine"]),
+        ({"config_overrides": '{"anchor_size": 3}'}, ["anchor_size", "RetinaNetConfig"]),
+        ({"model": "a", "backbone": "b"}, ["--backbone", "--model"]),
+    ],
+)
+def test_settings_that_cannot_be(more, words, tmp_path):
+    with pytest.raises(ValueError) as error:
+        settings("retinanet", tmp_path, **more)
+    for word in words:
+        assert word in str(error.value)
+
+
+RECIPES = sorted((REPOSITORY / "scripts" / "recipes").glob("coco_*.yaml"))
+# PAPER_FACTS 4.1: learning rate, images per process, drop path
+RATES = {
+    **{("retinanet", size): (1e-4, 2, 0.1 if size in ("tiny", "small") else 0.0)
+       for size in ("tiny", "small", "medium", "large")},
+    **{("mask_rcnn", size): (2e-4, 2, 0.1 if size in ("tiny", "small") else 0.0)
+       for size in ("tiny", "small", "medium")},
+    ("mask_rcnn", "large"): (1.429e-4, 1, 0.0),
+    ("detr", "small"): (1e-4, 2, 0.1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_the_papers(recipe, tmp_path):
+    parsed = parse_arguments(DetectionSettings, [str(recipe), "--output_dir", str(tmp_path)])
+    assert f"recipes/{recipe.name}" in recipe.read_text() and "Not trained by us" in recipe.read_text()
+    size = parsed.variant.removeprefix("pvt-")
+    rate, batch, drop_path = RATES[parsed.architecture, size]
+    assert (parsed.learning_rate, parsed.batch_size, parsed.drop_path_rate) == (rate, batch, drop_path)
+    assert parsed.weight_decay == 1e-4 and parsed.decay_all and parsed.horizontal_flip == 0.5
+    assert parsed.schedule == "step" and not parsed.keep_empty and parsed.group_by_aspect
+    is_detr, three, small = parsed.architecture == "detr", recipe.stem.endswith("3x"), "640" in recipe.stem
+    assert parsed.epochs == (50 if is_detr else 36 if three else 12)
+    assert parsed.decay_epochs == ([33] if is_detr else [27, 33] if three else [8, 11])
+    assert parsed.max_grad_norm == (0.1 if is_detr else 0.0)
+    if is_detr:
+        assert parsed.backbone_learning_rate == 1e-5 and parsed.warmup_steps == parsed.warmup_epochs == 0
+        assert parsed.shortest_edges == [640, 672, 704, 736, 768, 800]
+    else:
+        assert parsed.backbone_learning_rate == 0 and parsed.warmup_steps == 500
+        assert parsed.warmup_learning_rate == pytest.approx(rate * 1e-3)
+        assert parsed.shortest_edges == ([640, 800] if three else [640] if small else [800])
+        assert parsed.shortest_edge_range == three
+    assert (parsed.eval_shortest_edge, parsed.longest_edge) == ((640, 1066) if small else (800, 1333))
+    with torch.device("meta"):
+        model = build_model(parsed, tuple(map(str, range(80))))
+    assert type(model.config) is ARCHITECTURES[parsed.architecture].config_class
+
+
+def test_all_recipes_are_there():
+    names = {recipe.stem for recipe in RECIPES}
+    sizes = ("tiny", "small", "medium", "large")
+    assert {f"coco_{name}_pvt_{size}_1x" for name in ("retinanet", "mask_rcnn") for size in sizes} < names
+    assert {"coco_detr_pvt_small_50e", "coco_retinanet_pvt_small_640_1x"} < names
+
+
+def test_a_head_may_read_other_stages(tmp_path):
+    for more, stages in (([], ["stage4"]), (["--out_features", "stage3"], ["stage3"])):
+        given = ["--architecture", "detr", "--output_dir", str(tmp_path), *more]
+        with torch.device("meta"):
+            model = build_model(parse_arguments(DetectionSettings, given), ("a", "b"))
+        assert model.config.backbone_config.out_features == stages
+        channels = {"stage3": 320, "stage4": 512}[stages[0]]
+        assert model.model.input_projection.in_channels == channels
+
+
+# Transformers' Trainer
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / "scripts"))  # where Python looks when it runs a script
+        path = REPOSITORY / "scripts" / "finetune_detection_with_trainer.py"
+        spec = importlib.util.spec_from_file_location("finetune_detection", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.mark.parametrize(
+    "architecture, model_class", [("retinanet", RetinaNetForObjectDetection), ("detr", PvtDetrForObjectDetection)]
+)
+def test_trainer_on_a_classifier(architecture, model_class, script, coco, tmp_path, monkeypatch):
+    """
+    The figures of the best checkpoint are those of the evaluation script, crowds aside (there is one). What the
+    collator made reaches the model whole: Accelerate may cut labels.
+    """
+    collated, received = [], []
+
+    def counts(batch: dict) -> list[int]:
+        return [len(batch["pixel_values"]), *(len(label["boxes"]) for label in batch["labels"])]
+
+    def collate(samples: list[dict]) -> dict:
+        batch = collate_detection(samples)
+        collated.append(counts(batch))
+        return batch
+
+    forward = model_class.forward
+
+    def record(self, **batch):
+        received.append(counts(batch))
+        return forward(self, **batch)
+
+    monkeypatch.setattr(script, "collate_detection", collate)
+    monkeypatch.setattr(model_class, "forward", record)
+    torch.manual_seed(0)
+    PvtForImageClassification(tiny_pvt_config()).save_pretrained(tmp_path / "classifier")
+    PvtImageProcessor().save_pretrained(tmp_path / "classifier")
+    arguments = {
+        "model": tmp_path / "classifier", "architecture": architecture, "dataset": coco, "output_dir": tmp_path / "out",
+        "shortest_edges": 64, "eval_shortest_edge": 64, "longest_edge": 96, "max_steps": 4, "eval_steps": 2,
+        "save_steps": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "shuffle_buffer": 10,
+        "use_cpu": True, "report_to": "none", "learning_rate": 1e-3,
+    }  # fmt: skip
+    flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+    metrics = script.main(*script.parse_arguments(flags))
+    # four batches of training and three evaluations of three; a batch more may have been made ahead
+    assert len(received) == 4 + 3 * 3 and all(batch in collated for batch in received)
+    assert max(max(batch) for batch in received) > 2  # objects, of batches of two images
+    monkeypatch.setattr(model_class, "forward", forward)
+    assert metrics["eval_samples"] == 6 and metrics["eval_skipped"] == 0
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "out")
+    assert type(model.config) is ARCHITECTURES[architecture].config_class and model.config.num_labels == 10
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["best_metric"] == pytest.approx(metrics["eval_ap"]) and state["global_step"] == 4
+    report = evaluate_checkpoint(
+        DetectionEvaluationSettings(model=str(tmp_path / "out"), dataset=str(coco), num_workers=0, cpu=True)
+    )
+    # one of some thirty objects is a crowd, left out of Trainer's figure
+    assert report["results"]["ap"] == pytest.approx(metrics["eval_ap"], abs=0.05)
+
+
+def test_labels_of_the_tests_are_of_the_size_that_they_say():
+    """Guards the helper that other tests rely on: boxes are those of the masks, to a pixel."""
+    for label in random_labels(2, 48, 80):
+        for box, mask in zip(label["boxes"] * torch.tensor([80, 48, 80, 48]), label["masks"]):
+            rows, columns = torch.where(mask)
+            extent = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+            corners = torch.cat([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2])
+            assert (extent - corners).abs().max() <= 1
