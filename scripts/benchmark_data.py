@@ -50,9 +50,9 @@ from tqdm import tqdm
 
 from pvt_hf import PvtImageProcessor
 from pvt_hf.data.batches import BatchStream, make_loader
-from pvt_hf.data.samples import ClassificationSample
+from pvt_hf.data.samples import ClassificationSample, ProcessorTransform
 from pvt_hf.data.streams import Stream, open_stream
-from pvt_hf.tasks.classification.transforms import ProcessorTransform, training_transform
+from pvt_hf.tasks.classification.transforms import training_transform
 
 
 Transform = Callable[[Image.Image], torch.Tensor]

@@ -105,3 +105,13 @@ class ClassificationSample:
 def stack(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Samples of equal shapes to a batch."""
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+class ProcessorTransform:
+    """An image processor as a function from one PIL image to its `pixel_values` (channels, height, width)."""
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return torch.as_tensor(self.processor(image)["pixel_values"][0])

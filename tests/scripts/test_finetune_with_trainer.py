@@ -25,7 +25,7 @@ from pvt_hf.data.samples import ClassificationSample
 from pvt_hf.data.streams import open_stream
 from pvt_hf.tasks.classification.evaluate import EvaluationSettings
 from pvt_hf.tasks.classification.evaluate import run as evaluate_checkpoint
-from pvt_hf.tasks.classification.transforms import ProcessorTransform
+from pvt_hf.data.samples import ProcessorTransform
 
 from ..support.common import tiny_pvt_config
 from ..support.warm_processes import ROOT

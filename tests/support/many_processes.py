@@ -21,7 +21,7 @@ from pvt_hf.engine import feed, loop
 from pvt_hf.engine.processes import make_accelerator
 from pvt_hf.tasks.classification.evaluate_stream import evaluate_classifier
 from pvt_hf.tasks.classification.train import ClassificationSettings
-from pvt_hf.tasks.classification.transforms import ProcessorTransform
+from pvt_hf.data.samples import ProcessorTransform
 
 
 def settings_of(output_dir: Path, **overrides) -> ClassificationSettings:

@@ -18,7 +18,7 @@ from pvt_hf.data.streams import open_stream
 from pvt_hf.engine import loop
 from pvt_hf.engine.processes import make_accelerator
 from pvt_hf.tasks.classification.train import ClassificationSettings
-from pvt_hf.tasks.classification.transforms import ProcessorTransform
+from pvt_hf.data.samples import ProcessorTransform
 
 from .common import tiny_pvt_config
 from .warm_processes import ROOT, Launched, run

@@ -290,7 +290,7 @@ from pvt_hf import PvtForImageClassification, PvtImageProcessor, PvtModel
 from pvt_hf.data.batches import BatchStream
 from pvt_hf.data.samples import ClassificationSample
 from pvt_hf.data.streams import open_stream
-from pvt_hf.tasks.classification.transforms import ProcessorTransform
+from pvt_hf.data.samples import ProcessorTransform
 from pvt_hf.tasks.classification.evaluate import EvaluationSettings, run
 from pvt_hf.tasks.classification.evaluate_stream import evaluate_classifier
 from pvt_hf.engine.processes import gather_objects

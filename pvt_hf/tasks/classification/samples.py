@@ -1,0 +1,1 @@
+from ...data.samples import ClassificationSample  # noqa: F401
