@@ -44,12 +44,14 @@ from transformers import (
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
 from pvt_hf.data.batches import StreamError
-from pvt_hf.data.samples import BadSample, ClassificationSample, sample_id
-from pvt_hf.data.streams import Stream, open_stream
+from pvt_hf.data.samples import BadSample, ProcessorTransform, sample_id
+from pvt_hf.data.streams import Stream
 from pvt_hf.engine.processes import check_world_size
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
 from pvt_hf.tasks.classification.evaluate import output_size
-from pvt_hf.tasks.classification.transforms import ProcessorTransform, training_transform
+from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.streams import open_classification_stream
+from pvt_hf.tasks.classification.transforms import training_transform
 from pvt_hf.tasks.models import label_fields, share_buffers
 from pvt_hf.weights.opening import check_model_path
 
@@ -164,8 +166,8 @@ def open_streams(script: ScriptArguments, image_size: int) -> tuple[Stream, Stre
         "class_names": [name.strip() for name in script.class_names.split(",")] if script.class_names else None,
         "image_size": image_size,  # of the built-in digits
     }
-    train = open_stream(script.dataset, script.train_split, **columns)
-    evaluation = open_stream(script.dataset, script.eval_split, **columns)
+    train = open_classification_stream(script.dataset, script.train_split, **columns)
+    evaluation = open_classification_stream(script.dataset, script.eval_split, **columns)
     if train.class_names != evaluation.class_names:
         differences = sorted(set(train.class_names or ()) ^ set(evaluation.class_names or ()))
         raise ValueError(f"{train.name} and {evaluation.name} have different classes; not in both: {differences}.")

@@ -14,8 +14,8 @@ from torchvision.transforms import v2 as transforms
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ...data.batches import BatchStream
-from ...data.samples import ClassificationSample
-from ...data.streams import Stream, open_stream
+from ...data.samples import ProcessorTransform
+from ...data.streams import Stream
 from ...engine.evaluation import (
     CheckpointSettings,
     Monitor,
@@ -26,7 +26,8 @@ from ...engine.evaluation import (
 )
 from ...weights.opening import shorten
 from .evaluate_stream import Forward, evaluate_classifier
-from .transforms import ProcessorTransform
+from .samples import ClassificationSample
+from .streams import open_classification_stream
 
 
 @dataclass
@@ -165,7 +166,7 @@ def run(settings: EvaluationSettings) -> dict[str, Any]:
         StreamError: the source cannot be read, or more than `max_bad_share` of the samples are unusable.
     """
     accelerator, model, processor = open_checkpoint(settings, AutoModelForImageClassification)
-    stream = open_stream(
+    stream = open_classification_stream(
         settings.dataset,
         settings.split,
         image_column=settings.image_column or None,

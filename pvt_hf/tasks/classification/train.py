@@ -11,8 +11,8 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from ...data.samples import ClassificationSample
-from ...data.streams import Stream, open_stream
+from ...data.samples import ProcessorTransform
+from ...data.streams import Stream
 from ...engine.checkpoints import ensure_output_dir
 from ...engine.processes import make_accelerator
 from ...engine.run import run_task
@@ -23,7 +23,9 @@ from ...models.modeling_pvt import PvtForImageClassification
 from ...weights.variants import get_variant
 from ..models import label_fields, open_trained_model
 from .evaluate_stream import evaluate_classifier
-from .transforms import ProcessorTransform, training_transform
+from .samples import ClassificationSample
+from .streams import open_classification_stream
+from .transforms import training_transform
 
 
 @dataclass
@@ -90,10 +92,10 @@ def open_streams(settings: ClassificationSettings) -> tuple[Stream, Stream]:
         "class_names": [name.strip() for name in settings.class_names.split(",")] if settings.class_names else None,
         "image_size": settings.image_size,
     }
-    train_stream = open_stream(settings.dataset, settings.train_split, **columns)
+    train_stream = open_classification_stream(settings.dataset, settings.train_split, **columns)
     if settings.eval_share:
         return train_stream, train_stream
-    eval_stream = open_stream(settings.dataset, settings.eval_split, **columns)
+    eval_stream = open_classification_stream(settings.dataset, settings.eval_split, **columns)
     if train_stream.class_names != eval_stream.class_names:
         only_train = sorted(set(train_stream.class_names or ()) - set(eval_stream.class_names or ()))
         only_eval = sorted(set(eval_stream.class_names or ()) - set(train_stream.class_names or ()))

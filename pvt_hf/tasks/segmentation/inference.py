@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ...data.samples import ProcessorTransform
 from ...models.image_processing_pil_semantic import MAX_SCORES, SIZE_DIVISOR, best_classes
-from ..classification.transforms import ProcessorTransform
 
 
 Forward = Callable[[torch.Tensor], Any]
