@@ -30,9 +30,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 import pvt_hf
 from pvt_hf.data.samples import decode_rgb
-from pvt_hf.data.streams import open_stream
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.inference.pictures import cls_attention, plot_attention, plot_curves, plot_predictions
+from pvt_hf.tasks.classification.streams import open_classification_stream
 from pvt_hf.tasks.classification.train import ClassificationSettings, run
 
 
@@ -66,7 +66,7 @@ def answer(output_dir: Path) -> None:
     model = AutoModelForImageClassification.from_pretrained(model_dir).eval()
     processor = AutoImageProcessor.from_pretrained(model_dir)
     classifier = pipeline("image-classification", model=model, image_processor=processor, device="cpu", top_k=1)
-    stream = open_stream("digits", "test", image_size=64)
+    stream = open_classification_stream("digits", "test", image_size=64)
     examples = list(stream.dataset)
     images = [decode_rgb(example["image"]) for example in examples]
     truth = [stream.class_names[example["label"]] for example in examples]

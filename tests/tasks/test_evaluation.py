@@ -288,8 +288,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from pvt_hf import PvtForImageClassification, PvtImageProcessor, PvtModel
 from pvt_hf.data.batches import BatchStream
-from pvt_hf.data.samples import ClassificationSample
-from pvt_hf.data.streams import open_stream
+from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.streams import open_classification_stream
 from pvt_hf.data.samples import ProcessorTransform
 from pvt_hf.tasks.classification.evaluate import EvaluationSettings, run
 from pvt_hf.tasks.classification.evaluate_stream import evaluate_classifier
@@ -308,7 +308,7 @@ def main(folder, photos, output):
     fully_shard(model, mesh=mesh)
     calls = []
     model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
-    stream = open_stream(photos, "validation")
+    stream = open_classification_stream(photos, "validation")
     prepare = ClassificationSample(stream, ProcessorTransform(PvtImageProcessor.from_pretrained(folder)))
     sharded = []
     only = sorted(str(p) for p in Path(photos).rglob("*.png"))[:1]
