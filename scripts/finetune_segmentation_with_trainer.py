@@ -50,8 +50,7 @@ from pvt_hf import SemanticFpnConfig, SemanticFpnForSemanticSegmentation, load_p
 from pvt_hf.data.batches import StreamError
 from pvt_hf.engine.processes import check_world_size
 from pvt_hf.metrics.mean_iou import MeanIoU
-from pvt_hf.models.image_processing_pil_semantic import best_classes
-from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor
+from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor, best_classes
 from pvt_hf.tasks.classification.transforms import ProcessorTransform
 from pvt_hf.tasks.models import read_class_names, synchronize_batch_norm
 from pvt_hf.tasks.segmentation.evaluate import class_table, format_table

@@ -19,7 +19,7 @@ from ...engine.evaluation import (
     open_checkpoint,
     write_report,
 )
-from ...models.image_processing_pil_semantic import IGNORE_LABEL
+from ...models.image_processing_semantic import IGNORE_LABEL
 from ..classification.evaluate import match_labels
 from ..models import read_class_names
 from .evaluate_stream import Inference, evaluate_segmenter

@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ...models.image_processing_pil_semantic import MAX_SCORES, SIZE_DIVISOR, best_classes
+from ...models.image_processing_semantic import MAX_SCORES, best_classes
+from ...models.image_processing_sizes import SIZE_DIVISOR
 from ..classification.transforms import ProcessorTransform
 
 
