@@ -9,7 +9,7 @@ import datasets
 import torch
 from PIL import Image
 
-from ..models.image_processing_pil_pvt import to_channels_first
+from ..models.image_processing_input import to_channels_first
 
 
 class BadSample(ValueError):
@@ -70,13 +70,3 @@ class ProcessorTransform:
 def stack(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Samples of equal shapes to a batch."""
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
-
-
-class ProcessorTransform:
-    """An image processor as a function from one PIL image to its `pixel_values` (channels, height, width)."""
-
-    def __init__(self, processor: Any):
-        self.processor = processor
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return torch.as_tensor(self.processor(image)["pixel_values"][0])

@@ -21,8 +21,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 from pvt_hf import PvtForImageClassification, SemanticFpnConfig, SemanticFpnForSemanticSegmentation
 from pvt_hf.data.batches import StreamError
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
-from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor
+from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor, PvtSemanticImageProcessorPil
 from pvt_hf.tasks.segmentation.evaluate import SegmentationEvaluationSettings, run
 
 from ..support.common import randomize, tiny_pvt_config
@@ -184,7 +183,7 @@ from pvt_hf import SemanticFpnForSemanticSegmentation
 from pvt_hf.data.batches import BatchStream
 from pvt_hf.tasks.segmentation.samples import SegmentationEvaluationSample, collate_lists
 from pvt_hf.tasks.segmentation.streams import open_segmentation_stream
-from pvt_hf.models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
+from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessorPil
 from pvt_hf.engine.processes import gather_objects
 from pvt_hf.tasks.segmentation.evaluate import SegmentationEvaluationSettings, run
 from pvt_hf.tasks.segmentation.evaluate_stream import evaluate_segmenter

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pvt_hf import SemanticFpnConfig, SemanticFpnForSemanticSegmentation
-from pvt_hf.models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
-from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor
+from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor, PvtSemanticImageProcessorPil
 from pvt_hf.tasks.segmentation import inference as segmentation_inference
 from pvt_hf.tasks.segmentation.inference import MultiScale, SingleScale, SlidingWindow, resized_rows
 

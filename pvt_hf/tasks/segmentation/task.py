@@ -13,8 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 from ...data.streams import Stream
 from ...engine.task import EvaluationPart, Task
 from ...families import load
-from ...models.image_processing_pil_semantic import IGNORE_LABEL
-from ...models.image_processing_semantic import PvtSemanticImageProcessor
+from ...models.image_processing_semantic import IGNORE_LABEL, PvtSemanticImageProcessor
 from ..labels import RenumberedSample, class_names_of, match_labels, read_class_names
 from ..models import build_head, open_model
 from .evaluation import MEANS, Inference, SegmentationEvaluation, class_table, format_table
