@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from .. import __version__
-from ..inference.pictures import plot_curves
+from .curves import plot_curves
 from .settings import TrainingSettings
 
 
