@@ -1,58 +1,66 @@
-"""The curves of a training, as a picture."""
+"""The picture of a training run: loss and learning rate, and the metrics of its evaluations."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 
-
-COLORS = ("#1B7F3B", "#C43C39", "#2F6FDE", "#222222")
-
-
-def plotted_metrics(history: list[dict[str, Any]]) -> list[str]:
-    """
-    Up to four metrics of the evaluations in `history`, by name: for a detector AP and AP50 of boxes and masks, else the
-    first ones. Counts and losses (`eval_...`) and lists by class are left out.
-    """
-    evaluations = [entry for entry in history if "loss" not in entry]
-    names = [
-        name
-        for name, value in (evaluations[-1] if evaluations else {}).items()
-        if isinstance(value, float) and not name.startswith("eval_")
-    ]
-    detection = [name for name in names if name.removeprefix("mask_") in ("ap", "ap50")]
-    return (detection or names)[: len(COLORS)]
+COLORS = ("#009E73", "#D55E00", "#0072B2")  # Okabe and Ito's palette, for colour-blind readers
+MASK_PREFIX = "mask_"
 
 
 def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = "") -> None:
     """
-    Writes a PNG: training loss and learning rate by step, and metrics of the evaluations by step.
+    Writes a PNG: loss and learning rate by step on the left, metrics of the evaluations on the right.
 
     Args:
-        history: of [`pvt_hf.engine.loop.TrainingState`].
+        history: entries as `pvt_hf.engine.loop.train` records them. Those with a `loss` are training steps, the others
+            evaluations; None stands for an undefined metric.
+        path: of the PNG.
+        title: above both panels.
     """
+    import matplotlib.figure
+
     steps = [entry for entry in history if "loss" in entry]
     evaluations = [entry for entry in history if "loss" not in entry]
     figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([e["step"] for e in steps], [e["loss"] for e in steps], color="#2F6FDE", linewidth=1)
+    left.plot([entry["step"] for entry in steps], [entry["loss"] for entry in steps], color=COLORS[2], linewidth=1)
     left.margins(y=0.2)
     left.set(title="Training loss", xlabel="step", ylim=(0, None))
     rate = left.twinx()
-    rate.plot([e["step"] for e in steps], [e["learning_rate"] for e in steps], color="#BBBBBB", linewidth=1)
+    rates = [entry["learning_rate"] for entry in steps]
+    rate.plot([entry["step"] for entry in steps], rates, color="#BBBBBB", linewidth=1)
     rate.set_ylabel("learning rate", color="#888888")
-    names = plotted_metrics(history)
-    for name, color in zip(names, COLORS):
-        values = [entry[name] for entry in evaluations]
-        right.plot([e["step"] for e in evaluations], values, marker=".", color=color, label=f"{name}: {values[-1]:.4f}")
+    for name, color, style in _metrics_to_show(evaluations):
+        values = [math.nan if entry.get(name) is None else entry[name] for entry in evaluations]
+        label = f"{name}: {values[-1]:.4f}"
+        right.plot([e["step"] for e in evaluations], values, marker=".", color=color, linestyle=style, label=label)
     right.set(title="Held-out samples", xlabel="step", ylim=(None, 1.005))
-    if names:
-        right.legend(loc="lower right")
+    if right.lines:
+        right.legend(loc="best")
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top"]].set_visible(False)
     if title:
         figure.suptitle(title)
     figure.savefig(path, dpi=130)
+
+
+def _metrics_to_show(evaluations: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """
+    (name, colour, line style) of the first three metrics, and dashed of the first three of masks. Metrics are fractions
+    from 0 to 1; what counts or measures the evaluation itself begins with `eval_`.
+    """
+    if not evaluations:
+        return []
+    names = [
+        name
+        for name in evaluations[-1]
+        if not name.startswith("eval_") and all(isinstance(entry.get(name), float | None) for entry in evaluations)
+    ]
+    masks = [name for name in names if name.startswith(MASK_PREFIX)]
+    others = [name for name in names if name not in masks]
+    return [*zip(others, COLORS, ["-"] * 3), *zip(masks, COLORS, ["--"] * 3)]
