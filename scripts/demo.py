@@ -30,13 +30,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 import pvt_hf
 from pvt_hf.data.samples import decode_rgb
-from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.engine.curves import plot_curves
 from pvt_hf.engine import run
+from pvt_hf.engine.curves import plot_curves
+from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.inference.pictures import cls_attention, plot_attention, plot_predictions
 from pvt_hf.tasks import get_task
-from pvt_hf.tasks.classification.streams import open_classification_stream
 from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.tasks.classification.streams import open_classification_stream
 
 
 ROWS, COLUMNS = 4, 5
