@@ -20,8 +20,9 @@ from pvt_hf.engine import loop
 from pvt_hf.engine.processes import make_accelerator
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.settings import ClassificationSettings
 from pvt_hf.tasks.classification.streams import open_classification_stream
-from pvt_hf.tasks.classification.train import ClassificationSettings, MixedLoss, build_model, build_processor
+from pvt_hf.tasks.classification.task import ClassificationTask, MixedLoss
 from pvt_hf.tasks.classification.transforms import training_transform
 
 from ..support.training_runs import make_photos, train_here
@@ -80,12 +81,17 @@ def test_mixing_is_the_papers():
 
 
 def test_evaluation_protocol_is_the_papers():
-    processor = build_processor(ClassificationSettings(output_dir="unused"))
+    processor = ClassificationTask().build_processor(ClassificationSettings(output_dir="unused"))
     assert processor.size["shortest_edge"] == 256 and (processor.crop_size["height"], processor.crop_size["width"]) == (
         224, 224,
     )  # fmt: skip
     assert processor.resample == Image.Resampling.BICUBIC
-    assert build_processor(ClassificationSettings(output_dir="unused", image_size=384)).size["shortest_edge"] == 438
+    assert (
+        ClassificationTask()
+        .build_processor(ClassificationSettings(output_dir="unused", image_size=384))
+        .size["shortest_edge"]
+        == 438
+    )
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +278,8 @@ def test_repeats_in_one_process_are_different_augmentations_of_one_sample():
 
 
 def test_a_model_without_drop_path_cannot_have_a_schedule():
-    model = build_model(ClassificationSettings(output_dir="unused", drop_path_rate=0.0, image_size=32), ("a", "b"))
+    model = ClassificationTask().build_model(
+        ClassificationSettings(output_dir="unused", drop_path_rate=0.0, image_size=32), ("a", "b")
+    )
     with pytest.raises(ValueError, match="above 0"):
         loop.DropPathSchedule(model, 1)
