@@ -17,7 +17,9 @@ from pvt_hf.data.batches import BatchStream
 from pvt_hf.data.samples import ProcessorTransform
 from pvt_hf.data.sharding import split_strategy
 from pvt_hf.engine import feed, loop
+from pvt_hf.engine.evaluation import evaluate
 from pvt_hf.engine.processes import make_accelerator
+from pvt_hf.tasks.classification.evaluation import ClassificationEvaluation
 from pvt_hf.tasks.classification.samples import ClassificationSample
 from pvt_hf.tasks.classification.settings import ClassificationSettings
 from pvt_hf.tasks.classification.streams import open_classification_stream

@@ -41,7 +41,7 @@ from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.families import load
 from pvt_hf.tasks.detection.samples import ProcessImage, collate_detection
 from pvt_hf.tasks.detection.settings import ARCHITECTURES, DetectionEvaluationSettings, DetectionSettings
-from pvt_hf.tasks.detection.task import check_takes_pixel_mask
+from pvt_hf.tasks.detection.task import DetectionTask, check_takes_pixel_mask
 
 from ..models.test_modeling_pvt_detr import make_model as make_detr
 from ..support.common import tiny_pvt_config

@@ -29,6 +29,7 @@ from pvt_hf.tasks.ade20k import ADE20K_CLASS_NAMES
 from pvt_hf.tasks.labels import read_class_names
 from pvt_hf.tasks.segmentation import task as segmentation
 from pvt_hf.tasks.segmentation.settings import ARCHITECTURES, SegmentationSettings
+from pvt_hf.tasks.segmentation.task import SegmentationTask
 
 from ..support.common import TINY, tiny_pvt_config
 from ..support.training_runs import assert_equal_weights, forget_accelerate, weights
