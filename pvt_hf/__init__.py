@@ -22,16 +22,11 @@ if TYPE_CHECKING:  # types of the names that are loaded on demand
     from .models.configuration_retinanet import RetinaNetConfig
     from .models.configuration_semantic_fpn import SemanticFpnConfig
     from .models.configuration_trans2seg import Trans2SegConfig
-    from .models.image_processing_detection import PvtDetectionImageProcessor
-    from .models.image_processing_detr import PvtDetrImageProcessor
-    from .models.image_processing_instance import PvtInstanceImageProcessor
-    from .models.image_processing_pil_detection import PvtDetectionImageProcessorPil
-    from .models.image_processing_pil_detr import PvtDetrImageProcessorPil
-    from .models.image_processing_pil_instance import PvtInstanceImageProcessorPil
-    from .models.image_processing_pil_pvt import PvtImageProcessorPil
-    from .models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
-    from .models.image_processing_pvt import PvtImageProcessor
-    from .models.image_processing_semantic import PvtSemanticImageProcessor
+    from .models.image_processing_detection import PvtDetectionImageProcessor, PvtDetectionImageProcessorPil
+    from .models.image_processing_detr import PvtDetrImageProcessor, PvtDetrImageProcessorPil
+    from .models.image_processing_instance import PvtInstanceImageProcessor, PvtInstanceImageProcessorPil
+    from .models.image_processing_pvt import PvtImageProcessor, PvtImageProcessorPil
+    from .models.image_processing_semantic import PvtSemanticImageProcessor, PvtSemanticImageProcessorPil
     from .models.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
     from .models.modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel
     from .models.modeling_pvt_detr import PvtDetrForObjectDetection

@@ -81,9 +81,7 @@ class Family:
     @property
     def processors(self) -> dict[str, str]:
         """Its image processors by backend, "file.Class"."""
-        file, _, name = self.processor.partition(".")
-        pillow_file = file.replace("image_processing_", "image_processing_pil_")
-        return {"pil": f"{pillow_file}.{name}Pil", "torchvision": self.processor}
+        return {"pil": f"{self.processor}Pil", "torchvision": self.processor}
 
     @property
     def paths(self) -> tuple[str, ...]:
