@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from accelerate.utils import DynamoBackend
 from transformers import HfArgumentParser, PreTrainedConfig
+
+from .recipes import read_recipe
 
 
 Arguments = TypeVar("Arguments")
@@ -149,23 +149,19 @@ def parse_arguments(argument_class: type[Arguments], arguments: Sequence[str] | 
     """
     Parses `[RECIPE.yaml] [--flag value ...]` into `argument_class`, a dataclass. Flags win over the recipe.
 
-    Exits with the usage for unknown flags; with a message for a recipe that is missing, not a mapping, or has keys
-    that are no arguments.
+    Exits with the usage for unknown flags; with a message for a recipe that `read_recipe` refuses or that sets unknown
+    arguments.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     dataclass_type: Any = argument_class
     parser = HfArgumentParser(dataclass_type)
     parser.usage = "%(prog)s [RECIPE.yaml] [--argument value ...]"
     if arguments and arguments[0].endswith((".yaml", ".yml")):
-        recipe = Path(arguments.pop(0))
+        recipe = arguments.pop(0)
         try:
-            values = yaml.safe_load(recipe.read_text())
-        except OSError as error:
-            parser.error(f"cannot read the recipe {recipe}: {error.strerror}")
-        except yaml.YAMLError as error:
-            parser.error(f"{recipe} is not valid YAML: {error}")
-        if not isinstance(values, dict):
-            parser.error(f"{recipe} must be a list of `argument: value` lines.")
+            values = read_recipe(recipe)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
         known = {f.name: f for f in fields(dataclass_type)}
         unknown = sorted(set(values) - set(known))
         if unknown:

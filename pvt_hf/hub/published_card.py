@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..engine.recipes import read_recipe
 from ..models.image_processing_pil_detection import PvtDetectionImageProcessorPil
 from ..models.image_processing_pil_detr import PvtDetrImageProcessorPil
 from ..models.image_processing_pil_instance import PvtInstanceImageProcessorPil
@@ -66,8 +66,8 @@ def build_published_card(
         ValueError: the evaluation is of another model.
     """
     kind = KINDS[published.model_class]
-    recipe = (repository / RECIPES / published.recipe).read_text(encoding="utf-8")
-    processor = _processor(published, yaml.safe_load(recipe))
+    recipe = repository / RECIPES / published.recipe
+    processor = _processor(published, read_recipe(recipe))
     data, repo_id = published.data, f"{ORGANISATION}/{published.name}"
     first = published.results[0]
     ours = evaluation_figures(evaluation, published.model_class) if evaluation is not None else []
@@ -95,7 +95,7 @@ def build_published_card(
         limits_section(get_config(published.variant)),
         _training_data(published),
         preprocessing_section(kind, processor),
-        _training(published, recipe),
+        _training(published, recipe.read_text(encoding="utf-8")),
         _evaluation(published, ours, evaluation),
         _environment(published),
         relation_section(kind),
