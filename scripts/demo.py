@@ -31,8 +31,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 import pvt_hf
 from pvt_hf.data.samples import decode_rgb
 from pvt_hf.data.streams import open_stream
-from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.engine.curves import plot_curves
+from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.inference.pictures import cls_attention, plot_attention, plot_predictions
 from pvt_hf.tasks.classification.train import ClassificationSettings, run
 

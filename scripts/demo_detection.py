@@ -13,8 +13,8 @@ from transformers import pipeline
 
 import pvt_hf  # noqa: F401  (registers the model)
 from pvt_hf.data.samples import decode_rgb
-from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.engine.curves import plot_curves
+from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.inference.pictures import overlay_objects
 from pvt_hf.metrics.coco_ap import CocoAP
 from pvt_hf.tasks.detection.streams import open_detection_stream

@@ -12,8 +12,8 @@ from transformers import pipeline
 
 import pvt_hf  # noqa: F401  (registers the model)
 from pvt_hf.data.samples import decode_rgb
-from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.engine.curves import plot_curves
+from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.inference.pictures import class_colors
 from pvt_hf.metrics.mean_iou import MeanIoU
 from pvt_hf.tasks.segmentation.samples import decode_labels
