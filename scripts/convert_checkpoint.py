@@ -12,6 +12,7 @@ extra `train`, for the names of the classes: `pip install "pvt-hf[train]"`.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -59,8 +60,8 @@ class Arguments:
     image_size: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Height and width, in pixels, that the model was built for, e.g. 512 2048; one number for a square. "
-            "By default, the square that fits the position tables."
+            "help": "Height and width, in pixels, that the model was built for, e.g. 512 2048, or one number for a "
+            "square. By default, the square that fits the position tables."
         },
     )
     push: str | None = field(
@@ -112,7 +113,7 @@ def convert(arguments: Arguments, output: Path) -> None:
 
 
 def parse_arguments() -> Arguments:
-    parser = HfArgumentParser(Arguments, description=__doc__.split("\n\n")[0])
+    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     (arguments,) = parser.parse_args_into_dataclasses()
     if (arguments.checkpoint is None) == (arguments.variant is None):
         parser.error("give either --checkpoint FILE or --variant NAME")
