@@ -37,7 +37,7 @@ class Stream:
         class_names: names by label, if the source has them.
         num_samples: examples in one pass, if the source says so.
         mask_column: where a segmentation example has its mask (None: none), an undecoded image as well.
-        objects_column: where a detection example has its objects, see [`pvt_hf.tasks.detection.objects.read_objects`].
+        objects_column: where a detection example has its objects, see `image_processing_coco.read_objects`.
         object_masks_column: where it has one undecoded image per object, if not in the objects themselves.
         category_ids: what the source calls each label, if that is not the label itself: COCO's ids have gaps.
     """

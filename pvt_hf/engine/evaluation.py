@@ -21,7 +21,7 @@ from ..data.streams import Stream
 from ..metrics.reports import versions, without_nan, write_json
 from ..weights.opening import open_complete, weights_digest
 from .feed import Batch
-from .processes import any_process, check_precision, check_world_size, limit_cpu_threads
+from .processes import any_process, check_precision, check_world_size, limit_cpu_threads, quiet_progress_bars
 from .run_files import device_name
 from .settings import EvaluationSettings
 from .task import Evaluation, Task
@@ -138,6 +138,7 @@ def open_checkpoint(settings: EvaluationSettings, auto_class: Any) -> tuple[Acce
         ValueError: weights are missing, fp16 on a CPU, or processes that do not see each other.
     """
     check_precision(settings)
+    quiet_progress_bars()
     accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
     check_world_size(accelerator)
     limit_cpu_threads(accelerator.device, settings.num_workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast, set_seed
 from torch import nn
+from transformers.utils import logging
 
 from .fsdp import check_fsdp, make_fsdp_plugin
 from .settings import DeviceSettings, TrainingSettings
@@ -33,6 +35,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
             "Accelerate."
         )
     check_precision(settings)
+    quiet_progress_bars()
     accelerator = Accelerator(
         cpu=settings.cpu,
         mixed_precision=settings.mixed_precision,
@@ -47,6 +50,12 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     set_seed(settings.seed, device_specific=True)
     limit_cpu_threads(accelerator.device, settings.num_workers)
     return accelerator
+
+
+def quiet_progress_bars() -> None:
+    """Off a terminal, no progress bars of Transformers: a log file would fill with carriage returns."""
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def check_precision(settings: DeviceSettings) -> None:

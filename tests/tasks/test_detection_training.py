@@ -316,52 +316,6 @@ def test_settings_that_cannot_be(more, words, tmp_path):
         assert word in str(error.value)
 
 
-RECIPES = sorted((REPOSITORY / "scripts" / "recipes").glob("coco_*.yaml"))
-# PAPER_FACTS 4.1: learning rate, images per process, drop path
-RATES = {
-    **{("retinanet", size): (1e-4, 2, 0.1 if size in ("tiny", "small") else 0.0)
-       for size in ("tiny", "small", "medium", "large")},
-    **{("mask_rcnn", size): (2e-4, 2, 0.1 if size in ("tiny", "small") else 0.0)
-       for size in ("tiny", "small", "medium")},
-    ("mask_rcnn", "large"): (1.429e-4, 1, 0.0),
-    ("detr", "small"): (1e-4, 2, 0.1),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_are_the_papers(recipe, tmp_path):
-    parsed = parse_arguments(DetectionSettings, [str(recipe), "--output_dir", str(tmp_path)])
-    assert f"recipes/{recipe.name}" in recipe.read_text() and "Not trained by us" in recipe.read_text()
-    size = parsed.variant.removeprefix("pvt-")
-    rate, batch, drop_path = RATES[parsed.architecture, size]
-    assert (parsed.learning_rate, parsed.batch_size, parsed.drop_path_rate) == (rate, batch, drop_path)
-    assert parsed.weight_decay == 1e-4 and parsed.decay_all and parsed.horizontal_flip == 0.5
-    assert parsed.schedule == "step" and not parsed.keep_empty and parsed.group_by_aspect
-    is_detr, three, small = parsed.architecture == "detr", recipe.stem.endswith("3x"), "640" in recipe.stem
-    assert parsed.epochs == (50 if is_detr else 36 if three else 12)
-    assert parsed.decay_epochs == ([33] if is_detr else [27, 33] if three else [8, 11])
-    assert parsed.max_grad_norm == (0.1 if is_detr else 0.0)
-    if is_detr:
-        assert parsed.backbone_learning_rate == 1e-5 and parsed.warmup_steps == parsed.warmup_epochs == 0
-        assert parsed.shortest_edges == [640, 672, 704, 736, 768, 800]
-    else:
-        assert parsed.backbone_learning_rate == 0 and parsed.warmup_steps == 500
-        assert parsed.warmup_learning_rate == pytest.approx(rate * 1e-3)
-        assert parsed.shortest_edges == ([640, 800] if three else [640] if small else [800])
-        assert parsed.shortest_edge_range == three
-    assert (parsed.eval_shortest_edge, parsed.longest_edge) == ((640, 1066) if small else (800, 1333))
-    with torch.device("meta"):
-        model = TASK.build_model(parsed, tuple(map(str, range(80))))
-    assert type(model.config) is load(ARCHITECTURES[parsed.architecture].config)
-
-
-def test_all_recipes_are_there():
-    names = {recipe.stem for recipe in RECIPES}
-    sizes = ("tiny", "small", "medium", "large")
-    assert {f"coco_{name}_pvt_{size}_1x" for name in ("retinanet", "mask_rcnn") for size in sizes} < names
-    assert {"coco_detr_pvt_small_50e", "coco_retinanet_pvt_small_640_1x"} < names
-
-
 def test_a_head_may_read_other_stages(tmp_path):
     for more, stages in (([], ["stage4"]), (["--out_features", "stage3"], ["stage3"])):
         given = ["--architecture", "detr", "--output_dir", str(tmp_path), *more]

@@ -19,14 +19,10 @@ import safetensors.torch
 import torch
 
 from pvt_hf import PvtBackbone, PvtForImageClassification
-from pvt_hf.weights.official import (
-    convert_official_state_dict,
-    convert_to_official_state_dict,
-    load_official_checkpoint,
-    model_from_official_state_dict,
-)
+from pvt_hf.weights.official import load_official_checkpoint, model_from_official_state_dict
 from pvt_hf.weights.official_files import read_checkpoint, unwrap_checkpoint
 from pvt_hf.weights.official_forward import official_feature_maps, official_logits
+from pvt_hf.weights.official_layout import convert_official_state_dict, convert_to_official_state_dict
 from pvt_hf.weights.variants import get_variant
 
 
@@ -434,7 +430,7 @@ def test_backbone_of_a_detector(golden_weights, saved, monkeypatch):
     model = load_official_checkpoint(saved({"meta": {}, "state_dict": detector}))
     assert type(model) is PvtBackbone
     assert_same_bits(convert_to_official_state_dict(model.state_dict()), dense_only(golden_weights))
-    assert len(warnings) == 1 and "3 tensors of bbox_head, neck stay behind" in warnings[0]
+    assert len(warnings) == 1 and "3 tensors of bbox_head, neck are left out" in warnings[0]
     with pytest.raises(ValueError, match="another one beside it"):
         unwrap_checkpoint({**detector, "pos_embed1": torch.zeros(1, 1, 1)})
 
@@ -488,7 +484,7 @@ def test_a_pickle_that_executes_is_refused(golden_weights, tmp_path, where, zip_
         "instead": payload,
     }[where]
     torch.save(content, path, _use_new_zipfile_serialization=zip_file)
-    with pytest.raises(ValueError, match=r"was refused and nothing in it was executed.*\.mkdir"):
+    with pytest.raises(ValueError, match=r"was refused and no code in it was run.*\.mkdir"):
         load_official_checkpoint(path)
     assert not flag.exists()
     torch.load(path, weights_only=False)
@@ -500,7 +496,7 @@ def test_a_pickle_that_executes_is_refused(golden_weights, tmp_path, where, zip_
 def test_a_plain_pickle_is_not_executed(tmp_path, protocol):
     flag, path = tmp_path / "executed", tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps(Payload(flag), protocol=protocol))
-    with pytest.raises(ValueError, match="nothing in it was executed"):
+    with pytest.raises(ValueError, match="no code in it was run"):
         load_official_checkpoint(path)
     assert not flag.exists()
 
@@ -523,7 +519,7 @@ def test_damaged_and_foreign_files(golden_weights, tmp_path, content, suffix):
         "truncated": whole[:-1000],
     }
     path.write_bytes(contents[content])
-    with pytest.raises(ValueError, match=rf"broken{suffix} is (empty|no complete)"):
+    with pytest.raises(ValueError, match=rf"broken{suffix} is (empty|not a complete)"):
         load_official_checkpoint(path)
 
 

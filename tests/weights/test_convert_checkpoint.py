@@ -10,7 +10,6 @@ half way) and against a local HTTP server that misbehaves.
 import dataclasses
 import hashlib
 import http.server
-import importlib.metadata
 import importlib.util
 import json
 import signal
@@ -116,8 +115,8 @@ def test_provenance(converted):
     # fp64 rounding; 1.81 is the largest logit
     assert report["verification"]["max_abs_difference"] < 1e-13
     assert report["verification"]["tolerance"] == pytest.approx(1e-8 * report["verification"]["max_abs_value"])
-    assert report["versions"]["torch"] == importlib.metadata.version("torch")
-    assert sorted(report["versions"]) == ["pvt-hf", "python", "safetensors", "torch", "transformers"]
+    assert report["versions"]["torch"] == torch.__version__
+    assert sorted(report["versions"]) == ["pvt_hf", "python", "safetensors", "torch", "transformers"]
 
 
 def test_plain_transformers_opens_the_result(converted, golden):
@@ -269,10 +268,10 @@ def test_overwrite_spares_what_is_needed(script, monkeypatch, tmp_path):
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(GOLDEN_FILE.read_bytes())
     code, errors = script("--checkpoint", checkpoint, "--output", checkpoint.parent, "--overwrite")
-    assert code == 1 and "holds the checkpoint" in errors and checkpoint.exists()
+    assert code == 1 and "contains the checkpoint" in errors and checkpoint.exists()
     monkeypatch.chdir(checkpoint.parent)
     code, errors = script("--checkpoint", GOLDEN_FILE, "--output", tmp_path, "--overwrite")
-    assert code == 1 and "holds the working directory" in errors and checkpoint.exists()
+    assert code == 1 and "contains the working directory" in errors and checkpoint.exists()
     code, errors = script("--checkpoint", GOLDEN_FILE, "--output", checkpoint, "--overwrite")
     assert code == 1 and "is a file" in errors and checkpoint.exists()
 
@@ -313,7 +312,7 @@ module.convert_checkpoint({str(GOLDEN_FILE)!r}, "out")
     "arguments, message",
     [
         (["--checkpoint", "nowhere.pth"], "No checkpoint at nowhere.pth"),
-        (["--checkpoint", str(SCRIPT)], "no complete file of torch.save"),
+        (["--checkpoint", str(SCRIPT)], "not a complete torch.save file"),
         (["--checkpoint", str(GOLDEN_FILE), "--image_size", "128"], "patch rows"),
         (["--checkpoint", str(GOLDEN_FILE), "--num_attention_heads", "3", "3", "3", "3"], "does not divide"),
     ],
@@ -408,8 +407,8 @@ def test_a_kept_file_with_another_digest_is_downloaded_again(serve, tmp_path):
     [
         ("/missing", {}, "HTTP Error 404"),
         ("/truncated", {}, "IncompleteRead"),
-        ("/unannounced", {}, "no complete file of torch.save"),  # truncated, and the server gave no length
-        ("/login", {}, "no complete file of torch.save"),
+        ("/unannounced", {}, "not a complete torch.save file"),  # truncated, and the server gave no length
+        ("/login", {}, "not a complete torch.save file"),
         ("/silent", {}, "Could not download"),
         ("/good", {"checkpoint_sha256": "0" * 64}, f"has SHA-256 {SHA256}, expected {'0' * 64}"),
         ("/good", {"checkpoint_url": "http://127.0.0.1:1/pvt_tiny.pth"}, "Could not download"),  # refused

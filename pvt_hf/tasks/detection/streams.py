@@ -15,8 +15,8 @@ from typing import Any
 import datasets
 
 from ...data.streams import Stream, find_image_column, open_archives, open_digit_scenes, open_source, split_root
+from ...models.image_processing_coco import CATEGORY_FIELDS, may_have_objects
 from .coco_folder import find_coco_folder, open_coco_folder
-from .objects import CATEGORY_FIELDS, may_have_objects
 
 
 MASKS_COLUMN = "masks"
