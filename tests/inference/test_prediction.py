@@ -47,7 +47,7 @@ class OwnForImageClassification(ResNetForImageClassification):
 def folders(tmp_path_factory):
     """A complete checkpoint of each kind, and some that lack something."""
     root = tmp_path_factory.mktemp("checkpoints")
-    for name in ("classifier", "semantic_fpn", "retinanet", "mask_rcnn", "pvt_detr", "backbone"):
+    for name in ("classifier", "semantic_fpn", "retinanet", "mask_rcnn", "detr", "backbone"):
         KINDS[name].model().save_pretrained(root / name)
         KINDS[name].make_processor().save_pretrained(root / name)
     PvtModel(tiny_pvt_config()).save_pretrained(root / "headless")
@@ -59,7 +59,7 @@ def folders(tmp_path_factory):
     (root / "pickled" / "model.safetensors").unlink()
     torch.save(KINDS["classifier"].model().state_dict(), root / "pickled" / "pytorch_model.bin")
     (root / "unreadable" / "config.json").write_text('{"depths": ')
-    shutil.copytree(root / "pvt_detr", root / "other_processor")
+    shutil.copytree(root / "detr", root / "other_processor")
     DetrImageProcessor().save_pretrained(root / "other_processor")  # it has methods for masks, too
     return root
 
@@ -71,7 +71,7 @@ def folders(tmp_path_factory):
         ("semantic_fpn", "semantic-segmentation"),
         ("retinanet", "object-detection"),
         ("mask_rcnn", "instance-segmentation"),
-        ("pvt_detr", "object-detection"),
+        ("detr", "object-detection"),
     ],
 )
 def test_the_task_is_the_checkpoints_own(folders, name, task):
