@@ -16,12 +16,13 @@ from torchvision.transforms import InterpolationMode
 
 from pvt_hf.data.batches import BatchStream, make_loader
 from pvt_hf.data.fingerprint import stream_fingerprint
-from pvt_hf.data.samples import ClassificationSample
-from pvt_hf.data.streams import open_stream
 from pvt_hf.engine import loop
 from pvt_hf.engine.processes import make_accelerator
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.classification.train import ClassificationSettings, MixedLoss, build_model, build_processor
+from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.tasks.classification.streams import open_classification_stream
+from pvt_hf.tasks.classification.task import ClassificationTask, MixedLoss
 from pvt_hf.tasks.classification.transforms import training_transform
 
 from ..support.training_runs import make_photos, train_here
@@ -80,12 +81,17 @@ def test_mixing_is_the_papers():
 
 
 def test_evaluation_protocol_is_the_papers():
-    processor = build_processor(ClassificationSettings(output_dir="unused"))
+    processor = ClassificationTask().build_processor(ClassificationSettings(output_dir="unused"))
     assert processor.size["shortest_edge"] == 256 and (processor.crop_size["height"], processor.crop_size["width"]) == (
         224, 224,
     )  # fmt: skip
     assert processor.resample == Image.Resampling.BICUBIC
-    assert build_processor(ClassificationSettings(output_dir="unused", image_size=384)).size["shortest_edge"] == 438
+    assert (
+        ClassificationTask()
+        .build_processor(ClassificationSettings(output_dir="unused", image_size=384))
+        .size["shortest_edge"]
+        == 438
+    )
 
 
 @pytest.fixture(scope="module")
@@ -229,15 +235,15 @@ def test_tensorboard_gets_the_curves(photos, plain, tmp_path):
 
 
 def test_fingerprints_tell_data_apart(photos, tmp_path):
-    stream = open_stream(str(photos))
-    assert stream_fingerprint(stream) == stream_fingerprint(open_stream(str(photos)))
+    stream = open_classification_stream(str(photos))
+    assert stream_fingerprint(stream) == stream_fingerprint(open_classification_stream(str(photos)))
     copy = tmp_path / "photos"
     for file in photos.rglob("*.jpg"):
         (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
         (copy / file.parent.name / file.name).write_bytes(file.read_bytes())
-    assert stream_fingerprint(open_stream(str(copy))) == stream_fingerprint(stream)
+    assert stream_fingerprint(open_classification_stream(str(copy))) == stream_fingerprint(stream)
     (copy / "leaf" / "3.jpg").rename(copy / "apple" / "new.jpg")
-    assert stream_fingerprint(open_stream(str(copy))) != stream_fingerprint(stream)
+    assert stream_fingerprint(open_classification_stream(str(copy))) != stream_fingerprint(stream)
 
 
 def test_resuming_with_other_data_or_settings_is_refused(photos, tmp_path):
@@ -254,7 +260,7 @@ def test_resuming_with_other_data_or_settings_is_refused(photos, tmp_path):
 
 
 def test_repeats_need_shards_to_shuffle(photos):
-    stream = open_stream("digits", "train", image_size=32)
+    stream = open_classification_stream("digits", "train", image_size=32)
     sample = ClassificationSample(stream, lambda image: torch.zeros(3, 8, 8))
     batches = BatchStream(stream, sample, 4, shuffle_window=8, repeats=3)
     make_loader(batches, 4)
@@ -263,7 +269,7 @@ def test_repeats_need_shards_to_shuffle(photos):
 
 
 def test_repeats_in_one_process_are_different_augmentations_of_one_sample():
-    stream = open_stream("digits", "train", image_size=32)
+    stream = open_classification_stream("digits", "train", image_size=32)
     sample = ClassificationSample(stream, lambda image: torch.rand(1))
     batch = next(iter(BatchStream(stream, sample, 12, shuffle_window=8, repeats=3)))
     ids = batch["sample_ids"]
@@ -272,6 +278,8 @@ def test_repeats_in_one_process_are_different_augmentations_of_one_sample():
 
 
 def test_a_model_without_drop_path_cannot_have_a_schedule():
-    model = build_model(ClassificationSettings(output_dir="unused", drop_path_rate=0.0, image_size=32), ("a", "b"))
+    model = ClassificationTask().build_model(
+        ClassificationSettings(output_dir="unused", drop_path_rate=0.0, image_size=32), ("a", "b")
+    )
     with pytest.raises(ValueError, match="above 0"):
         loop.DropPathSchedule(model, 1)

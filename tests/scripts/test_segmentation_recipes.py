@@ -9,8 +9,9 @@ import json
 import pytest
 
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.models import read_class_names
-from pvt_hf.tasks.segmentation.train import SegmentationSettings, build_model, build_processor
+from pvt_hf.tasks.labels import read_class_names
+from pvt_hf.tasks.segmentation.settings import SegmentationSettings
+from pvt_hf.tasks.segmentation.task import SegmentationTask
 
 from ..support.training_runs import ROOT
 
@@ -55,7 +56,9 @@ def test_ade20k_recipes_are_the_papers(name):
 
 def test_ade20k_processor_is_the_papers():
     file = RECIPES / "ade20k_semantic_fpn_pvt_tiny.yaml"
-    processor = build_processor(parse_arguments(SegmentationSettings, [str(file), "--output_dir", "out"]))
+    processor = SegmentationTask().build_processor(
+        parse_arguments(SegmentationSettings, [str(file), "--output_dir", "out"])
+    )
     assert (processor.size.shortest_edge, processor.size.longest_edge, processor.do_reduce_labels) == (512, 2048, True)
     assert tuple(processor.image_mean) == (0.485, 0.456, 0.406) and tuple(processor.image_std) == (0.229, 0.224, 0.225)
 
@@ -64,7 +67,7 @@ def test_ade20k_model_is_the_papers():
     """17.0 M parameters (section 5.1), and the position tables of the classifier that it starts from."""
     file = RECIPES / "ade20k_semantic_fpn_pvt_tiny.yaml"
     settings = parse_arguments(SegmentationSettings, [str(file), "--output_dir", "out"])
-    model = build_model(settings, read_class_names(settings.class_names))
+    model = SegmentationTask().build_model(settings, read_class_names(settings.class_names))
     assert round(model.num_parameters() / 1e6, 1) == 17.0
     assert model.config.backbone_config.image_size == 224 and model.config.num_labels == 150
 
@@ -76,5 +79,5 @@ def test_digit_recipes_train_on_scenes(head):
     assert settings.dataset == "digit-scenes" and settings.eval_split == "test" and settings.architecture == head
     assert settings.horizontal_flip == 0.0, "digits have a left and a right"
     assert settings.cpu and not settings.reduce_labels
-    model = build_model(settings, tuple(map(str, range(11))))
+    model = SegmentationTask().build_model(settings, tuple(map(str, range(11))))
     assert json.loads(settings.backbone_overrides)["image_size"] == model.config.backbone_config.image_size

@@ -24,7 +24,7 @@ from pvt_hf.data import digits
 from pvt_hf.data.batches import BatchStream, StreamError, make_loader
 from pvt_hf.data.fingerprint import stream_fingerprint
 from pvt_hf.data.samples import BadSample
-from pvt_hf.data.streams import open_stream
+from pvt_hf.tasks.classification.streams import open_classification_stream
 from pvt_hf.tasks.detection.samples import (
     DetectionEvaluationSample,
     DetectionSample,
@@ -303,7 +303,7 @@ def test_sources_that_do_not_fit(tmp_path, coco):
     with pytest.raises(ValueError, match="no column 'things'; it has image, image_id"):
         open_detection_stream(str(coco), objects_column="things")
     with pytest.raises(ValueError, match="no column of objects: open it with open_detection_stream"):
-        DetectionSample(open_stream("digits"), whole)
+        DetectionSample(open_classification_stream("digits"), whole)
 
 
 def test_fingerprint_sees_the_objects(coco, tmp_path):

@@ -236,8 +236,10 @@ LARGE = """
 import json, resource, sys
 from pathlib import Path
 from PIL import Image
-from pvt_hf.tasks.segmentation.evaluate import SegmentationEvaluationSettings, run
-report = run(SegmentationEvaluationSettings(
+from pvt_hf.engine.evaluation import evaluate_checkpoint
+from pvt_hf.tasks.segmentation.settings import SegmentationEvaluationSettings
+from pvt_hf.tasks.segmentation.task import SegmentationTask
+report = evaluate_checkpoint(SegmentationTask(), SegmentationEvaluationSettings(
     model=sys.argv[1], dataset=sys.argv[2], output=sys.argv[3], mode="sliding", stride=480, cpu=True, num_workers=0
 ))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux

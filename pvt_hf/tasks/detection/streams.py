@@ -2,7 +2,7 @@
 Opening a source of images and objects as a stream: built-in digit scenes, a folder in COCO's layout, parquet files,
 webdataset tars, or a Hub data set.
 
-Images and masks are left undecoded: `pvt_hf.tasks.detection.samples` opens them, where a damaged file is a sample to skip.
+Images and masks stay encoded: `samples.py` decodes them, where a damaged file is a sample to skip.
 """
 
 from __future__ import annotations

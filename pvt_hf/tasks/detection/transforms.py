@@ -1,8 +1,7 @@
 """
 The training transform for object detection and instance segmentation: that of the official
 `detection/configs/_base_/datasets/coco_{detection,instance}.py`, with mmdetection: rescaling, flipping, normalisation.
-Padding is the batch's affair, see [`pvt_hf.tasks.detection.samples.collate_detection`]. All draws are from torch's global
-generator.
+Padding is the batch's affair, see `collate_detection` in samples.py. All draws are from torch's global generator.
 """
 
 from __future__ import annotations

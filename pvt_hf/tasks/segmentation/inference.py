@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ...data.samples import ProcessorTransform
 from ...models.image_processing_semantic import MAX_SCORES, best_classes
 from ...models.image_processing_sizes import SIZE_DIVISOR
-from ..classification.transforms import ProcessorTransform
 
 
 Forward = Callable[[torch.Tensor], Any]
