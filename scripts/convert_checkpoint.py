@@ -53,10 +53,17 @@ class Arguments:
         metadata={"help": "Height and width (or one side) in pixels of the model's construction; by default a square."},
     )
     push: str | None = field(
-        default=None, metadata={"help": "Also push the result, with the code, to this repository of the Hub: org/name."}
+        default=None, metadata={"help": "Also push the result to this repository on the Hub, e.g. me/pvt-small."}
     )
     private: bool = field(
         default=False, metadata={"help": "--push creates a repository that only you see; a public one is refused."}
+    )
+    without_code: bool = field(
+        default=False,
+        metadata={
+            "help": "--push does not upload the model's code. It is what opens the model where this package is not "
+            "installed, with trust_remote_code=True."
+        },
     )
     license: str | None = field(
         default=None,
@@ -108,6 +115,7 @@ def main() -> int:
             convert(arguments, output)
             if arguments.push:
                 options = {"private": arguments.private, "license": arguments.license}
+                options["with_code"] = not arguments.without_code
                 print(f"pushed    {push_folder(output, arguments.push, **options).url}")
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             print(f"error: {error}", file=sys.stderr)
