@@ -67,12 +67,15 @@ class Arguments:
     push: str | None = field(
         default=None, metadata={"help": "Push the result to this repository on the Hub, e.g. me/pvt-small."}
     )
-    with_code: bool = field(
-        default=False,
-        metadata={"help": "--push adds the code, for users without this package (trust_remote_code=True)."},
-    )
     private: bool = field(
         default=False, metadata={"help": "--push creates a private repository, and refuses one that is public."}
+    )
+    without_code: bool = field(
+        default=False,
+        metadata={
+            "help": "--push does not upload the model's code. It is what opens the model where this package is not "
+            "installed, with trust_remote_code=True."
+        },
     )
     license: str | None = field(
         default=None,
@@ -131,7 +134,8 @@ def main() -> int:
                 check_target(arguments.push)  # fails before the download and the conversion, not after
             convert(arguments, output)
             if arguments.push:
-                options = {name: getattr(arguments, name) for name in ("private", "license", "with_code")}
+                options = {"private": arguments.private, "license": arguments.license}
+                options["with_code"] = not arguments.without_code
                 print(f"pushed    {push_folder(output, arguments.push, **options).url}")
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             print(f"error: {error}", file=sys.stderr)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..metrics.reports import versions, write_json
-from ..models.image_processing_pil_pvt import PvtImageProcessorPil
+from ..models.image_processing_pvt import PvtImageProcessorPil
 from ..models.modeling_pvt import PvtForImageClassification
 from .official import model_from_official_state_dict
 from .official_files import read_checkpoint, sha256_of, unwrap_checkpoint

@@ -45,7 +45,7 @@ def open_complete(
     check_model_path(model)
     try:
         opened, loaded = model_class.from_pretrained(
-            model, output_loading_info=True, ignore_mismatched_sizes=new_classifier, **options
+            model, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except SafetensorError as error:
         raise ValueError(f"The weights of {model} cannot be read: {error}") from error
@@ -54,6 +54,12 @@ def open_complete(
             f"{model} is not a complete {type(opened).__name__}: it has no weights for "
             f"{shorten(sorted(loaded['missing_keys']), limit=4)}. Give a checkpoint of the whole model. (Training "
             "starts a new head on a trained backbone with --backbone.)"
+        )
+    if loaded["mismatched_keys"] and not new_classifier:
+        names = sorted(name for name, *_ in loaded["mismatched_keys"])
+        raise ValueError(
+            f"{model} has weights of other shapes than its config.json describes: {shorten(names, limit=4)}. Give a "
+            "folder whose files belong together."
         )
     return opened.eval()
 
