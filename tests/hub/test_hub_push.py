@@ -288,10 +288,11 @@ def test_from_the_official_release_to_the_hub(hub, client, script, monkeypatch, 
         (tmp_path / "pulled" / name).write_bytes(file.content)
     golden = load_file(GOLDEN / "official_layout_tiny_expected.safetensors")
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "pulled").eval()
-    assert type(model) is pvt_hf.PvtForImageClassification and "modeling_pvt.py" not in hub.files("me/pvt-small")
+    assert type(model) is pvt_hf.PvtForImageClassification and "modeling_pvt.py" in hub.files("me/pvt-small")
     with torch.no_grad():
         logits = model(golden["64x64.pixel_values"]).logits
     torch.testing.assert_close(logits, golden["64x64.logits"], atol=1e-5, rtol=1e-5)  # as in test_conversion.py
 
-    assert script("convert_checkpoint", *arguments, "--with_code")[0] == 0
-    assert "modeling_pvt.py" in hub.files("me/pvt-small")
+    arguments[arguments.index("me/pvt-small")] = "me/plain"
+    assert script("convert_checkpoint", *arguments, "--without_code")[0] == 0
+    assert "modeling_pvt.py" not in hub.files("me/plain") and "model.safetensors" in hub.files("me/plain")
