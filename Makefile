@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo app test test-slow browser lint typecheck install clean
+.PHONY: demo app test test-slow test-changed browser lint typecheck install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py --output_dir outputs/demo
@@ -19,6 +19,11 @@ test: $(INSTALLED) browser
 
 test-slow: $(INSTALLED) browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu and not network"
+
+# The tests of `make test` that can be affected by what has changed since BASE (default: since this branch left main).
+test-changed: $(INSTALLED) browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.changed_tests --base "$(BASE)" \
+		-n 2 --dist loadfile -m "not slow and not gpu and not network"
 
 # tests/scripts/test_app.py needs it. Where it cannot be installed here, that file fails, and the others run.
 browser:

@@ -14,8 +14,7 @@ from .models.configuration_pvt_detr import PvtDetrConfig
 from .models.configuration_retinanet import RetinaNetConfig
 from .models.configuration_semantic_fpn import SemanticFpnConfig
 from .models.configuration_trans2seg import Trans2SegConfig
-from .models.image_processing_pil_pvt import PvtImageProcessorPil
-from .models.image_processing_pvt import PvtImageProcessor
+from .models.image_processing_pvt import PvtImageProcessor, PvtImageProcessorPil
 from .models.modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel, PvtPreTrainedModel
 from .registry import register
 from .weights.backbone import BackboneLoadReport, load_pretrained_backbone
@@ -23,14 +22,10 @@ from .weights.official import load_official_checkpoint
 
 
 if TYPE_CHECKING:
-    from .models.image_processing_detection import PvtDetectionImageProcessor
-    from .models.image_processing_detr import PvtDetrImageProcessor
-    from .models.image_processing_instance import PvtInstanceImageProcessor
-    from .models.image_processing_pil_detection import PvtDetectionImageProcessorPil
-    from .models.image_processing_pil_detr import PvtDetrImageProcessorPil
-    from .models.image_processing_pil_instance import PvtInstanceImageProcessorPil
-    from .models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
-    from .models.image_processing_semantic import PvtSemanticImageProcessor
+    from .models.image_processing_detection import PvtDetectionImageProcessor, PvtDetectionImageProcessorPil
+    from .models.image_processing_detr import PvtDetrImageProcessor, PvtDetrImageProcessorPil
+    from .models.image_processing_instance import PvtInstanceImageProcessor, PvtInstanceImageProcessorPil
+    from .models.image_processing_semantic import PvtSemanticImageProcessor, PvtSemanticImageProcessorPil
     from .models.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
     from .models.modeling_pvt_detr import PvtDetrForObjectDetection
     from .models.modeling_retinanet import RetinaNetForObjectDetection
@@ -75,14 +70,14 @@ __all__ = [
 _HEADS = {
     "MaskRcnnForInstanceSegmentation": "models.modeling_mask_rcnn",
     "PvtDetectionImageProcessor": "models.image_processing_detection",
-    "PvtDetectionImageProcessorPil": "models.image_processing_pil_detection",
+    "PvtDetectionImageProcessorPil": "models.image_processing_detection",
     "PvtDetrForObjectDetection": "models.modeling_pvt_detr",
     "PvtDetrImageProcessor": "models.image_processing_detr",
-    "PvtDetrImageProcessorPil": "models.image_processing_pil_detr",
+    "PvtDetrImageProcessorPil": "models.image_processing_detr",
     "PvtInstanceImageProcessor": "models.image_processing_instance",
-    "PvtInstanceImageProcessorPil": "models.image_processing_pil_instance",
+    "PvtInstanceImageProcessorPil": "models.image_processing_instance",
     "PvtSemanticImageProcessor": "models.image_processing_semantic",
-    "PvtSemanticImageProcessorPil": "models.image_processing_pil_semantic",
+    "PvtSemanticImageProcessorPil": "models.image_processing_semantic",
     "RetinaNetForObjectDetection": "models.modeling_retinanet",
     "SemanticFpnForSemanticSegmentation": "models.modeling_semantic_fpn",
     "Trans2SegForSemanticSegmentation": "models.modeling_trans2seg",

@@ -21,8 +21,7 @@ from .models.configuration_pvt_detr import PvtDetrConfig
 from .models.configuration_retinanet import RetinaNetConfig
 from .models.configuration_semantic_fpn import SemanticFpnConfig
 from .models.configuration_trans2seg import Trans2SegConfig
-from .models.image_processing_pil_pvt import PvtImageProcessorPil
-from .models.image_processing_pvt import PvtImageProcessor
+from .models.image_processing_pvt import PvtImageProcessor, PvtImageProcessorPil
 from .models.modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel
 
 
@@ -77,7 +76,7 @@ def register() -> None:
         IMAGE_PROCESSOR_MAPPING.register(
             config_class,
             {  # type: ignore[arg-type]
-                "pil": _on_demand(f"image_processing_pil_{processor}", f"{name}Pil"),
+                "pil": _on_demand(f"image_processing_{processor}", f"{name}Pil"),
                 "torchvision": _on_demand(f"image_processing_{processor}", name),
             },
             exist_ok=True,

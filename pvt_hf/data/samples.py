@@ -9,7 +9,7 @@ import datasets
 import torch
 from PIL import Image
 
-from ..models.image_processing_pil_pvt import to_channels_first
+from ..models.image_processing_input import to_channels_first
 
 
 class BadSample(ValueError):

@@ -9,11 +9,11 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..engine.recipes import read_recipe
-from ..models.image_processing_pil_detection import PvtDetectionImageProcessorPil
-from ..models.image_processing_pil_detr import PvtDetrImageProcessorPil
-from ..models.image_processing_pil_instance import PvtInstanceImageProcessorPil
-from ..models.image_processing_pil_pvt import PvtImageProcessorPil
-from ..models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
+from ..models.image_processing_detection import PvtDetectionImageProcessorPil
+from ..models.image_processing_detr import PvtDetrImageProcessorPil
+from ..models.image_processing_instance import PvtInstanceImageProcessorPil
+from ..models.image_processing_pvt import PvtImageProcessorPil
+from ..models.image_processing_semantic import PvtSemanticImageProcessorPil
 from ..weights.variants import get_config, get_variant
 from .card import evaluation_figures, make_card
 from .card_sections import (

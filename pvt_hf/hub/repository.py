@@ -195,15 +195,12 @@ def _check_classes(model: PreTrainedModel, processor: BaseImageProcessor) -> Non
 
 
 def _backends(processor: BaseImageProcessor) -> dict[str, type]:
-    """Both classes of an image processor of this package, which lie in two files; none of another one."""
-    module, name = type(processor).__module__, type(processor).__name__
+    """Both classes of an image processor of this package, which share a file; none for other image processors."""
+    module, name = type(processor).__module__, type(processor).__name__.removesuffix("Pil")
     if not module.startswith("pvt_hf."):
         return {}
-    task, name = module.rpartition(".")[2].split("_")[-1], name.removesuffix("Pil")
-    return {
-        "pil": getattr(import_module(f"pvt_hf.models.image_processing_pil_{task}"), f"{name}Pil"),
-        "torchvision": getattr(import_module(f"pvt_hf.models.image_processing_{task}"), name),
-    }
+    file = import_module(module)
+    return {"pil": getattr(file, f"{name}Pil"), "torchvision": getattr(file, name)}
 
 
 def _reference(value: type) -> str:

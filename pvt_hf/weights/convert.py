@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..models.image_processing_pil_pvt import PvtImageProcessorPil
+from ..models.image_processing_pvt import PvtImageProcessorPil
 from ..models.modeling_pvt import PvtBackbone, PvtForImageClassification
 from .official import model_from_official_state_dict
 from .official_files import read_checkpoint, sha256_of, unwrap_checkpoint

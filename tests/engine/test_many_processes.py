@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from pvt_hf import PvtForImageClassification
 from pvt_hf.data.digits import digit_images
 from pvt_hf.data.sharding import describe_split, split_strategy
+from pvt_hf.engine.evaluation import evaluate
 from pvt_hf.engine.processes import make_accelerator
-from pvt_hf.tasks.classification.evaluate_stream import evaluate_classifier
+from pvt_hf.tasks.classification.evaluation import ClassificationEvaluation
 from pvt_hf.tasks.classification.streams import open_classification_stream
 
 from ..support import many_processes
@@ -107,7 +108,7 @@ def test_evaluation_counts_each_sample_once_and_equals_one_process(records, inpu
         accelerator, open_classification_stream(str(inputs / name), "validation"), settings
     )
     model = PvtForImageClassification.from_pretrained(inputs / "model").eval()
-    expected = evaluate_classifier(accelerator, model, batches, 0)
+    expected = evaluate(accelerator, model, batches, 0, ClassificationEvaluation((32, 32)))
     for record in records:
         metrics = record[name]["evaluation"]
         assert metrics["accuracy@1"] == expected["accuracy@1"] and metrics["accuracy@5"] == expected["accuracy@5"]

@@ -8,7 +8,7 @@ import pytest
 
 from pvt_hf.engine.recipes import read_recipe
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.classification.train import ClassificationSettings
+from pvt_hf.tasks.classification.settings import ClassificationSettings
 
 
 def write(folder, **files):

@@ -19,10 +19,11 @@ from pvt_hf.engine import loop
 from pvt_hf.engine import processes as launch
 from pvt_hf.engine.checkpoints import list_checkpoints
 from pvt_hf.engine.optimizer import make_schedule, parameter_groups
+from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
-from pvt_hf.tasks.classification.train import ClassificationSettings, MixedLoss, build_model
-from pvt_hf.tasks.classification.train import run as run_classification
+from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.tasks.classification.task import ClassificationTask, MixedLoss
 from pvt_hf.weights.variants import get_config
 
 from ..support.common import tiny_pvt_config
@@ -219,7 +220,7 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
 
 def test_a_single_class_is_refused():
     with pytest.raises(ValueError, match="only the class 'apple'"):
-        build_model(ClassificationSettings(output_dir="unused"), ("apple",))
+        ClassificationTask().build_model(ClassificationSettings(output_dir="unused"), ("apple",))
 
 
 @pytest.mark.parametrize(
@@ -236,4 +237,4 @@ def test_a_single_class_is_refused():
 )  # fmt: skip
 def test_mistakes_are_named_before_anything_is_trained(tmp_path, flag, value, message):
     with pytest.raises(ValueError, match=message):
-        run_classification(ClassificationSettings(output_dir=str(tmp_path), cpu=True, **{flag: value}))
+        train(ClassificationTask(), ClassificationSettings(output_dir=str(tmp_path), cpu=True, **{flag: value}))

@@ -18,14 +18,15 @@ from transformers import SegformerImageProcessor, ViTConfig, ViTModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import pvt_hf
-from pvt_hf.engine.evaluation import write_report
+from pvt_hf.engine.evaluation import evaluate_checkpoint, write_report
+from pvt_hf.engine.run import train
 from pvt_hf.hub.card import build_card
 from pvt_hf.hub.published import PUBLISHED
 from pvt_hf.hub.published_card import build_published_card
 from pvt_hf.metrics.coco_ap import FIGURES
-from pvt_hf.tasks.classification import evaluate as checkpoint_evaluation
-from pvt_hf.tasks.classification import train as classification
-from pvt_hf.tasks.segmentation.evaluate import SegmentationEvaluationSettings
+from pvt_hf.tasks import get_task
+from pvt_hf.tasks.classification.settings import ClassificationEvaluationSettings, ClassificationSettings
+from pvt_hf.tasks.segmentation.settings import SegmentationEvaluationSettings
 from pvt_hf.weights.convert import convert_checkpoint
 from pvt_hf.weights.opening import weights_digest
 
@@ -46,10 +47,11 @@ def trained(tmp_path_factory):
     """A real training and a real evaluation of what it saved: model, processor, and the content of their files."""
     root = tmp_path_factory.mktemp("trained") / "some|folder"
     settings = {**TINY_RUN, "epochs": 1, "samples_per_epoch": 64, "output_dir": str(root / "run")}
-    classification.run(classification.ClassificationSettings(**settings))
+    train(get_task("image-classification"), ClassificationSettings(**settings))
     forget_accelerate()
-    checkpoint_evaluation.run(
-        checkpoint_evaluation.EvaluationSettings(
+    evaluate_checkpoint(
+        get_task("image-classification"),
+        ClassificationEvaluationSettings(
             model=str(root / "run"), dataset="digits", split="test", image_sizes=[32, 40], cpu=True, num_workers=0,
             output=str(root / "evaluation.json"),
         )

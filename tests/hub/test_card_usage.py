@@ -40,7 +40,7 @@ def save_with_code(folder: Path, model, processor) -> None:
     extend_auto_map(folder / "config.json", dict.fromkeys(auto_classes, file))
     if type(processor) is pvt_hf.PvtImageProcessor:
         backends = {
-            "pil": "image_processing_pil_pvt.PvtImageProcessorPil",
+            "pil": "image_processing_pvt.PvtImageProcessorPil",
             "torchvision": "image_processing_pvt.PvtImageProcessor",
         }
         extend_auto_map(folder / "preprocessor_config.json", {"AutoImageProcessor": backends})

@@ -1,6 +1,6 @@
 """
-`pvt_hf.inference.attention`: the maps are the softmax of queries and reduced keys, computed here by hand from the weights, for a
-PVT by itself and inside every head; and what the model sees has sides that every stage sees all of.
+`pvt_hf.inference.attention`: the maps are the softmax of queries and reduced keys, computed here by hand from the
+weights, for a PVT by itself and inside every head; and inputs have sides of which no stage ignores a row or column.
 
     python -m pytest tests/inference/test_attention.py
 """

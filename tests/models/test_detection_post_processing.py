@@ -16,13 +16,10 @@ from transformers.models.detr.image_processing_pil_detr import DetrImageProcesso
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.pipelines.object_detection import ObjectDetectionPipeline
 
-from pvt_hf.models import image_processing_pil_detection
-from pvt_hf.models.image_processing_detection import PvtDetectionImageProcessor
-from pvt_hf.models.image_processing_detr import PvtDetrImageProcessor
-from pvt_hf.models.image_processing_instance import PvtInstanceImageProcessor
-from pvt_hf.models.image_processing_pil_detection import PvtDetectionImageProcessorPil
-from pvt_hf.models.image_processing_pil_detr import PvtDetrImageProcessorPil
-from pvt_hf.models.image_processing_pil_instance import PvtInstanceImageProcessorPil
+from pvt_hf.models import image_processing_detection
+from pvt_hf.models.image_processing_detection import PvtDetectionImageProcessor, PvtDetectionImageProcessorPil
+from pvt_hf.models.image_processing_detr import PvtDetrImageProcessor, PvtDetrImageProcessorPil
+from pvt_hf.models.image_processing_instance import PvtInstanceImageProcessor, PvtInstanceImageProcessorPil
 
 from ..support.image_processing_cases import noise
 
@@ -130,7 +127,7 @@ def test_only_the_methods_of_the_task(backend):
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr(image_processing_pil_detection, "batched_nms", None)
+    monkeypatch.setattr(image_processing_detection, "batched_nms", None)
     with pytest.raises(ImportError, match=r"needs torchvision: .pip install torchvision"):
         PvtDetectionImageProcessorPil().post_process_object_detection(detections(1, 5))
 
@@ -250,7 +247,7 @@ def test_no_instance():
         assert binary[0]["segmentation"].shape == (0, 9, 8)
         boxes = processor.post_process_object_detection(outputs, threshold)[0]
         assert [tuple(boxes[name].shape) for name in ("scores", "labels", "boxes")] == [(0,), (0,), (0, 4)]
-    with pytest.raises(ValueError, match="target_sizes is None; expected the .height, width. of every image"):
+    with pytest.raises(ValueError, match="target_sizes is None; expected the .height, width. of each image"):
         processor.post_process_instance_segmentation(outputs)
 
 

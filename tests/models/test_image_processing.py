@@ -14,8 +14,7 @@ from PIL import Image
 from torchvision import transforms as T
 
 import pvt_hf
-from pvt_hf.models.image_processing_pil_pvt import PvtImageProcessorPil
-from pvt_hf.models.image_processing_pvt import PvtImageProcessor
+from pvt_hf import PvtImageProcessor, PvtImageProcessorPil
 
 from ..support.image_processing_cases import (
     BACKENDS,
@@ -184,7 +183,7 @@ def test_float_range_that_does_not_fit_the_scaling_warns(processor):
     with pytest.warns(UserWarning, match=r"only in \[0, 1\] while do_rescale=True"):
         processor(torch.from_numpy(image / 255))
     for strange in (image * 257, image - 100, Image.fromarray(image[..., 0] * 257)):
-        with pytest.warns(UserWarning, match=r"outside of 0..255 while do_rescale=True"):
+        with pytest.warns(UserWarning, match=r"outside 0..255 while do_rescale=True"):
             processor(strange)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -17,12 +17,9 @@ from pycocotools import mask as coco_mask
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
 from pvt_hf.models import image_processing_coco
-from pvt_hf.models.image_processing_detection import PvtDetectionImageProcessor
-from pvt_hf.models.image_processing_detr import PvtDetrImageProcessor
-from pvt_hf.models.image_processing_instance import PvtInstanceImageProcessor
-from pvt_hf.models.image_processing_pil_detection import PvtDetectionImageProcessorPil
-from pvt_hf.models.image_processing_pil_detr import PvtDetrImageProcessorPil
-from pvt_hf.models.image_processing_pil_instance import PvtInstanceImageProcessorPil
+from pvt_hf.models.image_processing_detection import PvtDetectionImageProcessor, PvtDetectionImageProcessorPil
+from pvt_hf.models.image_processing_detr import PvtDetrImageProcessor, PvtDetrImageProcessorPil
+from pvt_hf.models.image_processing_instance import PvtInstanceImageProcessor, PvtInstanceImageProcessorPil
 
 from ..support.clean_process import run_python
 from ..support.image_processing_cases import FP32, MEAN, STD, TWO_LEVELS, encode, mode_examples, noise
@@ -306,10 +303,10 @@ def test_code_travels_with_the_files(tmp_path, monkeypatch):
             saved = json.loads((folder / again / "preprocessor_config.json").read_text())
             classes = {backend: built.__name__ for backend, built in ALL[task].items()}
             assert saved["auto_map"]["AutoImageProcessor"] == {
-                "pil": f"image_processing_pil_{task}.{classes['pil']}",
+                "pil": f"image_processing_{task}.{classes['pil']}",
                 "torchvision": f"image_processing_{task}.{classes['torchvision']}",
             }
-            files = {"pvt", "pil_pvt", "boxes", "coco", task, f"pil_{task}"}
+            files = {"backends", "boxes", "coco", "input", "sizes", task}
             assert {path.stem for path in (folder / again).glob("*.py")} == {f"image_processing_{n}" for n in files}
         for backend, processor_class in ALL[task].items():
             expected = processor_class(**SETTINGS)(image, annotation, return_tensors="np")
@@ -348,12 +345,9 @@ for name in hidden:
     sys.modules[name] = None
 import numpy
 image, shapes = numpy.zeros((40, 50, 3), dtype=numpy.uint8), []
-from pvt_hf.models.image_processing_detection import PvtDetectionImageProcessor
-from pvt_hf.models.image_processing_pil_detection import PvtDetectionImageProcessorPil
-from pvt_hf.models.image_processing_detr import PvtDetrImageProcessor
-from pvt_hf.models.image_processing_pil_detr import PvtDetrImageProcessorPil
-from pvt_hf.models.image_processing_instance import PvtInstanceImageProcessor
-from pvt_hf.models.image_processing_pil_instance import PvtInstanceImageProcessorPil
+from pvt_hf.models.image_processing_detection import PvtDetectionImageProcessor, PvtDetectionImageProcessorPil
+from pvt_hf.models.image_processing_detr import PvtDetrImageProcessor, PvtDetrImageProcessorPil
+from pvt_hf.models.image_processing_instance import PvtInstanceImageProcessor, PvtInstanceImageProcessorPil
 for pil in (PvtDetectionImageProcessorPil, PvtDetrImageProcessorPil, PvtInstanceImageProcessorPil):
     annotation = {"image_id": 1, "annotations": [{"bbox": [0, 0, 5, 5], "category_id": 0}]}
     found = pil()(image, annotation, return_tensors="pt")

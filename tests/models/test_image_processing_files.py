@@ -45,7 +45,7 @@ def reload_pixels(folder: Path, image_file: Path, names: list[str], code: str = 
 
 
 OURS = {
-    "pil": "pvt_hf.models.image_processing_pil_pvt PvtImageProcessorPil",
+    "pil": "pvt_hf.models.image_processing_pvt PvtImageProcessorPil",
     "torchvision": "pvt_hf.models.image_processing_pvt PvtImageProcessor",
 }
 
@@ -215,11 +215,11 @@ def test_native_repositories_keep_their_pixels_after_the_import(tmp_path):
 
 def test_code_travels_with_the_files(tmp_path):
     PvtImageProcessor(size=100, crop_size=96).save_pretrained(tmp_path / "model")
-    for name in ("image_processing_pvt", "image_processing_pil_pvt"):
-        shutil.copy(Path(pvt_hf.__file__).parent / "models" / f"{name}.py", tmp_path / "model")
+    for name in ("pvt", "backends", "input", "sizes"):
+        shutil.copy(Path(pvt_hf.__file__).parent / "models" / f"image_processing_{name}.py", tmp_path / "model")
     file = tmp_path / "model" / "preprocessor_config.json"
     references = {
-        "pil": "image_processing_pil_pvt.PvtImageProcessorPil",
+        "pil": "image_processing_pvt.PvtImageProcessorPil",
         "torchvision": "image_processing_pvt.PvtImageProcessor",
     }
     file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": {"AutoImageProcessor": references}}))
@@ -259,4 +259,4 @@ for backend in (None, "pil", "torchvision"):
 def test_without_torchvision_the_pillow_class_is_taken(tmp_path):
     PvtImageProcessor().save_pretrained(tmp_path)
     printed = run_python(WITHOUT_TORCHVISION, tmp_path).stdout.split()
-    assert printed == ["refused", *["pvt_hf.models.image_processing_pil_pvt", "224"] * 3]
+    assert printed == ["refused", *["pvt_hf.models.image_processing_pvt", "224"] * 3]

@@ -233,5 +233,5 @@ def test_bad_settings(processor):
         processor(GOOD, size={"height": 0, "width": 5})
     with pytest.raises(ValueError, match="crop_size={'shortest_edge': 5}; expected positive"):
         processor(GOOD, crop_size={"shortest_edge": 5})
-    with pytest.raises(ValueError, match=r"images: .*alpha outside of 0\.\.1"):
+    with pytest.raises(ValueError, match=r"images: .*alpha outside 0\.\.1"):
         processor(noise(9, 9, 4).astype(np.float32), do_rescale=False)

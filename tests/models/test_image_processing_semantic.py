@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
+from transformers.image_utils import SizeDict
 
-from pvt_hf.models import image_processing_pil_semantic
-from pvt_hf.models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
-from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor
+from pvt_hf.models import image_processing_semantic
+from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor, PvtSemanticImageProcessorPil
+from pvt_hf.models.image_processing_sizes import resize_steps
 
 from ..support.clean_process import run_python
 from ..support.image_processing_cases import FP32, MEAN, STD, encode, mode_examples, noise
@@ -80,9 +81,9 @@ def test_defaults_are_two_resizes_of_the_paper(height, width):
 def test_sizes_of_many_images_and_settings():
     generator = np.random.default_rng(0)
     for short, long in ((512, 2048), (256, 1024), (896, 3584), (64, 64)):
-        size = image_processing_pil_semantic.SizeDict(shortest_edge=short, longest_edge=long)
+        size = SizeDict(shortest_edge=short, longest_edge=long)
         for height, width in generator.integers(1, 3000, (1000, 2)).tolist():
-            steps = image_processing_pil_semantic.resize_steps(height, width, size)
+            steps = resize_steps(height, width, size)
             assert steps == list(scaled_sizes(height, width, short, long)), (height, width)
 
 
@@ -215,7 +216,7 @@ def test_a_turned_photograph_fits_its_upright_map(processor):
     image, labels = Image.fromarray(noise(40, 60)), np.zeros((60, 40), np.uint8)
     image.getexif()[0x0112] = 6
     assert processor(image, labels, return_tensors="pt")["labels"].shape == (1, 768, 512)
-    with pytest.raises(ValueError, match=r"segmentation_maps has 40x60 .* its image 60x40, upright"):
+    with pytest.raises(ValueError, match=r"segmentation_maps has 40x60 .* its image 60x40 after its EXIF"):
         processor(image, labels.T)
     turned = Image.fromarray(noise(40, 60, 1)[..., 0])  # a map that carries the orientation itself
     turned.getexif()[0x0112] = 6
@@ -265,7 +266,7 @@ def test_bad_calls_with_maps(processor):
 
 @pytest.mark.parametrize("max_scores", [1, 40 * 50 * 2, 2**26])  # one class at a time, some, all
 def test_post_processing_resizes_logits(processor, monkeypatch, max_scores):
-    monkeypatch.setattr(image_processing_pil_semantic, "MAX_SCORES", max_scores)
+    monkeypatch.setattr(image_processing_semantic, "MAX_SCORES", max_scores)
     torch.manual_seed(0)
     logits = torch.randn(2, 7, 9, 12, requires_grad=True)
     sizes = [(40, 50), (33, 7)]
@@ -317,7 +318,7 @@ def test_pipeline_gives_masks_of_the_images_own_size(processor, size):
 # --- Files ----------------------------------------------------------------------------------------------------------
 
 SETTINGS = {"size": {"shortest_edge": 64, "longest_edge": 100}, "do_reduce_labels": True, "image_mean": [0.5] * 3}
-CODE_FILES = {f"image_processing_{name}.py" for name in ("pvt", "pil_pvt", "semantic", "pil_semantic")}
+CODE_FILES = {f"image_processing_{name}.py" for name in ("backends", "input", "semantic", "sizes")}
 
 RELOAD = """
 import sys
@@ -381,7 +382,7 @@ def test_code_travels_with_the_files(tmp_path, monkeypatch):
         for folder in (".", "again-pil", "again-torchvision"):  # also when saved by the travelled code
             saved = json.loads((tmp_path / backend / folder / "preprocessor_config.json").read_text())
             assert saved["auto_map"]["AutoImageProcessor"] == {
-                "pil": "image_processing_pil_semantic.PvtSemanticImageProcessorPil",
+                "pil": "image_processing_semantic.PvtSemanticImageProcessorPil",
                 "torchvision": "image_processing_semantic.PvtSemanticImageProcessor",
             }
             assert {path.name for path in (tmp_path / backend / folder).glob("*.py")} == CODE_FILES
@@ -395,8 +396,7 @@ import importlib.util, sys
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] == "torchvision" else find_spec(name, *rest)
 sys.modules["torchvision"] = None
-from pvt_hf.models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
-from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor
+from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor, PvtSemanticImageProcessorPil
 import numpy
 image = numpy.zeros((40, 50, 3), dtype=numpy.uint8)
 print(PvtSemanticImageProcessor.is_dummy, PvtSemanticImageProcessorPil()(image, image[..., 0])["labels"][0].shape)

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pvt_hf.tasks.classification.evaluate import EvaluationSettings
+from pvt_hf.tasks.classification.evaluate import run as evaluate_checkpoint
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.data.batches import StreamError
 from pvt_hf.data.samples import ProcessorTransform
-from pvt_hf.tasks.classification.evaluate import EvaluationSettings
-from pvt_hf.tasks.classification.evaluate import run as evaluate_checkpoint
 from pvt_hf.tasks.classification.samples import ClassificationSample
 from pvt_hf.tasks.classification.streams import open_classification_stream
 

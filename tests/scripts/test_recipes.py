@@ -13,12 +13,14 @@ from PIL import Image
 
 from pvt_hf.engine.recipes import read_recipe
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.classification.train import ClassificationSettings, MixedLoss
-from pvt_hf.tasks.classification.train import build_processor as build_classification_processor
-from pvt_hf.tasks.detection.train import ARCHITECTURES, DetectionSettings
-from pvt_hf.tasks.detection.train import build_model as build_detector
-from pvt_hf.tasks.models import read_class_names
-from pvt_hf.tasks.segmentation.train import SegmentationSettings, build_model, build_processor
+from pvt_hf.families import load
+from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.tasks.classification.task import ClassificationTask, MixedLoss
+from pvt_hf.tasks.detection.settings import ARCHITECTURES, DetectionSettings
+from pvt_hf.tasks.detection.task import DetectionTask
+from pvt_hf.tasks.labels import read_class_names
+from pvt_hf.tasks.segmentation.settings import SegmentationSettings
+from pvt_hf.tasks.segmentation.task import SegmentationTask
 
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "recipes"
@@ -133,10 +135,10 @@ def test_mixing_is_the_papers():
 
 
 def test_evaluation_protocol_is_the_papers():
-    processor = build_classification_processor(parse("imagenet_pvt_tiny"))
+    processor = ClassificationTask().build_processor(parse("imagenet_pvt_tiny"))
     assert processor.size["shortest_edge"] == 256 and processor.resample == Image.Resampling.BICUBIC
     assert (processor.crop_size["height"], processor.crop_size["width"]) == (224, 224)
-    larger = build_classification_processor(parse("imagenet_pvt_tiny", "--image_size", "384"))
+    larger = ClassificationTask().build_processor(parse("imagenet_pvt_tiny", "--image_size", "384"))
     assert larger.size["shortest_edge"] == 438
 
 
@@ -158,15 +160,15 @@ def test_ade20k_recipes_are_the_papers(name):
 
 
 def test_ade20k_processor_is_the_papers():
-    processor = build_processor(parse("ade20k_semantic_fpn_pvt_tiny"))
+    processor = SegmentationTask().build_processor(parse("ade20k_semantic_fpn_pvt_tiny"))
     assert (processor.size.shortest_edge, processor.size.longest_edge, processor.do_reduce_labels) == (512, 2048, True)
     assert tuple(processor.image_mean) == (0.485, 0.456, 0.406) and tuple(processor.image_std) == (0.229, 0.224, 0.225)
 
 
 def test_ade20k_model_is_the_papers():
     """17.0 M parameters (section 5.1), and the position tables of the classifier that it starts from."""
-    settings = parse("ade20k_semantic_fpn_pvt_tiny")
-    model = build_model(settings, read_class_names(settings.class_names))
+    settings = parse("ade20k_semantic_fpn_pvt_tiny", "--backbone", "")
+    model = SegmentationTask().build_model(settings, read_class_names(settings.class_names))
     assert round(model.num_parameters() / 1e6, 1) == 17.0
     assert model.config.backbone_config.image_size == 224 and model.config.num_labels == 150
 
@@ -196,8 +198,8 @@ def test_coco_recipes_are_the_papers(name):
     assert f"8 V100, {batch} image{'s' * (batch > 1)} each" in text
     assert f"The published figure: AP {box_ap} " in text and (mask_ap is None or f"{mask_ap} (masks) %" in text)
     with torch.device("meta"):
-        model = build_detector(settings, tuple(map(str, range(80))))
-    assert type(model.config) is ARCHITECTURES[settings.architecture].config_class
+        model = DetectionTask().build_model(parse(name, "--backbone", ""), tuple(map(str, range(80))))
+    assert type(model.config) is load(ARCHITECTURES[settings.architecture].config)
 
 
 def test_no_recipe_is_missing_or_untested():
@@ -211,5 +213,5 @@ def test_digit_recipes_train_on_scenes(head):
     assert settings.dataset == "digit-scenes" and settings.eval_split == "test" and settings.architecture == head
     assert settings.horizontal_flip == 0.0, "mirrored digits are other signs"
     assert settings.cpu and not settings.reduce_labels
-    model = build_model(settings, tuple(map(str, range(11))))
+    model = SegmentationTask().build_model(settings, tuple(map(str, range(11))))
     assert json.loads(settings.backbone_overrides)["image_size"] == model.config.backbone_config.image_size

@@ -11,8 +11,7 @@ from torchvision import transforms as T
 from transformers.models.pvt.image_processing_pil_pvt import PvtImageProcessorPil as NativePil
 from transformers.models.pvt.image_processing_pvt import PvtImageProcessor as NativeTorchvision
 
-from pvt_hf.models.image_processing_pil_pvt import PvtImageProcessorPil
-from pvt_hf.models.image_processing_pvt import PvtImageProcessor
+from pvt_hf import PvtImageProcessor, PvtImageProcessorPil
 
 
 BACKENDS = {"pil": (PvtImageProcessorPil, NativePil), "torchvision": (PvtImageProcessor, NativeTorchvision)}

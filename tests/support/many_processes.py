@@ -17,11 +17,12 @@ from pvt_hf.data.batches import BatchStream
 from pvt_hf.data.samples import ProcessorTransform
 from pvt_hf.data.sharding import split_strategy
 from pvt_hf.engine import feed, loop
+from pvt_hf.engine.evaluation import evaluate
 from pvt_hf.engine.processes import make_accelerator
-from pvt_hf.tasks.classification.evaluate_stream import evaluate_classifier
+from pvt_hf.tasks.classification.evaluation import ClassificationEvaluation
 from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.settings import ClassificationSettings
 from pvt_hf.tasks.classification.streams import open_classification_stream
-from pvt_hf.tasks.classification.train import ClassificationSettings
 
 
 def settings_of(output_dir: Path, **overrides) -> ClassificationSettings:
@@ -44,9 +45,9 @@ def train(accelerator, stream, model_dir: Path, output_dir: Path, **overrides) -
     groups = []
 
     class RecordingFeed(feed.Feed):
-        def groups(self, limit):
+        def groups(self, limit, agree):
             groups.append([])
-            for group in super().groups(limit):
+            for group in super().groups(limit, agree):
                 groups[-1].append([name for batch in group for name in batch["sample_ids"]])
                 yield group
 
@@ -90,7 +91,7 @@ def run(data: Path, model_dir: Path, output: Path) -> None:
         held_out = open_classification_stream(str(data / name), "validation")
         batches = batches_of(accelerator, held_out, settings_of(output))
         model = PvtForImageClassification.from_pretrained(model_dir).eval()
-        results[name]["evaluation"] = evaluate_classifier(accelerator, model, batches, 0)
+        results[name]["evaluation"] = evaluate(accelerator, model, batches, 0, ClassificationEvaluation((32, 32)))
         results[name]["evaluated"] = [name for batch in batches for name in batch.get("sample_ids", [])]
     six = open_classification_stream(str(data / "six"), "train")
     results["repeats"] = train(accelerator, six, model_dir, output / "repeats", repeated_augmentation=2, epochs=3)

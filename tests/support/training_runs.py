@@ -17,8 +17,8 @@ from pvt_hf.data.samples import ProcessorTransform
 from pvt_hf.engine import loop
 from pvt_hf.engine.processes import make_accelerator
 from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.settings import ClassificationSettings
 from pvt_hf.tasks.classification.streams import open_classification_stream
-from pvt_hf.tasks.classification.train import ClassificationSettings
 
 from .common import tiny_pvt_config
 from .warm_processes import ROOT, Launched, run
@@ -71,8 +71,8 @@ def kill_at_step(folder: Path, wanted: int, signal_number: int, processes: int, 
 
 
 def run_patched(patch: str, folder: Path, processes: int = 1, **overrides) -> subprocess.CompletedProcess:
-    """Runs the script after `patch`, which may use `checkpoint` and `loop`, two modules of the engine."""
-    code = f"import os, resource, runpy, signal, sys\nfrom pvt_hf.training import checkpoint, loop\n{patch}\n"
+    """Runs the script after `patch`, which may use `checkpoints` and `loop`, two modules of the engine."""
+    code = f"import os, resource, runpy, signal, sys\nfrom pvt_hf.engine import checkpoints, loop\n{patch}\n"
     code += f"sys.argv[0] = {TRAIN!r}\nrunpy.run_path({TRAIN!r}, run_name='__main__')\n"
     file = folder / "patched.py"
     file.write_text(code)

@@ -34,13 +34,14 @@ from pvt_hf import (
     RetinaNetForObjectDetection,
 )
 from pvt_hf.data.digits import digit_scenes
+from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.engine.optimizer import make_schedule, parameter_groups
+from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.detection.evaluate import DetectionEvaluationSettings
-from pvt_hf.tasks.detection.evaluate import run as evaluate_checkpoint
-from pvt_hf.tasks.detection.evaluate_stream import check_takes_pixel_mask
-from pvt_hf.tasks.detection.samples import collate_detection
-from pvt_hf.tasks.detection.train import ARCHITECTURES, DetectionSettings, ProcessImage, build_model, run
+from pvt_hf.families import load
+from pvt_hf.tasks.detection.samples import ProcessImage, collate_detection
+from pvt_hf.tasks.detection.settings import ARCHITECTURES, DetectionEvaluationSettings, DetectionSettings
+from pvt_hf.tasks.detection.task import DetectionTask, check_takes_pixel_mask
 
 from ..models.test_modeling_pvt_detr import make_model as make_detr
 from ..support.common import tiny_pvt_config
@@ -96,6 +97,9 @@ def coco(tmp_path_factory) -> Path:
     return root
 
 
+TASK = DetectionTask()
+
+
 def settings(architecture: str, output: Path, **more) -> DetectionSettings:
     arguments = {
         "output_dir": str(output), "dataset": "digit-scenes", "eval_split": "test", "scene_size": 64,
@@ -113,7 +117,7 @@ def trained(request, coco, tmp_path_factory):
     """The folder and the report of a few steps on the COCO folder."""
     output = tmp_path_factory.mktemp(request.param) / "out"
     more = {"dataset": str(coco), "eval_split": "validation", "samples_per_epoch": 0, "max_steps": 0, "epochs": 2}
-    return request.param, output, run(settings(request.param, output, **more))
+    return request.param, output, train(TASK, settings(request.param, output, **more))
 
 
 def test_training_leaves_a_model_and_figures(trained):
@@ -121,9 +125,9 @@ def test_training_leaves_a_model_and_figures(trained):
     assert report["steps"] == 6 and report["skipped"] == 0 and report["metrics"]["eval_samples"] == 6
     model, info = AutoModelForObjectDetection.from_pretrained(output, output_loading_info=True)
     assert not any(map(len, info.values())) and model.config.id2label == {n: str(n) for n in range(10)}
-    assert type(model.config) is ARCHITECTURES[architecture].config_class
+    assert type(model.config) is load(ARCHITECTURES[architecture].config)
     processor = AutoImageProcessor.from_pretrained(output)
-    assert type(processor).__name__.startswith(ARCHITECTURES[architecture].processor_class.__name__)
+    assert type(processor).__name__.startswith(load(ARCHITECTURES[architecture].processor).__name__)
     assert ("mask_ap50" in report["metrics"]) == (architecture == "mask_rcnn")
     written = json.loads((output / "run.json").read_text())
     assert written["metrics"]["ap"] == report["metrics"]["ap"] and len(written["metrics"]["per_category_ap"]) == 10
@@ -133,6 +137,7 @@ def test_evaluation_agrees_with_pycocotools_on_the_files(trained, coco, tmp_path
     """The results file, read by pycocotools with the annotation file, gives the figures of the report."""
     architecture, output, trained_report = trained
     report = evaluate_checkpoint(
+        TASK,
         DetectionEvaluationSettings(
             model=str(output),
             dataset=str(coco),
@@ -140,7 +145,7 @@ def test_evaluation_agrees_with_pycocotools_on_the_files(trained, coco, tmp_path
             cpu=True,
             output=str(tmp_path / "ap.json"),
             results=str(tmp_path / "detections.json"),
-        )  # fmt: skip
+        ),  # fmt: skip
     )
     figures = report["results"]
     assert json.loads((tmp_path / "ap.json").read_text())["results"] == figures
@@ -191,16 +196,17 @@ def test_detectors_of_transformers(coco, tmp_path):
     processor.save_pretrained(tmp_path / "detr")
     assert hasattr(processor, "post_process_instance_segmentation")
     more = {"model": str(tmp_path / "detr"), "dataset": str(coco), "eval_split": "validation", "samples_per_epoch": 0}
-    report = run(settings("detr", tmp_path / "out", **more, max_steps=2))
+    report = train(TASK, settings("detr", tmp_path / "out", **more, max_steps=2))
     assert report["steps"] == 2 and report["metrics"]["eval_samples"] == 6 and "mask_ap" not in report["metrics"]
     evaluated = evaluate_checkpoint(
+        TASK,
         DetectionEvaluationSettings(
             model=str(tmp_path / "out"),
             dataset=str(coco),
             num_workers=0,
             cpu=True,
             results=str(tmp_path / "detections.json"),
-        )
+        ),
     )
     assert evaluated["results"]["ap"] == pytest.approx(report["metrics"]["ap"], abs=1e-9)
     assert len(json.loads((tmp_path / "detections.json").read_text())) == 6 * config.num_queries
@@ -218,7 +224,8 @@ def test_detectors_without_pixel_mask():
 
 
 def test_several_sizes_groups_and_a_held_out_share(coco, tmp_path):
-    report = run(
+    report = train(
+        TASK,
         settings(
             "retinanet",
             tmp_path / "out",
@@ -230,7 +237,7 @@ def test_several_sizes_groups_and_a_held_out_share(coco, tmp_path):
             max_steps=3,
             samples_per_epoch=8,
             batch_size=2,
-        )  # fmt: skip
+        ),  # fmt: skip
     )
     assert report["steps"] == 3 and 0 < report["metrics"]["eval_samples"] < 12
 
@@ -239,14 +246,16 @@ def test_several_sizes_groups_and_a_held_out_share(coco, tmp_path):
     "architecture", ["retinanet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mask_rcnn", "detr"))]
 )
 def test_resuming_goes_on_with_the_same_bits(architecture, tmp_path):
-    whole = run(settings(architecture, tmp_path / "whole"))
-    run(settings(architecture, tmp_path / "parts", save_every_steps=2, save_total_limit=0))
+    whole = train(TASK, settings(architecture, tmp_path / "whole"))
+    train(TASK, settings(architecture, tmp_path / "parts", save_every_steps=2, save_total_limit=0))
     for checkpoint in (tmp_path / "parts").glob("checkpoint-*"):
         if checkpoint.name != "checkpoint-00000004":
             for file in sorted(checkpoint.rglob("*"), reverse=True):
                 file.unlink()
             checkpoint.rmdir()
-    resumed = run(settings(architecture, tmp_path / "parts", save_every_steps=2, resume_from_checkpoint="latest"))
+    resumed = train(
+        TASK, settings(architecture, tmp_path / "parts", save_every_steps=2, resume_from_checkpoint="latest")
+    )
     assert resumed["steps"] == whole["steps"] == 6
     one, other = (AutoModelForObjectDetection.from_pretrained(tmp_path / name) for name in ("whole", "parts"))
     for name, tensor in one.state_dict().items():
@@ -311,7 +320,7 @@ def test_a_head_may_read_other_stages(tmp_path):
     for more, stages in (([], ["stage4"]), (["--out_features", "stage3"], ["stage3"])):
         given = ["--architecture", "detr", "--output_dir", str(tmp_path), *more]
         with torch.device("meta"):
-            model = build_model(parse_arguments(DetectionSettings, given), ("a", "b"))
+            model = TASK.build_model(parse_arguments(DetectionSettings, given), ("a", "b"))
         assert model.config.backbone_config.out_features == stages
         channels = {"stage3": 320, "stage4": 512}[stages[0]]
         assert model.model.input_projection.in_channels == channels
@@ -375,11 +384,11 @@ def test_trainer_on_a_classifier(architecture, model_class, script, coco, tmp_pa
     monkeypatch.setattr(model_class, "forward", forward)
     assert metrics["eval_samples"] == 6 and metrics["eval_skipped"] == 0
     model = AutoModelForObjectDetection.from_pretrained(tmp_path / "out")
-    assert type(model.config) is ARCHITECTURES[architecture].config_class and model.config.num_labels == 10
+    assert type(model.config) is load(ARCHITECTURES[architecture].config) and model.config.num_labels == 10
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["best_metric"] == pytest.approx(metrics["eval_ap"]) and state["global_step"] == 4
     report = evaluate_checkpoint(
-        DetectionEvaluationSettings(model=str(tmp_path / "out"), dataset=str(coco), num_workers=0, cpu=True)
+        TASK, DetectionEvaluationSettings(model=str(tmp_path / "out"), dataset=str(coco), num_workers=0, cpu=True)
     )
     # one of some thirty objects is a crowd, left out of Trainer's figure
     assert report["results"]["ap"] == pytest.approx(metrics["eval_ap"], abs=0.05)

@@ -294,3 +294,20 @@ def aspect_group(stream: Stream, example: dict[str, Any]) -> int:
         except Exception:  # counted where it is decoded
             return 0
     return int(width > height)
+
+
+class ProcessImage:
+    """
+    An image as `processor` prepares it, without the padding, which the batch will add; a class, because loader workers
+    may have to pickle it.
+    """
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        inputs = self.processor(image, return_tensors="pt")
+        if "pixel_mask" not in inputs:  # RT-DETR's, say, which resizes to one size
+            return inputs["pixel_values"][0]
+        mask = inputs["pixel_mask"][0].bool()
+        return inputs["pixel_values"][0, :, : mask.any(dim=1).sum(), : mask.any(dim=0).sum()]

@@ -2,12 +2,11 @@
 `scripts/predict.py --task semantic-segmentation`: label maps of the largest resized logit at every pixel, overlays that
 are the blend, legends of the classes that are there, and files that get in nobody's way.
 
-    python -m pytest tests/inference/test_predict_segmentation.py
+    python -m pytest tests/inference/test_predict.py
 """
 
 import re
 import runpy
-import shutil
 import sys
 from pathlib import Path
 
@@ -21,15 +20,14 @@ from transformers import Mask2FormerImageProcessor, pipeline
 from pvt_hf import (
     PvtForImageClassification,
     PvtImageProcessor,
-    PvtModel,
     PvtSemanticImageProcessor,
     SemanticFpnConfig,
     SemanticFpnForSemanticSegmentation,
 )
-from pvt_hf.inference.pictures import class_colors, class_shares, label_image, overlay_classes
+from pvt_hf.inference.pictures import class_colors
 
-from ..models.test_backbone_interoperability import make_mask2former
 from ..support.common import randomize, tiny_pvt_config
+from ..support.frameworks import make_mask2former
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
@@ -185,57 +183,11 @@ def test_a_classifier_and_the_default_task(tmp_path, monkeypatch, capsys):
     picture(40, 40).save(tmp_path / "a.png")
     arguments = (tmp_path / "a.png", "--model", tmp_path / "model", "--output_dir", tmp_path / "out")
     end = predict(monkeypatch, *arguments, "--task", "semantic-segmentation")
-    assert end.startswith(f"{tmp_path / 'model'} holds a PvtForImageClassification with a PvtImageProcessor")
-    end = predict(monkeypatch, tmp_path / "a.png", "--model", tmp_path / "none", "--task", "semantic-segmentation")
-    assert end.startswith(f"Cannot load {tmp_path / 'none'} for image-segmentation: no such folder here")
+    assert end == f"{tmp_path / 'model'} holds a PvtForImageClassification, which cannot do semantic-segmentation."
+    end = predict(monkeypatch, tmp_path / "a.png", "--model", tmp_path / "none", "--output_dir", tmp_path / "out")
+    assert end.startswith(f"There is no model folder {tmp_path / 'none'}") and "\n" not in end
     assert not (tmp_path / "out").exists()
+    end = predict(monkeypatch, *arguments[:-1], tmp_path / "a.png")
+    assert end.startswith(f"--output_dir {tmp_path / 'a.png'} cannot be used as a folder")
     assert predict(monkeypatch, *arguments) is None
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.classes.png"]
-
-
-def test_checkpoints_that_are_not_complete(tmp_path, monkeypatch):
-    picture(40, 40).save(tmp_path / "a.png")
-    PvtModel(tiny_pvt_config()).save_pretrained(tmp_path / "headless")
-    PvtImageProcessor(size=64, crop_size=64).save_pretrained(tmp_path / "headless")
-    shutil.copytree(tmp_path / "headless", tmp_path / "broken")
-    (tmp_path / "broken" / "model.safetensors").write_bytes(b"\xff" * 1000)
-    for name, words in (
-        ("headless", "it is no trained PvtForImageClassification, without weights for classifier.bias"),
-        ("broken", "the folder gave: Error while deserializing"),
-    ):
-        end = predict(monkeypatch, tmp_path / "a.png", "--model", tmp_path / name, "--output_dir", tmp_path / "out")
-        assert end.startswith(f"Cannot load {tmp_path / name}") and words in end
-    assert not (tmp_path / "out").exists()
-
-
-def test_colors_differ_and_stay():
-    colors = class_colors(300).astype(int)
-    assert len({tuple(color) for color in colors}) == 300
-    assert np.array_equal(class_colors(150), colors[:150]) and class_colors(150).dtype == np.uint8
-    distances = np.abs(colors[:150, None] - colors[None, :150]).sum(-1)
-    assert distances[~np.eye(150, dtype=bool)].min() >= 34  # two steps of the 16 levels
-    assert np.array_equal(class_colors(11), colors[:11])
-    assert class_colors(5000).shape == (5000, 3)
-
-
-def test_the_legend_has_the_classes_that_are_there():
-    labels = np.zeros((60, 300), dtype=np.int64)
-    labels[:, 100:], labels[:, 290:] = 149, 7
-    names = {index: f"class {index}\nof a long name {'x' * 100}" for index in range(150)}
-    picture = overlay_classes(Image.new("LA", (300, 60)), labels, names)
-    legend = np.asarray(picture)[60:].reshape(-1, 3)
-    found = [label for label, color in enumerate(class_colors(150)) if (legend == color).all(1).sum() > 100]
-    assert found == [0, 7, 149]
-    first_rows = [np.argmax((legend == class_colors(150)[label]).all(1)) for label in (149, 0, 7)]
-    assert first_rows == sorted(first_rows)  # the largest share comes first
-    assert class_shares(labels) == [(149, 190 / 300), (0, 100 / 300), (7, 10 / 300)]
-    many = overlay_classes(Image.new("RGB", (1200, 300)), np.arange(150).repeat(2400).reshape(300, 1200), names)
-    legend = np.asarray(many)[300:].astype(int) @ [1 << 16, 1 << 8, 1]
-    assert many.width == 1200 and set(class_colors(150).astype(int) @ [1 << 16, 1 << 8, 1]) < set(legend.flat)
-
-
-def test_label_images():
-    labels = np.array([[0, 254], [3, 17]])
-    for count, mode in ((255, "L"), (256, "I;16")):
-        image = label_image(labels, count)
-        assert image.mode == mode and np.array_equal(np.asarray(image), labels)
