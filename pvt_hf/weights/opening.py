@@ -1,4 +1,4 @@
-"""Opening a complete checkpoint: what evaluation, prediction, the page, pushing and fine-tuning start from."""
+"""Opens complete checkpoints: for evaluation, prediction, the page, pushing and fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from transformers.modeling_utils import PreTrainedModel
 
 def check_model_path(model: str | Path) -> None:
     """
-    Checks what looks like a path before it is taken for a Hub id, whose error message would mislead.
+    Refuses a path without a folder, before it is looked up on the Hub, where the error message would mislead.
 
     Raises:
-        FileNotFoundError: `model` begins like a path (`.`, `/`, `~`), and there is no such folder.
+        FileNotFoundError: `model` begins like a path (with `.`, `/` or `~`) and is not a folder.
     """
     if str(model).startswith((".", "/", "~")) and not Path(model).is_dir():
         raise FileNotFoundError(f"There is no model folder {model}: give a folder with config.json, or a Hub id.")
@@ -27,21 +27,20 @@ def open_complete(
     model_class: Any, model: str | Path, *, new_classifier: bool = False, **options: Any
 ) -> PreTrainedModel:
     """
-    Loads a checkpoint that has every weight of the model, in one reading of its files.
+    Loads a checkpoint that has every weight of the model, reading its files once.
 
     Args:
         model_class: a model class or an Auto class.
         model: folder or Hub id.
-        new_classifier: accept tensors of another shape, which then start from their initialisation: those of a
-            classifier for other classes.
-        options: of `from_pretrained`, such as `config`, `dtype`, `trust_remote_code`.
+        new_classifier: accept weights of another shape and initialise them anew: a classifier for other classes.
+        options: for `from_pretrained`, such as `config`, `dtype`, `trust_remote_code`.
 
     Returns:
         The model in eval mode, on the CPU.
 
     Raises:
-        OSError: there is no such folder or Hub id, or a file of it is missing.
-        ValueError: weights are missing, or a file of weights cannot be read.
+        OSError: there is no such folder or Hub id, or it lacks a file.
+        ValueError: weights are missing, or a file of weights is damaged.
     """
     check_model_path(model)
     try:
@@ -66,7 +65,7 @@ def open_complete(
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 of the names and bytes of all tensors that a model saves. An evaluation is tied to its model by it."""
+    """SHA-256 over names and bytes of all tensors of the state dict. Ties an evaluation to the weights it used."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

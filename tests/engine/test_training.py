@@ -27,8 +27,6 @@ from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
 from pvt_hf.tasks.classification.settings import ClassificationSettings
 from pvt_hf.tasks.classification.task import ClassificationTask, MixedLoss
-from pvt_hf.tasks.detection.settings import DetectionSettings
-from pvt_hf.tasks.segmentation.settings import SegmentationSettings
 from pvt_hf.weights.variants import get_config
 
 from ..support.common import tiny_pvt_config
@@ -113,18 +111,6 @@ def test_recipes_and_flags(tmp_path, capsys):
     for bad in (["--batch_size", "3"], ["--epochs", "0"], ["--eval_share", "1.5"], [str(tmp_path / "no.yaml")]):
         with pytest.raises(SystemExit):
             parse_arguments(ClassificationSettings, [*bad, "--output_dir", "out"])
-
-
-@pytest.mark.parametrize("recipe", sorted((ROOT / "scripts" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_parses(recipe):
-    """With the arguments of the script that its first lines name."""
-    classes = {
-        "train_image_classification.py": ClassificationSettings,
-        "train_semantic_segmentation.py": SegmentationSettings,
-        "train_object_detection.py": DetectionSettings,
-    }
-    (settings,) = (classes[script] for script in classes if script in recipe.read_text())
-    parse_arguments(settings, [str(recipe), "--output_dir", "out"])
 
 
 def test_a_run_leaves_a_model_a_processor_and_a_report(straight_run):
