@@ -5,7 +5,7 @@ Converts an official PVT checkpoint to a folder that `from_pretrained` opens, an
     python scripts/convert_checkpoint.py --variant pvt-small --output out/pvt-small    # downloads the official file
     python scripts/convert_checkpoint.py --variant pvt-small --push me/pvt-small       # pushes the result to the Hub
 
-The exit status is 0 on success, and 1 after an error, with one line on stderr. A failed conversion writes nothing. A
+The exit status is 0 on success, and 1 after an error, with the reason on stderr. A failed conversion writes nothing. A
 failed push leaves the --output folder, which `push_to_hub.py` can push again. Classifiers with 1000 classes need the
 extra `train`, for the names of the classes: `pip install "pvt-hf[train]"`.
 """

@@ -85,6 +85,7 @@ def evaluate(
     return metrics | {"eval_samples": num_samples, "eval_skipped": sum(part[1] for part in parts)}
 
 
+@quiet_progress_bars()
 def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
     """
     Evaluates a saved model: prints its figures, writes them to `settings.output`, and returns what is in that file.
@@ -138,7 +139,6 @@ def open_checkpoint(settings: EvaluationSettings, auto_class: Any) -> tuple[Acce
         ValueError: weights are missing, fp16 on a CPU, or processes that do not see each other.
     """
     check_precision(settings)
-    quiet_progress_bars()
     accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
     check_world_size(accelerator)
     limit_cpu_threads(accelerator.device, settings.num_workers)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,7 +37,6 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
             "Accelerate."
         )
     check_precision(settings)
-    quiet_progress_bars()
     accelerator = Accelerator(
         cpu=settings.cpu,
         mixed_precision=settings.mixed_precision,
@@ -52,10 +53,17 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     return accelerator
 
 
-def quiet_progress_bars() -> None:
+@contextlib.contextmanager
+def quiet_progress_bars() -> Iterator[None]:
     """Off a terminal, no progress bars of Transformers: a log file would fill with carriage returns."""
-    if not sys.stderr.isatty():
+    quiet = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if quiet:
         logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            logging.enable_progress_bar()
 
 
 def check_precision(settings: DeviceSettings) -> None:

@@ -201,8 +201,8 @@ def test_no_traces(tmp_path):
 
 def test_script(hub, client, small, tmp_path, script, monkeypatch):
     seen = {}
-    build_card = pvt_hf.hub.upload.build_card
-    monkeypatch.setattr("pvt_hf.hub.upload.build_card", lambda *a, **k: seen.update(k) or build_card(*a, **k))
+    build_card = pvt_hf.hub.build_card
+    monkeypatch.setattr("pvt_hf.hub.build_card", lambda *a, **k: seen.update(k) or build_card(*a, **k))
     evaluation = {
         "settings": {"dataset": "digits", "split": "test"},
         "results": [{"height": 64, "width": 64, "accuracy@1": 0.75, "eval_samples": 10}],
@@ -212,7 +212,7 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     arguments = ["--model", small, "--repo", "me/fruit", "--evaluation", tmp_path / "evaluation.json"]
     before = len(hub.requests)
-    code, output, errors = script("push_to_hub", *arguments, "--dry-run")  # without a token
+    code, output, errors = script("push_to_hub", *arguments, "--dry-run", "--with-code")  # without a token
     assert code == 0, errors
     assert len(hub.requests) == before and "modeling_pvt.py" in output and "dry run" in output
     files = {"run": RUN, "evaluation": evaluation, "conversion": None}
@@ -221,7 +221,7 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
     assert any(line.split() == [f"{weights:,}", "model.safetensors"] for line in output.splitlines())
 
     script.environment("HF_TOKEN", TOKEN)
-    code, output, errors = script("push_to_hub", *arguments, "--private", "--revision", "next", "--without_code")
+    code, output, errors = script("push_to_hub", *arguments, "--private", "--revision", "next")
     assert code == 0, errors
     repository = hub.repositories["me/fruit"]
     assert repository.private and list(hub.files("me/fruit")) == [".gitattributes"]
@@ -235,25 +235,25 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
     [
         (lambda folder: shutil.rmtree(folder), "no folder"),
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
-        (lambda folder: (folder / "config.json").write_text("{ broken"), "config.json is not a JSON"),
-        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json is not a JSON"),
+        (lambda folder: (folder / "config.json").write_text("{ broken"), "config.json is no JSON"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json is no JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list"),
         (lambda folder: change(folder, architectures="PvtForImageClassification"), "expected a list"),
         (lambda folder: change(folder, architectures=[["x"]]), "expected a list"),
-        (lambda folder: change(folder, dtype="float99"), "config.json does not describe"),
-        (lambda folder: change(folder, id2label={"a": "b"}), "config.json does not describe"),
+        (lambda folder: change(folder, dtype="float99"), "config.json describes no"),
+        (lambda folder: change(folder, id2label={"a": "b"}), "config.json describes no"),
         (lambda folder: (folder / "preprocessor_config.json").write_text("[]"), "preprocessor_config.json holds"),
         (
             lambda folder: (folder / "preprocessor_config.json").write_text('{"image_processor_type": 5}'),
-            "does not describe an image processor",
+            "describes no image processor",
         ),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
         (lambda folder: (folder / "run.json").write_text("not JSON"), "run.json"),
         (lambda folder: change(folder, architectures=["UperNetForSemanticSegmentation"]), "UperNet"),
-        (lambda folder: change(folder, architectures=["SemanticFpnForSemanticSegmentation"]), "not a complete"),
-        (lambda folder: change(folder, depths=[2, 2, 1, 1]), "has no weights for"),
-        (lambda folder: change(folder, mlp_ratios=[2, 4, 2, 2]), "weights of other shapes"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "cannot be read"),
+        (lambda folder: change(folder, architectures=["SemanticFpnForSemanticSegmentation"]), "missing"),
+        (lambda folder: change(folder, depths=[2, 2, 1, 1]), "missing"),
+        (lambda folder: change(folder, mlp_ratios=[2, 4, 2, 2]), "another shape"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "model.safetensors"),
     ],
 )
 def test_folders_that_are_not_pushed(break_it, word, small, tmp_path, script):
@@ -293,5 +293,6 @@ def test_from_the_official_release_to_the_hub(hub, client, script, monkeypatch, 
         logits = model(golden["64x64.pixel_values"]).logits
     torch.testing.assert_close(logits, golden["64x64.logits"], atol=1e-5, rtol=1e-5)  # as in test_conversion.py
 
+    arguments[arguments.index("me/pvt-small")] = "me/plain"
     assert script("convert_checkpoint", *arguments, "--without_code")[0] == 0
-    assert "modeling_pvt.py" not in hub.files("me/pvt-small")
+    assert "modeling_pvt.py" not in hub.files("me/plain") and "model.safetensors" in hub.files("me/plain")

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from pvt_hf import PvtModel
+from pvt_hf.families import FAMILIES
 from pvt_hf.inference.prediction import TASKS, open_pipeline, task_of
 
 from ..support.common import tiny_pvt_config
@@ -162,3 +163,12 @@ def test_code_of_a_checkpoint_runs_only_if_allowed(tmp_path):
 )
 def test_tasks_by_class_name(name, task):
     assert task_of(PreTrainedConfig(architectures=name and [name])) == task
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_is_predicted_by_its_pipeline(family):
+    model = family.models[0]
+    task = task_of(PreTrainedConfig(architectures=[model.name]))
+    assert TASKS[task].pipeline in model.pipelines
+    assert {auto_class.__name__ for auto_class in TASKS[task].auto_classes} & set(model.auto_classes)
+    assert (task == "instance-segmentation") == family.masks

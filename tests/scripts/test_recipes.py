@@ -13,6 +13,7 @@ from PIL import Image
 
 from pvt_hf.engine.recipes import read_recipe
 from pvt_hf.engine.settings import parse_arguments
+from pvt_hf.families import load
 from pvt_hf.tasks.classification.settings import ClassificationSettings
 from pvt_hf.tasks.classification.task import ClassificationTask, MixedLoss
 from pvt_hf.tasks.detection.settings import ARCHITECTURES, DetectionSettings
@@ -166,7 +167,7 @@ def test_ade20k_processor_is_the_papers():
 
 def test_ade20k_model_is_the_papers():
     """17.0 M parameters (section 5.1), and the position tables of the classifier that it starts from."""
-    settings = parse("ade20k_semantic_fpn_pvt_tiny")
+    settings = parse("ade20k_semantic_fpn_pvt_tiny", "--backbone", "")
     model = SegmentationTask().build_model(settings, read_class_names(settings.class_names))
     assert round(model.num_parameters() / 1e6, 1) == 17.0
     assert model.config.backbone_config.image_size == 224 and model.config.num_labels == 150
@@ -197,8 +198,8 @@ def test_coco_recipes_are_the_papers(name):
     assert f"8 V100, {batch} image{'s' * (batch > 1)} each" in text
     assert f"The published figure: AP {box_ap} " in text and (mask_ap is None or f"{mask_ap} (masks) %" in text)
     with torch.device("meta"):
-        model = DetectionTask().build_model(settings, tuple(map(str, range(80))))
-    assert type(model.config) is ARCHITECTURES[settings.architecture].config_class
+        model = DetectionTask().build_model(parse(name, "--backbone", ""), tuple(map(str, range(80))))
+    assert type(model.config) is load(ARCHITECTURES[settings.architecture].config)
 
 
 def test_no_recipe_is_missing_or_untested():

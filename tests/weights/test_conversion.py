@@ -12,7 +12,6 @@ import argparse
 import math
 import os
 import pickle
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -25,9 +24,9 @@ from pvt_hf.weights.official_forward import official_feature_maps, official_logi
 from pvt_hf.weights.official_layout import convert_official_state_dict, convert_to_official_state_dict
 from pvt_hf.weights.variants import get_variant
 
+from ..support.golden import GOLDEN_WEIGHTS
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-GOLDEN_FILE = GOLDEN / "official_layout_tiny.pth"
+
 GOLDEN_SIZES = ["64x64", "96x128", "72x100", "128x96", "65x67"]
 HEADS = [1, 2, 5, 8]
 CLASSIFIER_KEYS = ["cls_token", "norm.weight", "norm.bias", "head.weight", "head.bias"]
@@ -83,16 +82,6 @@ def assert_same_bits(one, other):
         assert one[key].dtype == other[key].dtype and torch.equal(one[key], other[key]), key
 
 
-@pytest.fixture(scope="module")
-def golden():
-    return safetensors.torch.load_file(GOLDEN / "official_layout_tiny_expected.safetensors")
-
-
-@pytest.fixture(scope="module")
-def golden_weights():
-    return torch.load(GOLDEN_FILE, weights_only=True)
-
-
 @pytest.fixture
 def saved(tmp_path):
     def save(content, name="checkpoint.pth"):
@@ -108,7 +97,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
 def test_golden_logits_through_the_conversion(golden, attention):
-    model = load_official_checkpoint(GOLDEN_FILE)
+    model = load_official_checkpoint(GOLDEN_WEIGHTS)
     assert type(model) is PvtForImageClassification and not model.training
     model.set_attn_implementation(attention)
     for size in GOLDEN_SIZES:
@@ -451,7 +440,7 @@ def test_files_without_one_pvt(saved, content, message):
 
 
 def test_our_own_layout_is_pointed_to_from_pretrained(tmp_path):
-    load_official_checkpoint(GOLDEN_FILE).save_pretrained(tmp_path)
+    load_official_checkpoint(GOLDEN_WEIGHTS).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="from_pretrained"):
         load_official_checkpoint(tmp_path / "model.safetensors")
     with pytest.raises(IsADirectoryError, match="from_pretrained"):
