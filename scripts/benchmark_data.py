@@ -4,10 +4,10 @@ Task "data" of `benchmark.py`: the input pipeline against a bare loop with the s
     python scripts/benchmark.py data --output outputs/benchmark_data.json
     python scripts/benchmark.py data --rows crop recipe --source webdataset
 
-"ours" is what training and evaluation iterate over (`BatchStream` and `make_loader` without workers). It reads files made
-on the spot: JPEG of about 500x375 pixels and 110 kB with the spectrum of photographs. "bare" is a loop
-that opens the same bytes in memory with Pillow, converts them to RGB, transforms them and stacks them: without
-`datasets`, shuffling, error handling, or a random state of its own for each sample.
+"ours" is what training and evaluation iterate over (`BatchStream` and `make_loader` without workers), which read files
+made on the spot: JPEG of about 500x375 pixels and 110 kB with the spectrum of photographs. "bare" is a loop that opens
+the same bytes in memory with Pillow, converts them to RGB, transforms them and stacks them: without `datasets`,
+shuffling, error handling, or a random state of its own for each sample.
 
 Row "crop": random resized crop and flip, the same transform object on both sides.
 Row "recipe": with RandAugment and random erasing too.

@@ -5,10 +5,10 @@ Reading a recipe: its own arguments, those of its base, and what is refused.
 """
 
 import pytest
-from pvt_hf.tasks.classification.train import ClassificationSettings
 
 from pvt_hf.engine.recipes import read_recipe
 from pvt_hf.engine.settings import parse_arguments
+from pvt_hf.tasks.classification.settings import ClassificationSettings
 
 
 def write(folder, **files):

@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
 
 
 class HostReads(TorchDispatchMode):
-    """Counts the scalars that the CPU reads from tensors (`.item()`, `float()`, `if tensor`): on a GPU each one waits."""
+    """Counts scalars that the CPU reads from tensors (`.item()`, `float()`, `if tensor`). On a GPU each one waits."""
 
     def __init__(self):
         super().__init__()

@@ -7,10 +7,11 @@ refuses.
 
 import pytest
 import torch
-from pvt_hf.tasks.classification.train import ClassificationSettings, build_model
 
 from pvt_hf.engine import loop
 from pvt_hf.engine.processes import make_accelerator
+from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.tasks.classification.task import ClassificationTask
 
 from ..support.training_runs import make_photos, train_here
 
@@ -70,7 +71,9 @@ def test_drop_path_is_held_at_zero_and_then_rises_with_depth(photos, tmp_path):
 
 
 def test_a_model_without_drop_path_cannot_have_a_schedule():
-    model = build_model(ClassificationSettings(output_dir="unused", drop_path_rate=0.0, image_size=32), ("a", "b"))
+    model = ClassificationTask().build_model(
+        ClassificationSettings(output_dir="unused", drop_path_rate=0.0, image_size=32), ("a", "b")
+    )
     with pytest.raises(ValueError, match="above 0"):
         loop.DropPathSchedule(model, 1)
 

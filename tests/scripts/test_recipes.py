@@ -5,7 +5,6 @@ The recipe files against the paper's recipes (PAPER_FACTS sections 3.1, 4.1 and 
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,8 +167,8 @@ def test_ade20k_processor_is_the_papers():
 
 def test_ade20k_model_is_the_papers():
     """17.0 M parameters (section 5.1), and the position tables of the classifier that it starts from."""
-    settings = parse("ade20k_semantic_fpn_pvt_tiny")
-    model = SegmentationTask().build_model(replace(settings, backbone=""), read_class_names(settings.class_names))
+    settings = parse("ade20k_semantic_fpn_pvt_tiny", "--backbone", "")
+    model = SegmentationTask().build_model(settings, read_class_names(settings.class_names))
     assert round(model.num_parameters() / 1e6, 1) == 17.0
     assert model.config.backbone_config.image_size == 224 and model.config.num_labels == 150
 
@@ -199,7 +198,7 @@ def test_coco_recipes_are_the_papers(name):
     assert f"8 V100, {batch} image{'s' * (batch > 1)} each" in text
     assert f"The published figure: AP {box_ap} " in text and (mask_ap is None or f"{mask_ap} (masks) %" in text)
     with torch.device("meta"):
-        model = DetectionTask().build_model(replace(settings, backbone=""), tuple(map(str, range(80))))
+        model = DetectionTask().build_model(parse(name, "--backbone", ""), tuple(map(str, range(80))))
     assert type(model.config) is load(ARCHITECTURES[settings.architecture].config)
 
 
@@ -214,5 +213,5 @@ def test_digit_recipes_train_on_scenes(head):
     assert settings.dataset == "digit-scenes" and settings.eval_split == "test" and settings.architecture == head
     assert settings.horizontal_flip == 0.0, "mirrored digits are other signs"
     assert settings.cpu and not settings.reduce_labels
-    model = SegmentationTask().build_model(replace(settings, backbone=""), tuple(map(str, range(11))))
+    model = SegmentationTask().build_model(settings, tuple(map(str, range(11))))
     assert json.loads(settings.backbone_overrides)["image_size"] == model.config.backbone_config.image_size

@@ -1,6 +1,6 @@
 """
-What every process of `tests/engine/test_many_processes.py` runs under `torchrun`: real training and evaluation, with a record
-of the samples. Writes `<output>/rank<r>.json` and weights.
+What every process of `tests/engine/test_many_processes.py` runs under `torchrun`: real training and evaluation, with a
+record of the samples. Writes `<output>/rank<r>.json` and weights.
 
     torchrun --standalone --nproc_per_node 2 -m tests.support.many_processes DATA MODEL OUTPUT
 """
@@ -47,13 +47,16 @@ COLLECTIVES = (
 
 def count_collectives(calls: list[str]) -> None:
     """Adds the name of every collective that Python code starts to `calls`. DDP's gradients travel without."""
-    for name in COLLECTIVES:
 
-        def counted(*args, name=name, function=getattr(torch.distributed, name), **kwargs):
+    def counted(name: str, function):
+        def call(*args, **kwargs):
             calls.append(name)
             return function(*args, **kwargs)
 
-        setattr(torch.distributed, name, counted)
+        return call
+
+    for name in COLLECTIVES:
+        setattr(torch.distributed, name, counted(name, getattr(torch.distributed, name)))
 
 
 def train(accelerator, stream, model_dir: Path, output_dir: Path, **overrides) -> dict:

@@ -314,7 +314,9 @@ def main(folder, photos, output):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     calls = []
-    model.register_forward_pre_hook(lambda module, args, inputs: calls.append(len(inputs["pixel_values"])), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda module, args, inputs: calls.append(len(inputs["pixel_values"])), with_kwargs=True
+    )
     stream = open_classification_stream(photos, "validation")
     prepare = ClassificationSample(stream, ProcessorTransform(PvtImageProcessor.from_pretrained(folder)))
     sharded = []
