@@ -17,6 +17,7 @@ from PIL import Image
 
 from pvt_hf.data.batches import BatchStream, make_loader
 from pvt_hf.data.samples import BadSample, decode_rgb, is_held_out
+from pvt_hf.data.streams import Stream
 from pvt_hf.tasks.classification.samples import ClassificationSample
 from pvt_hf.tasks.classification.streams import open_classification_stream
 
@@ -136,7 +137,7 @@ def test_parquet(parquet):
 
 def test_webdataset(webdataset):
     stream = open_classification_stream(str(webdataset), class_names=["zero", "one"])
-    assert stream.label_column == "cls" and stream.num_samples is None
+    assert stream.columns["label"] == "cls" and stream.num_samples is None
     batches = list(batches_of(stream, batch_size=8))
     assert sorted(batches[0]["sample_ids"]) == sorted([f"0_{i}" for i in range(6)] + ["1_0", "1_1"])
     assert batches[0]["labels"].tolist() == [1] * 8
@@ -200,14 +201,13 @@ def test_labels_out_of_range_are_bad_samples():
     rows = {"image": [{"bytes": png(i), "path": f"{i}.png"} for i in range(6)], "label": [0, 1, 7, -1, None, 1]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     dataset = datasets.Dataset.from_dict(rows, features=features).to_iterable_dataset().decode(False)
-    from pvt_hf.data.streams import Stream
-
-    stream = Stream("rows", dataset, "image", "label", ("a", "b"), 6)
+    columns = {"image": "image", "label": "label"}
+    stream = Stream("rows", dataset, columns, ("a", "b"), 6)
     batches = list(batches_of(stream, batch_size=2, max_bad_share=0.5))
     assert [name for batch in batches for name in batch.get("sample_ids", [])] == ["0.png", "1.png", "5.png"]
     assert [name for batch in batches for name, _ in batch["skipped"]] == ["2.png", "3.png", "4.png"]
     with pytest.raises(ValueError, match="no names"):
-        ClassificationSample(Stream("rows", dataset, "image", "label", None, 6), to_tensor)
+        ClassificationSample(Stream("rows", dataset, columns, None, 6), to_tensor)
 
 
 @pytest.mark.parametrize("source", ["folder", "parquet"])

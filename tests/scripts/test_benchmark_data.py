@@ -20,7 +20,7 @@ from timm.data.auto_augment import RandAugment
 
 from pvt_hf.data.samples import decode_rgb
 from pvt_hf.models.image_processing_input import to_channels_first
-from pvt_hf.tasks.classification.transforms import training_transform
+from pvt_hf.tasks.classification.transforms import ClassificationTransform
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -179,7 +179,7 @@ def test_decoding_gives_what_the_processors_conversion_gives(name):
 
 def test_posterizing_to_no_bits_gives_black_as_in_the_official_training():
     """Pillow 13 refuses 0 bits, for which timm asks at the largest magnitude."""
-    transform = training_transform(8, 8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    transform = ClassificationTransform((0.5,) * 3, (0.5,) * 3, image_size=8)
     (augment,) = [step for step in transform.transforms if isinstance(step, RandAugment)]
     (operation,) = [each for each in augment.ops if each.name == "PosterizeIncreasing"]
     operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0

@@ -223,7 +223,7 @@ def test_parquet_in_the_hubs_layout(as_list, named, coco, tmp_path):
     table = datasets.Dataset.from_list(rows, features=features)
     table.to_parquet(tmp_path / "train-00000-of-00001.parquet", batch_size=2)
     stream = open_detection_stream(str(tmp_path))
-    assert (stream.num_samples, stream.dataset.num_shards, stream.objects_column) == (5, 3, "objects")
+    assert (stream.num_samples, stream.dataset.num_shards, stream.columns["objects"]) == (5, 3, "objects")
     assert stream.class_names == (CLASS_NAMES if named else None) and stream.category_ids is None
     assert_is_coco(read(stream, with_masks=True, class_names=CLASS_NAMES), coco / "annotations.json")
     if not named:
@@ -241,8 +241,8 @@ def test_hub_id(coco, monkeypatch):
         return datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", from_rows)
-    stream = open_detection_stream("someone/things", "validation", revision="main")
-    assert calls == [("someone/things", "validation", True, {"revision": "main"})]
+    stream = open_detection_stream("someone/things", "validation")
+    assert calls == [("someone/things", "validation", True, {})]
     assert_is_coco(read(stream, class_names=CLASS_NAMES), coco / "annotations.json", with_masks=False)
 
 
@@ -256,7 +256,7 @@ def test_webdataset(nested, coco, tmp_path):
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     stream = open_detection_stream(str(tmp_path))
-    assert stream.objects_column == "json"
+    assert stream.columns["objects"] == "json"
     found = read(stream, with_masks=True, class_names=CLASS_NAMES)
     for name, (_, labels) in found.items():
         assert nested == ("image_id" in labels)
@@ -306,7 +306,7 @@ def test_sources_that_do_not_fit(tmp_path, coco):
         open_detection_stream(str(tmp_path / "parquet"))
     with pytest.raises(ValueError, match="no column 'things'; it has image, image_id"):
         open_detection_stream(str(coco), objects_column="things")
-    with pytest.raises(ValueError, match="no column of objects: open it with open_detection_stream"):
+    with pytest.raises(ValueError, match="no objects column: name it with objects_column"):
         DetectionSample(open_classification_stream("digits"), whole)
 
 

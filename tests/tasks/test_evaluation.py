@@ -205,7 +205,7 @@ def test_a_checkpoint_without_a_head_is_refused(photos, tmp_path):
 
 
 def stream_of(names: tuple[str, ...] | None) -> Stream:
-    return Stream("shop (test)", None, "image", "label", names, None)
+    return Stream("shop (test)", None, class_names=names)
 
 
 def test_labels_by_name_or_by_number():

@@ -141,12 +141,12 @@ def parquet(tmp_path_factory):
 def test_parquet(parquet):
     stream = open_segmentation_stream(str(parquet))
     assert (stream.num_samples, stream.dataset.num_shards) == (6, 3)
-    assert (stream.image_column, stream.mask_column) == ("image", "annotation")
+    assert stream.columns == {"image": "image", "mask": "annotation"}
     found = read(stream)
     assert all(np.array_equal(found[f"train_{i}.jpg"], mask(i)) for i in range(6)) and len(found) == 6
     assert open_segmentation_stream(str(parquet), "validation").num_samples == 2
     swapped = open_segmentation_stream(str(parquet), image_column="annotation", mask_column="image")
-    assert (swapped.image_column, swapped.mask_column) == ("annotation", "image")
+    assert swapped.columns == {"image": "annotation", "mask": "image"}
     with pytest.raises(ValueError, match="no column 'mask'; it has image, annotation, scene_category"):
         open_segmentation_stream(str(parquet), mask_column="mask")
 
@@ -160,8 +160,8 @@ def test_hub_id(parquet, monkeypatch):
         return load("parquet", data_files={split: str(parquet / f"{split}-*")}, split=split, streaming=True)
 
     monkeypatch.setattr(datasets, "load_dataset", from_files)
-    stream = open_segmentation_stream("someone/ade20k", "validation", revision="main")
-    assert calls == [("someone/ade20k", "validation", True, {"revision": "main"})]
+    stream = open_segmentation_stream("someone/ade20k", "validation")
+    assert calls == [("someone/ade20k", "validation", True, {})]
     assert sorted(read(stream)) == ["validation_0.jpg", "validation_1.jpg"]
 
 

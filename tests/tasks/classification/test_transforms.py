@@ -8,11 +8,11 @@ from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import InterpolationMode
 
-from pvt_hf.tasks.classification.transforms import training_transform
+from pvt_hf.tasks.classification.transforms import ClassificationTransform
 
 
 def test_training_transform_has_the_papers_parts():
-    transform = training_transform(224, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    transform = ClassificationTransform((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).steps
     parts = {type(part).__name__: part for part in transform.transforms}
     crop = parts["RandomResizedCropAndInterpolation"]
     assert (crop.scale, crop.ratio) == ((0.08, 1.0), (3 / 4, 4 / 3)) and crop.interpolation == InterpolationMode.BICUBIC
