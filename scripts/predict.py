@@ -127,10 +127,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--task", choices=sorted(TASKS), help="default: the task that the model was saved for")
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("predictions"), help="folder for the results; default: %(default)s"
+        "--output_dir",
+        type=Path,
+        default=Path("predictions"),
+        help="folder for the results, e.g. out; default: %(default)s",
     )
     parser.add_argument(
-        "--top_k", type=int, default=5, help="classification: number of labels per image; default: %(default)s"
+        "--top_k", type=int, default=5, help="classification: number of labels per image, e.g. 3; default: %(default)s"
     )
     parser.add_argument(
         "--threshold", type=float, default=0.5,

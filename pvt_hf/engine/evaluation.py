@@ -21,7 +21,7 @@ from ..data.streams import Stream
 from ..metrics.reports import versions, without_nan, write_json
 from ..weights.opening import open_complete, weights_digest
 from .feed import Batch
-from .processes import any_process, check_precision, check_world_size, limit_cpu_threads
+from .processes import any_process, check_precision, check_world_size, limit_cpu_threads, quiet_progress_bars
 from .run_files import device_name
 from .settings import EvaluationSettings
 from .task import Evaluation, Task
@@ -85,6 +85,7 @@ def evaluate(
     return metrics | {"eval_samples": num_samples, "eval_skipped": sum(part[1] for part in parts)}
 
 
+@quiet_progress_bars()
 def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
     """
     Evaluates a saved model: prints its figures, writes them to `settings.output`, and returns what is in that file.

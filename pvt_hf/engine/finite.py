@@ -37,7 +37,9 @@ def whole(norm: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class _Flags:
+class Flags:
+    """What is known of a step on this process, or will be when the device gets there."""
+
     finite: torch.Tensor  # (batches + 1,) bool on the CPU, filled in the background
     arrived: Any  # torch.Event, or None on a CPU
     sample_ids: list[list[str]]  # of each batch
@@ -54,7 +56,7 @@ class FiniteSteps:
     def __init__(self, checked: int):
         self.checked = checked
         self.resolved: list[bool] = []  # of the steps from `checked` on
-        self.pending: deque[_Flags] = deque()
+        self.pending: deque[Flags] = deque()
         self.sample_ids: dict[int, list[str]] = {}  # this process' batches with a loss that is not finite, by step
 
     def add(self, losses: list[torch.Tensor], norm: torch.Tensor | None, sample_ids: list[list[str]]) -> None:
@@ -72,7 +74,7 @@ class FiniteSteps:
             finite = torch.empty_like(finite, device="cpu", pin_memory=True).copy_(finite, non_blocking=True)
             arrived = torch.Event(losses[0].device)
             arrived.record()
-        self.pending.append(_Flags(finite, arrived, sample_ids))
+        self.pending.append(Flags(finite, arrived, sample_ids))
         self.resolve(wait=len(self.pending) + len(self.resolved) >= MAX_PENDING)
 
     def resolve(self, wait: bool = False) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast, set_seed
 from torch import nn
+from transformers.utils import logging
 
 from .fsdp import check_fsdp, make_fsdp_plugin
 from .settings import DeviceSettings, TrainingSettings
@@ -47,6 +51,19 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     set_seed(settings.seed, device_specific=True)
     limit_cpu_threads(accelerator.device, settings.num_workers)
     return accelerator
+
+
+@contextlib.contextmanager
+def quiet_progress_bars() -> Iterator[None]:
+    """Off a terminal, no progress bars of Transformers: a log file would fill with carriage returns."""
+    quiet = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            logging.enable_progress_bar()
 
 
 def check_precision(settings: DeviceSettings) -> None:

@@ -16,12 +16,13 @@ from ..data.streams import Stream
 from .checkpoints import ensure_output_dir
 from .evaluation import evaluate
 from .loop import train as train_loop
-from .processes import make_accelerator, synchronize_batch_norm
+from .processes import make_accelerator, quiet_progress_bars, synchronize_batch_norm
 from .run_files import describe_run, save_run, start_trackers
 from .settings import SplitSettings, TrainingSettings
 from .task import SampleMaker, Task
 
 
+@quiet_progress_bars()
 def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
     """
     Trains a model. The final model and its processor are saved in `settings.output_dir`, with `curves.png` and

@@ -117,7 +117,7 @@ def open_pipeline(
             raise ValueError(reason) from error
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines and isinstance(error, ValueError | OSError | ImportError) else repr(error)
-        raise ValueError(reason if model in reason else f"Cannot load {model}: {reason}") from error
+        raise ValueError(reason if reason.startswith(model) else f"Cannot load {model}: {reason}") from error
 
 
 def _open(

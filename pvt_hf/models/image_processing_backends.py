@@ -90,7 +90,7 @@ class PvtBackendMixin(BaseImageProcessor):
     ) -> Any:
         """One image as (channels, H, W), uint8 or float32, an array or tensor as the backend works on."""
         image, layout = self.check_image(image, input_data_format, do_rescale)
-        return self.convert_image(image, layout, do_convert_rgb, white=255.0 if do_rescale else 1.0, device=device)
+        return self.convert_image(image, layout, do_convert_rgb, 255.0 if do_rescale else 1.0, device=device)
 
     def check_image(
         self, image: Any, input_data_format: str | ChannelDimension | None, do_rescale: bool | None
@@ -110,9 +110,10 @@ class PvtBackendMixin(BaseImageProcessor):
         layout: ChannelDimension | None,
         do_convert_rgb: bool | None,
         white: float,
-        device: "str | torch.device | None",
+        *,
+        device: "str | torch.device | None" = None,
     ) -> Any:
-        """A checked image as (channels, H, W) in the backend's type; arguments and errors of `to_channels_first`."""
+        """A checked image as (channels, H, W), by the rules of `to_channels_first`."""
         raise NotImplementedError
 
 
@@ -126,10 +127,8 @@ class PvtTorchvisionBackend(PvtBackendMixin, TorchvisionBackend):
         requires_backends(self, "torchvision")
         super().__init__(**kwargs)
 
-    def check_image(
-        self, image: Any, input_data_format: str | ChannelDimension | None, do_rescale: bool | None
-    ) -> tuple[Any, ChannelDimension | None]:
-        image, layout = super().check_image(image, input_data_format, do_rescale)
+    def check_image(self, image: Any, *settings: Any) -> tuple[Any, ChannelDimension | None]:
+        image, layout = super().check_image(image, *settings)
         if isinstance(image, np.ndarray):
             # torch refuses negative strides and warns about read-only arrays
             image = np.require(image, requirements=["C", "W"])
@@ -141,9 +140,10 @@ class PvtTorchvisionBackend(PvtBackendMixin, TorchvisionBackend):
         layout: ChannelDimension | None,
         do_convert_rgb: bool | None,
         white: float,
-        device: "str | torch.device | None",
+        *,
+        device: "str | torch.device | None" = None,
     ) -> torch.Tensor:
-        """See the base class; on `device`, where None leaves a tensor where it is."""
+        """See the base class. None as device leaves a tensor where it is."""
         if isinstance(image, torch.Tensor):
             device = image.device if device is None else device
             if is_rgb(image, layout):  # stays a tensor, which may be on a GPU
@@ -158,21 +158,11 @@ class PvtTorchvisionBackend(PvtBackendMixin, TorchvisionBackend):
 class PvtPilBackend(PvtBackendMixin, PilBackend):
     """Works on NumPy arrays, and resizes with Pillow."""
 
-    def check_image(
-        self, image: Any, input_data_format: str | ChannelDimension | None, do_rescale: bool | None
-    ) -> tuple[Any, ChannelDimension | None]:
-        image = to_numpy(image) if isinstance(image, torch.Tensor) else image
-        return super().check_image(image, input_data_format, do_rescale)
+    def check_image(self, image: Any, *settings: Any) -> tuple[Any, ChannelDimension | None]:
+        return super().check_image(to_numpy(image) if isinstance(image, torch.Tensor) else image, *settings)
 
-    def convert_image(
-        self,
-        image: Any,
-        layout: ChannelDimension | None,
-        do_convert_rgb: bool | None,
-        white: float,
-        device: "str | torch.device | None",
-    ) -> np.ndarray:
-        return to_channels_first(image, layout, do_convert_rgb, white)
+    def convert_image(self, image: Any, layout: Any, *settings: Any, device: Any = None) -> np.ndarray:
+        return to_channels_first(image, layout, *settings)
 
     def resize(self, image: Any, size: Any, resample: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Resizes (C, H, W) to a height and width; floats in Pillow's float mode, where Transformers' uses 8 bits."""

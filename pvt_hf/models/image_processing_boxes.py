@@ -107,11 +107,10 @@ class PvtBoxImageProcessorMixin(PvtBackendMixin):
         batch = BatchFeature({"pixel_values": pixels, "pixel_mask": masks}, tensor_type=return_tensors)
         if annotations is not None:
             batch["labels"] = []
-            for index, annotation in enumerate(annotations):
-                sizes = originals[index], resized[index], padded
+            for index, sizes in enumerate(zip(originals, resized)):
                 labels: dict[str, Any]
                 try:
-                    labels = annotation_to_labels(annotation, *sizes, with_masks=bool(return_segmentation_masks))
+                    labels = annotation_to_labels(annotations[index], *sizes, padded, bool(return_segmentation_masks))
                 except (ValueError, TypeError) as error:
                     raise ValueError(f"annotations[{index}]: {error}") from error
                 if isinstance(pixels[0], torch.Tensor):

@@ -91,26 +91,19 @@ class PvtImageProcessorMixin(PvtBackendMixin):
         except Exception as error:  # torchvision's and Pillow's decoders raise many types on damaged data
             raise ValueError(f"cannot read {source[:200]!r} as an image ({type(error).__name__}: {error}).") from error
 
-    def check_image(
-        self, image: Any, input_data_format: str | ChannelDimension | None, do_rescale: bool | None
-    ) -> tuple[Any, ChannelDimension | None]:
+    def check_image(self, image: Any, *settings: Any) -> tuple[Any, ChannelDimension | None]:
+        """As in the base class, but `match_native` leaves images that are already open in their stored orientation."""
         if self.match_native and isinstance(image, Image.Image):
-            return decode_image(image, upright=False), None  # the native class turns files, but no opened images
-        return super().check_image(image, input_data_format, do_rescale)
+            return decode_image(image, upright=False), None
+        return super().check_image(image, *settings)
 
-    def convert_image(
-        self,
-        image: Any,
-        layout: ChannelDimension | None,
-        do_convert_rgb: bool | None,
-        white: float,
-        device: "str | torch.device | None",
-    ) -> Any:
+    def convert_image(self, image: Any, layout: Any, *settings: Any, device: Any = None) -> Any:
+        """As in the base class, but RGB images by the native backend if `match_native`."""
         if self.match_native and is_rgb(image, layout):
             return self.native_backend.process_image(
                 image, do_convert_rgb=False, input_data_format=layout, device=device
             )
-        return super().convert_image(image, layout, do_convert_rgb, white, device)
+        return super().convert_image(image, layout, *settings, device=device)
 
     def resize(self, image: Any, size: SizeDict, *args: Any, **kwargs: Any) -> Any:
         """Resizes (C, H, W) or, in the torchvision backend, (N, C, H, W), by `resized_size`."""

@@ -6,6 +6,7 @@ that they train as one process does.
 """
 
 import collections
+import itertools
 import json
 from pathlib import Path
 
@@ -115,6 +116,16 @@ def test_evaluation_counts_each_sample_once_and_equals_one_process(records, inpu
         assert metrics["eval_samples"] == sum(HELD_OUT)
         # Sums in another order, of logits from batches of other sizes
         assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+
+
+def test_a_step_has_one_collective_beside_the_gradients(records):
+    """Logging has one more, and what ends an epoch others; most steps of this run do neither."""
+    for record in records:
+        steps = record["repeats"]["collectives"]
+        first_of_epoch = {0, *itertools.accumulate(len(epoch) for epoch in record["repeats"]["groups"])}
+        within = [calls for index, calls in enumerate(steps) if index not in first_of_epoch and index != 1]
+        assert within and all(calls == ["all_gather"] for calls in within)
+        assert steps[1] == ["all_reduce", "all_gather"]  # the loss of the first step is logged
 
 
 def test_repeats_of_a_sample_go_to_different_processes_at_the_same_time(records):

@@ -70,7 +70,7 @@ def test_models_without_a_pvt_have_none():
     assert find_pvt(model) is None
 
 
-@pytest.mark.parametrize("kind", ["classifier", "semantic_fpn", "retinanet", "mask_rcnn", "pvt_detr"])
+@pytest.mark.parametrize("kind", ["classifier", "semantic_fpn", "retinanet", "mask_rcnn", "detr"])
 def test_what_the_model_sees(kind):
     pvt, processor = find_pvt(KINDS[kind].model()), KINDS[kind].make_processor()
     for (width, height), area in (((64, 64), 1), ((4000, 3000), 10**9), ((1, 3000), 50_000), ((200, 100), 40_000)):

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from pvt_hf import PvtModel
+from pvt_hf.families import FAMILIES
 from pvt_hf.inference.prediction import TASKS, open_pipeline, task_of
 
 from ..support.common import tiny_pvt_config
@@ -47,7 +48,7 @@ class OwnForImageClassification(ResNetForImageClassification):
 def folders(tmp_path_factory):
     """A complete checkpoint of each kind, and some that lack something."""
     root = tmp_path_factory.mktemp("checkpoints")
-    for name in ("classifier", "semantic_fpn", "retinanet", "mask_rcnn", "pvt_detr", "backbone"):
+    for name in ("classifier", "semantic_fpn", "retinanet", "mask_rcnn", "detr", "backbone"):
         KINDS[name].model().save_pretrained(root / name)
         KINDS[name].make_processor().save_pretrained(root / name)
     PvtModel(tiny_pvt_config()).save_pretrained(root / "headless")
@@ -59,7 +60,7 @@ def folders(tmp_path_factory):
     (root / "pickled" / "model.safetensors").unlink()
     torch.save(KINDS["classifier"].model().state_dict(), root / "pickled" / "pytorch_model.bin")
     (root / "unreadable" / "config.json").write_text('{"depths": ')
-    shutil.copytree(root / "pvt_detr", root / "other_processor")
+    shutil.copytree(root / "detr", root / "other_processor")
     DetrImageProcessor().save_pretrained(root / "other_processor")  # it has methods for masks, too
     return root
 
@@ -71,7 +72,7 @@ def folders(tmp_path_factory):
         ("semantic_fpn", "semantic-segmentation"),
         ("retinanet", "object-detection"),
         ("mask_rcnn", "instance-segmentation"),
-        ("pvt_detr", "object-detection"),
+        ("detr", "object-detection"),
     ],
 )
 def test_the_task_is_the_checkpoints_own(folders, name, task):
@@ -162,3 +163,12 @@ def test_code_of_a_checkpoint_runs_only_if_allowed(tmp_path):
 )
 def test_tasks_by_class_name(name, task):
     assert task_of(PreTrainedConfig(architectures=name and [name])) == task
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_is_predicted_by_its_pipeline(family):
+    model = family.models[0]
+    task = task_of(PreTrainedConfig(architectures=[model.name]))
+    assert TASKS[task].pipeline in model.pipelines
+    assert {auto_class.__name__ for auto_class in TASKS[task].auto_classes} & set(model.auto_classes)
+    assert (task == "instance-segmentation") == family.masks

@@ -200,7 +200,7 @@ def test_a_processor_that_keeps_the_shape_needs_a_size(photos, tmp_path):
 
 def test_a_checkpoint_without_a_head_is_refused(photos, tmp_path):
     PvtModel(tiny_pvt_config(num_labels=7, **LABELS)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is no trained PvtForImageClassification.*'classifier.bias'"):
+    with pytest.raises(ValueError, match="is not a complete PvtForImageClassification.*'classifier.bias'"):
         evaluate(tmp_path, photos)
 
 
@@ -314,7 +314,9 @@ def main(folder, photos, output):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     calls = []
-    model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    model.register_forward_pre_hook(
+        lambda module, args, inputs: calls.append(len(inputs["pixel_values"])), with_kwargs=True
+    )
     stream = open_classification_stream(photos, "validation")
     prepare = ClassificationSample(stream, ProcessorTransform(PvtImageProcessor.from_pretrained(folder)))
     sharded = []
@@ -327,7 +329,8 @@ def main(folder, photos, output):
         except ValueError as error:
             metrics = str(error)
         sharded.append({"metrics": metrics, "calls": gather_object([list(calls)])})
-    report = evaluate_checkpoint(ClassificationTask(), ClassificationEvaluationSettings(model=folder, dataset=photos, batch_size=8, num_workers=0, cpu=True))
+    settings = ClassificationEvaluationSettings(model=folder, dataset=photos, batch_size=8, num_workers=0, cpu=True)
+    report = evaluate_checkpoint(ClassificationTask(), settings)
     if accelerator.is_main_process:
         Path(output).write_text(json.dumps({"report": report, "sharded": sharded}))
 

@@ -6,7 +6,6 @@ way of inference and under sharding, with the figures of one process; labels mat
 """
 
 import json
-import math
 import runpy
 import sys
 from pathlib import Path
@@ -204,8 +203,10 @@ def main(folder, pictures, modes, output):
     accelerator = Sharded(cpu=True)
     assert accelerator.num_processes == 2
     reports = [
-        evaluate_checkpoint(SegmentationTask(), SegmentationEvaluationSettings(model=folder, dataset=pictures, cpu=True, batch_size=2,
-                                           num_workers=1 if index == 0 else 0, max_bad_share=0.05, **mode))
+        evaluate_checkpoint(SegmentationTask(), SegmentationEvaluationSettings(
+            model=folder, dataset=pictures, cpu=True, batch_size=2, num_workers=1 if index == 0 else 0,
+            max_bad_share=0.05, **mode,
+        ))
         for index, mode in enumerate(json.loads(modes))
     ]
     model = SemanticFpnForSemanticSegmentation.from_pretrained(folder).eval()
@@ -213,7 +214,9 @@ def main(folder, pictures, modes, output):
     fully_shard(model.backbone, mesh=mesh)
     fully_shard(model, mesh=mesh)
     calls = []
-    model.register_forward_pre_hook(lambda module, inputs: calls.append(tuple(inputs[0].shape)))
+    model.register_forward_pre_hook(
+        lambda module, args, inputs: calls.append(tuple(inputs["pixel_values"].shape)), with_kwargs=True
+    )
     stream = open_segmentation_stream(pictures, "validation")
     inference = SlidingWindow(PvtSemanticImageProcessorPil.from_pretrained(folder), 32, 20)
     sample = SegmentationEvaluationSample(stream, inference, tuple(model.config.id2label.values()), True)
@@ -246,8 +249,8 @@ def test_two_processes_give_the_figures_of_one(fpn, pictures, tmp_path):
 
     # Sharded: one process has four images and the other three, each with another number of windows.
     assert two["sharded"]["mean_iou"] == pytest.approx(figures[2], abs=2e-4)
-    assert two["sharded"]["eval_samples"] == len(SIZES) and two["sharded"]["category_names"][4] == "e"
-    assert math.isnan(two["sharded"]["per_category_iou"][4])
+    assert two["sharded"]["eval_samples"] == len(SIZES)
+    assert two["sharded"]["per_category_iou"][4] is None
     first, second = two["calls"]
     assert len(first) == len(second)
     windows = [sum(1 for shape in calls if shape != [1, 3, 64, 64]) for calls in (first, second)]

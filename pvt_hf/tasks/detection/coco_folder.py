@@ -20,7 +20,7 @@ import datasets
 import pyarrow as pa
 
 from ...data.streams import SPLIT_NAMES, Examples, encoded_image, split_folder
-from .objects import may_have_objects
+from ...models.image_processing_coco import may_have_objects
 
 
 # Names of an annotation file that lies beside the images of its split

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import fsspec
-import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch.nn.functional import pad
 
 from ...data.samples import BadSample, decoding, require_class_names, sample_id, to_rgb
 from ...data.streams import Stream
-from .masks import mask_to_array, mask_to_rle
-from .objects import Objects, clean_objects, read_objects
+from ...models.image_processing_coco import Objects, clean_objects
+from .objects import decode_masks, encode_masks, read_objects
 from .streams import inner_objects
 
 
@@ -125,8 +124,8 @@ class DetectionSample(_DecodedSample):
     - `orig_size`, `size`: (2,) int64, (height, width) of the image before and after the transform;
     - `image_id`: (1,) int64, if the source has such a number.
 
-    [`pvt_hf.tasks.detection.objects.clean_objects`] decides which objects are left out. With masks, an object whose
-    mask has no pixel, such as one with a degenerate polygon, is left out as well.
+    The objects are those that [`pvt_hf.models.image_processing_coco.clean_objects`] keeps and, with masks,
+    [`pvt_hf.models.image_processing_coco.decode_masks`].
 
     Args:
         stream: where the examples come from; has an "objects" column.
@@ -159,7 +158,10 @@ class DetectionSample(_DecodedSample):
         objects = clean_objects(objects, image.height, image.width)
         masks = None
         if self.with_masks:
-            objects, masks = _decode_masks(objects, image.height, image.width)
+            objects, arrays = decode_masks(objects, image.height, image.width)
+            masks = torch.zeros((len(objects), image.height, image.width), dtype=torch.uint8)
+            for target, array in zip(masks, arrays):
+                target.copy_(torch.from_numpy(array))
         corners = objects.boxes_xywh.copy()
         corners[:, 2:] += corners[:, :2]
         pixel_values, boxes_xyxy, masks = self.transform(image, torch.from_numpy(corners).float(), masks)
@@ -177,23 +179,6 @@ class DetectionSample(_DecodedSample):
         if isinstance(facts.get("image_id"), int):
             labels["image_id"] = torch.tensor([facts["image_id"]])
         return {"pixel_values": pixel_values, "labels": labels}
-
-
-def _decode_masks(objects: Objects, height: int, width: int) -> tuple[Objects, torch.Tensor]:
-    """The objects whose masks have pixels, and their masks, (n, height, width) uint8."""
-    _check_masks(objects)
-    arrays = [mask_to_array(mask, height, width) for mask in objects.masks]
-    drawn = np.array([array.any() for array in arrays], dtype=bool)
-    masks = torch.zeros((int(drawn.sum()), height, width), dtype=torch.uint8)
-    for place, index in enumerate(drawn.nonzero()[0]):
-        masks[place] = torch.from_numpy(arrays[index])
-    return objects.where(drawn), masks
-
-
-def _check_masks(objects: Objects) -> None:
-    missing = [index for index, mask in enumerate(objects.masks) if mask is None]
-    if missing:
-        raise BadSample(f"{len(missing)} of {len(objects)} object(s) have no mask")
 
 
 class DetectionEvaluationSample(_DecodedSample):
@@ -238,12 +223,10 @@ class DetectionEvaluationSample(_DecodedSample):
         for box, label, area, is_crowd in zip(
             objects.boxes_xywh.tolist(), objects.class_labels.tolist(), objects.areas.tolist(), objects.is_crowd
         ):
-            area = box[2] * box[3] if np.isnan(area) else area
             annotations.append({"bbox": box, "category_id": label, "area": area, "iscrowd": int(is_crowd)})
         if self.with_masks:
-            _check_masks(objects)
-            for annotation, mask in zip(annotations, objects.masks):
-                annotation["segmentation"] = mask_to_rle(mask, height, width)
+            for annotation, rle in zip(annotations, encode_masks(objects, height, width)):
+                annotation["segmentation"] = rle
         return annotations
 
 

@@ -24,8 +24,8 @@ from ...data.streams import (
     open_digit_scenes,
     open_source,
 )
+from ...models.image_processing_coco import CATEGORY_FIELDS, may_have_objects
 from .coco_folder import find_coco_files, open_coco_files
-from .objects import CATEGORY_FIELDS, may_have_objects
 
 
 MASKS_COLUMN = "masks"
