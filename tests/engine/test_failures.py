@@ -12,8 +12,8 @@ import datasets
 import pytest
 
 from pvt_hf.data import windows
-from pvt_hf.data.batches import StreamError
 from pvt_hf.data.digits import digit_images
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.checkpoints import list_checkpoints
 
 from ..support.training_runs import TRAIN, flags, kill_at_step, run_patched, train_here

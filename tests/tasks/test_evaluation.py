@@ -28,8 +28,7 @@ from transformers.models.pvt.image_processing_pvt import PvtImageProcessor as Na
 from transformers.models.pvt.modeling_pvt import PvtForImageClassification as NativeModel
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor, PvtModel
-from pvt_hf.data.batches import StreamError
-from pvt_hf.data.streams import Stream
+from pvt_hf.data.streams import Stream, StreamError
 from pvt_hf.engine import evaluation as evaluation_frame
 from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.engine.settings import parse_arguments

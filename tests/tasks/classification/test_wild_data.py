@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pvt_hf.data.batches import StreamError
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.checkpoints import list_checkpoints
 from pvt_hf.tasks.classification.samples import ClassificationSample
 from pvt_hf.tasks.classification.streams import open_classification_stream
