@@ -35,7 +35,8 @@ from accelerate.utils import gather_object
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
-from pvt_hf.data.batches import BatchStream, StreamError
+from pvt_hf.data.batches import BatchStream
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.evaluation import evaluate
 from pvt_hf.engine.feed import Feed, SampleCounts, Status
 from pvt_hf.engine.processes import check_world_size, gather_integers, share_buffers, synchronize_batch_norm

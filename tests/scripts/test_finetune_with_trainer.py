@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
-from pvt_hf.data.batches import StreamError
 from pvt_hf.data.samples import ProcessorTransform
+from pvt_hf.data.streams import StreamError
 from pvt_hf.tasks.classification.samples import ClassificationSample
 from pvt_hf.tasks.classification.streams import open_classification_stream
 

@@ -1,6 +1,7 @@
 """What the tests of the README's longer examples share: the code as it is printed, on few scenes and tiny backbones."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def work_small(folder: Path, patch: pytest.MonkeyPatch, streams) -> None:
 
     def few_scenes(split, *arguments):
         count = 84 if split == "train" else 8
-        return open_scenes(split, *arguments)[0].take(count), count
+        examples = open_scenes(split, *arguments)
+        return replace(examples, dataset=examples.dataset.take(count), num_samples=count)
 
     def tiny(name, **fields):
         assert name == "pvt-tiny"
