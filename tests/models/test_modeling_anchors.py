@@ -22,19 +22,12 @@ from pvt_hf.models.modeling_anchors import (
     normalised_boxes,
 )
 
+from ..support.references import assign_boxes
+
 
 RETINANET = AnchorGrid(
     [8, 16, 32, 64, 128], [[4 * s * 2 ** (i / 3) for i in range(3)] for s in (8, 16, 32, 64, 128)], [0.5, 1, 2]
 )
-
-
-def iou_of(first: list[float], second: list[float]) -> float:
-    """Of two xyxy boxes."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    common = max(width, 0) * max(height, 0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return common / (sum(areas) - common) if sum(areas) > common else 0.0
 
 
 def random_boxes(count: int, generator: torch.Generator, size: float = 100.0) -> torch.Tensor:
@@ -84,23 +77,6 @@ def test_anchors_in_the_padding_of_a_batch():
     assert inside[1].all()
 
 
-def reference_assignment(boxes, objects, positive, negative, low_quality):
-    """MaxIoUAssigner in words: one box after another, then one object after another."""
-    table = [[iou_of(obj, box) for box in boxes] for obj in objects]
-    assigned = []
-    for index in range(len(boxes)):
-        column = [row[index] for row in table]
-        best = max(range(len(column)), key=column.__getitem__, default=None)
-        overlap = column[best] if column else 0.0
-        assigned.append(best if overlap >= positive else NEGATIVE if overlap < negative else IGNORED)
-    for index, row in enumerate(table):
-        if low_quality is not None and max(row) > 0 and max(row) >= low_quality:
-            for position, overlap in enumerate(row):
-                if overlap == max(row):
-                    assigned[position] = index
-    return assigned
-
-
 @pytest.mark.parametrize(
     ("positive", "negative", "low_quality"), [(0.5, 0.4, 0.0), (0.7, 0.3, 0.3), (0.5, 0.5, None), (0.9, 0.1, 0.0)]
 )
@@ -115,9 +91,7 @@ def test_assignment_one_by_one(positive, negative, low_quality):
         actual = assign_to_objects(
             boxes, objects, positive_iou=positive, negative_iou=negative, low_quality_iou=low_quality
         )
-        assert actual.tolist() == reference_assignment(
-            boxes.tolist(), objects.tolist(), positive, negative, low_quality
-        )
+        assert actual.tolist() == assign_boxes(boxes.tolist(), objects.tolist(), positive, negative, low_quality)
         kinds |= {min(value, 0) for value in actual.tolist()}
     assert kinds == {0, NEGATIVE} if positive == negative else kinds == {0, NEGATIVE, IGNORED}
 
