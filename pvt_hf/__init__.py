@@ -5,33 +5,30 @@ Importing it takes over Transformers' `pvt` model type: `AutoModel`, `AutoModelF
 `AutoConfig` and `AutoImageProcessor` then build the classes of this package, which open every native PVT checkpoint.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .models.configuration_mask_rcnn import MaskRcnnConfig
-from .models.configuration_pvt import PvtConfig
-from .models.configuration_pvt_detr import PvtDetrConfig
-from .models.configuration_retinanet import RetinaNetConfig
-from .models.configuration_semantic_fpn import SemanticFpnConfig
-from .models.configuration_trans2seg import Trans2SegConfig
-from .models.image_processing_pil_pvt import PvtImageProcessorPil
-from .models.image_processing_pvt import PvtImageProcessor
-from .models.modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel, PvtPreTrainedModel
+from .families import FAMILIES, class_name, load
+from .models.modeling_pvt import PvtPreTrainedModel
 from .registry import register
 from .weights.backbone import BackboneLoadReport, load_pretrained_backbone
 from .weights.official import load_official_checkpoint
+from .weights.variants import get_config
 
 
-if TYPE_CHECKING:
-    from .models.image_processing_detection import PvtDetectionImageProcessor
-    from .models.image_processing_detr import PvtDetrImageProcessor
-    from .models.image_processing_instance import PvtInstanceImageProcessor
-    from .models.image_processing_pil_detection import PvtDetectionImageProcessorPil
-    from .models.image_processing_pil_detr import PvtDetrImageProcessorPil
-    from .models.image_processing_pil_instance import PvtInstanceImageProcessorPil
-    from .models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
-    from .models.image_processing_semantic import PvtSemanticImageProcessor
+if TYPE_CHECKING:  # types of the names that are loaded on demand
+    from .models.configuration_mask_rcnn import MaskRcnnConfig
+    from .models.configuration_pvt import PvtConfig
+    from .models.configuration_pvt_detr import PvtDetrConfig
+    from .models.configuration_retinanet import RetinaNetConfig
+    from .models.configuration_semantic_fpn import SemanticFpnConfig
+    from .models.configuration_trans2seg import Trans2SegConfig
+    from .models.image_processing_detection import PvtDetectionImageProcessor, PvtDetectionImageProcessorPil
+    from .models.image_processing_detr import PvtDetrImageProcessor, PvtDetrImageProcessorPil
+    from .models.image_processing_instance import PvtInstanceImageProcessor, PvtInstanceImageProcessorPil
+    from .models.image_processing_pvt import PvtImageProcessor, PvtImageProcessorPil
+    from .models.image_processing_semantic import PvtSemanticImageProcessor, PvtSemanticImageProcessorPil
     from .models.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
+    from .models.modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel
     from .models.modeling_pvt_detr import PvtDetrForObjectDetection
     from .models.modeling_retinanet import RetinaNetForObjectDetection
     from .models.modeling_semantic_fpn import SemanticFpnForSemanticSegmentation
@@ -67,32 +64,18 @@ __all__ = [
     "SemanticFpnForSemanticSegmentation",
     "Trans2SegConfig",
     "Trans2SegForSemanticSegmentation",
+    "get_config",
     "load_official_checkpoint",
     "load_pretrained_backbone",
 ]
 
-# Heads and their processors are imported when they are first asked for.
-_HEADS = {
-    "MaskRcnnForInstanceSegmentation": "models.modeling_mask_rcnn",
-    "PvtDetectionImageProcessor": "models.image_processing_detection",
-    "PvtDetectionImageProcessorPil": "models.image_processing_pil_detection",
-    "PvtDetrForObjectDetection": "models.modeling_pvt_detr",
-    "PvtDetrImageProcessor": "models.image_processing_detr",
-    "PvtDetrImageProcessorPil": "models.image_processing_pil_detr",
-    "PvtInstanceImageProcessor": "models.image_processing_instance",
-    "PvtInstanceImageProcessorPil": "models.image_processing_pil_instance",
-    "PvtSemanticImageProcessor": "models.image_processing_semantic",
-    "PvtSemanticImageProcessorPil": "models.image_processing_pil_semantic",
-    "RetinaNetForObjectDetection": "models.modeling_retinanet",
-    "SemanticFpnForSemanticSegmentation": "models.modeling_semantic_fpn",
-    "Trans2SegForSemanticSegmentation": "models.modeling_trans2seg",
-}
+_ON_DEMAND = {class_name(path): path for family in FAMILIES.values() for path in family.paths}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HEADS:
+    if name not in _ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HEADS[name]}", __name__), name)
+    return load(_ON_DEMAND[name])
 
 
 register()

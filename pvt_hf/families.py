@@ -13,6 +13,11 @@ from importlib import import_module
 from typing import Any
 
 
+def class_name(path: str) -> str:
+    """The name of the class "file.Class"."""
+    return path.rpartition(".")[2]
+
+
 @dataclass(frozen=True)
 class Model:
     """
@@ -22,7 +27,7 @@ class Model:
         path: "file.Class".
         description: noun phrase for model cards.
         auto_classes: the Auto classes that build it.
-        pipelines: the pipelines that run it. The Hub lists the model under the first.
+        pipelines: the pipelines that run it, first the one that the Hub lists it under.
     """
 
     path: str
@@ -34,6 +39,11 @@ class Model:
     def name(self) -> str:
         """Name of the class."""
         return class_name(self.path)
+
+    @property
+    def hub_task(self) -> str:
+        """The task that the Hub lists it under."""
+        return self.pipelines[0] if self.pipelines else "image-feature-extraction"
 
 
 @dataclass(frozen=True)
@@ -71,9 +81,12 @@ class Family:
     @property
     def processors(self) -> dict[str, str]:
         """Its image processors by backend, "file.Class"."""
-        file, _, name = self.processor.partition(".")
-        pillow_file = file.replace("image_processing_", "image_processing_pil_")
-        return {"pil": f"{pillow_file}.{name}Pil", "torchvision": self.processor}
+        return {"pil": f"{self.processor}Pil", "torchvision": self.processor}
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All its classes, "file.Class"."""
+        return (self.config, *self.processors.values(), *(model.path for model in self.models))
 
 
 _FOUR_STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -148,15 +161,14 @@ FAMILIES: dict[str, Family] = {
     )
 }  # fmt: skip
 
+MODELS: dict[str, tuple[Family, Model]] = {
+    model.name: (family, model) for family in FAMILIES.values() for model in family.models
+}
+
 
 def architectures(task: str) -> dict[str, Family]:
     """The families that `tasks/TASK` trains, by name."""
     return {name: family for name, family in FAMILIES.items() if family.task == task}
-
-
-def class_name(path: str) -> str:
-    """ "Class" of "file.Class"."""
-    return path.rpartition(".")[2]
 
 
 def load(path: str) -> Any:

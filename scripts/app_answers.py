@@ -1,4 +1,4 @@
-"""What `app.py` shows: checkpoints that it opens, their answers as pictures and HTML, and where patches look."""
+"""The work behind `app.py`: opening checkpoints, predictions as pictures and HTML, attention maps."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ import gradio as gr
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, Pipeline, PreTrainedModel
+from transformers import Pipeline, PreTrainedModel
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
 from pvt_hf.data.samples import decode_rgb
 from pvt_hf.inference.attention import StageAttention, attention_inputs, find_pvt, stage_attention
 from pvt_hf.inference.pictures import class_colors, class_shares, overlay_attention, overlay_classes, overlay_objects
-from pvt_hf.inference.prediction import Objects, find_objects, label_map, open_pipeline, task_of
-from pvt_hf.weights.opening import check_model_path
+from pvt_hf.inference.prediction import Objects, find_objects, label_map, open_pipeline
 
 
 STAGES = 4
-SIZES, SMALL = (512, 1024), 320  # longer sides of pictures, in pixels, at least and at most; of those of the stages
-ROWS = 50  # of the table of objects
+# Longer sides of pictures, in pixels: smallest and largest of the answer, and of the attention maps
+SIZES, SMALL = (512, 1024), 320
+ROWS = 50  # at most, in the table of objects
 
 
 class Problem(Exception):
-    """Text for the person at the page."""
+    """An error whose text is shown on the page."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +45,19 @@ class Checkpoint:
 def open_checkpoint(name: str, trust_remote_code: bool) -> Checkpoint:
     source = Path(name).expanduser()
     if source.is_dir() and not (source / "config.json").is_file():
-        raise Problem(f"The folder {name} has no config.json: it is not what save_pretrained writes.")
+        raise Problem(f"The folder {name} has no config.json: give a folder written by save_pretrained.")
     if source.is_file():
-        raise Problem(f"{name} is a file: name the folder that save_pretrained wrote.")
+        raise Problem(f"{name} is a file: give the folder that save_pretrained wrote.")
     model = str(source) if source.is_dir() else name
     try:
-        check_model_path(model)
-        config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-        task = task_of(config)
-        if task is None:
-            kind = ", ".join(config.architectures or ["model of no class"])
-            raise Problem(f"{name} holds a {kind}: name a classifier, a segmenter or a detector.")
-        options = {"trust_remote_code": trust_remote_code, "model_kwargs": {"use_safetensors": True}}
-        opened = open_pipeline(task, model, device="cpu", **options)
-    except Problem:
-        raise
-    except Exception as error:  # configurations, weights and the Hub's client raise a dozen types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        task, pipeline = open_pipeline(model, trust_remote_code=trust_remote_code, use_safetensors=True)
+    except ValueError as error:
         if "trust_remote_code" in str(error):
-            reason = f"{name} brings code of its own, which runs only if the page was started with --trust_remote_code."
-            raise Problem(reason) from error
-        raise Problem(reason if reason.startswith("Cannot load") else f"Cannot load {name}: {reason}") from error
-    return Checkpoint(opened, task, find_pvt(opened.model))
+            raise Problem(
+                f"{name} brings code of its own, which runs only if the page was started with --trust_remote_code."
+            ) from error
+        raise Problem(str(error)) from error
+    return Checkpoint(pipeline, task, find_pvt(pipeline.model))
 
 
 def read_image(path: str) -> Image.Image:
@@ -78,14 +69,22 @@ def read_image(path: str) -> Image.Image:
 
 
 def copy_of(image: Image.Image, least: int, most: int) -> Image.Image:
-    """To look at: smaller, or larger, so that its longer side is from `least` to `most` pixels."""
+    """A resized copy to show, its longer side between `least` and `most` pixels."""
     scale = min(max(least / max(image.size), 1), most / max(image.size))
     width, height = (max(1, round(side * scale)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 class View(NamedTuple):
-    """What the attention view of an image needs: copies of it, its attention, and the size that the model saw."""
+    """
+    The attention view of an image.
+
+    Attributes:
+        picture: a copy of the image, to choose a patch in.
+        small: a copy to draw the attention maps on.
+        stages: attention, stage by stage.
+        size: (height, width) in pixels of the model's input.
+    """
 
     picture: Image.Image
     small: Image.Image
@@ -103,7 +102,7 @@ def view_of(checkpoint: Checkpoint, path: str) -> View:
 
 
 def stage_updates(view: View, down: float, across: float) -> list[dict[str, Any]]:
-    """Of the pictures of the stages, for the patches at these percentages of height and width."""
+    """Updates for the pictures of the stages, for the patch at these percentages of height and width."""
     updates, image = [], view.small
     for number, stage in enumerate(view.stages, start=1):
         row, column = stage.patch_at(down / 100, across / 100)
@@ -141,9 +140,18 @@ def table(found: Objects, id2label: dict[int, str]) -> str:
 
 @torch.no_grad()
 def predict(checkpoint: Checkpoint, image: Image.Image, threshold: float) -> tuple[str, dict | None, Any, str]:
-    """A sentence, and what the task has of: the content of a gr.Label, a picture, HTML."""
+    """
+    Runs the model.
+
+    Returns:
+        A sentence; the content of a gr.Label (classification) or None; a picture (segmentation, detection) or None;
+        HTML with details, which may be empty.
+    """
     id2label, picture = checkpoint.id2label, copy_of(image, *SIZES)
-    size = (picture.height, picture.width)  # of answers: a large image's own would be too much for the memory
+    size = (
+        picture.height,
+        picture.width,
+    )  # of label maps and masks, too: a large image's could fill the memory
     if checkpoint.task == "image-classification":
         predictions = checkpoint.pipeline(image, top_k=5)
         confidences: dict[str, float] = {}

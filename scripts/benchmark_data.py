@@ -4,10 +4,10 @@ Task "data" of `benchmark.py`: the input pipeline against a bare loop with the s
     python scripts/benchmark.py data --output outputs/benchmark_data.json
     python scripts/benchmark.py data --rows crop recipe --source webdataset
 
-"ours" is what training and evaluation iterate over: `open_stream`, `BatchStream`, `make_loader` without workers, which
-read files made on the spot: JPEG of about 500x375 pixels and 110 kB with the spectrum of photographs. "bare" is a loop
-that opens the same bytes in memory with Pillow, converts them to RGB, transforms them and stacks them: without
-`datasets`, shuffling, error handling, or a random state of its own for each sample.
+"ours" is what training and evaluation iterate over (`BatchStream` and `make_loader` without workers), which read files
+made on the spot: JPEG of about 500x375 pixels and 110 kB with the spectrum of photographs. "bare" is a loop that opens
+the same bytes in memory with Pillow, converts them to RGB, transforms them and stacks them: without `datasets`,
+shuffling, error handling, or a random state of its own for each sample.
 
 Row "crop": random resized crop and flip, the same transform object on both sides.
 Row "recipe": with RandAugment and random erasing too.
@@ -50,9 +50,11 @@ from tqdm import tqdm
 
 from pvt_hf import PvtImageProcessor
 from pvt_hf.data.batches import BatchStream, make_loader
-from pvt_hf.data.samples import ClassificationSample
-from pvt_hf.data.streams import Stream, open_stream
-from pvt_hf.tasks.classification.transforms import ProcessorTransform, training_transform
+from pvt_hf.data.samples import ProcessorTransform
+from pvt_hf.data.streams import Stream
+from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.streams import open_classification_stream
+from pvt_hf.tasks.classification.transforms import training_transform
 
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -141,7 +143,7 @@ def write_source(files: list[bytes], source: str, folder: Path) -> Stream:
                     information = tarfile.TarInfo(member)
                     information.size = len(data)
                     tar.addfile(information, io.BytesIO(data))
-    return open_stream(str(folder), class_names=None if source == "folder" else class_names)
+    return open_classification_stream(str(folder), class_names=None if source == "folder" else class_names)
 
 
 def build_transforms(row: str) -> tuple[Transform, Transform]:

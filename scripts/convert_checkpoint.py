@@ -3,14 +3,16 @@ Converts an official PVT checkpoint to a folder that `from_pretrained` opens, an
 
     python scripts/convert_checkpoint.py --checkpoint pvt_small.pth --output out/pvt-small
     python scripts/convert_checkpoint.py --variant pvt-small --output out/pvt-small    # downloads the official file
-    python scripts/convert_checkpoint.py --variant pvt-small --push me/pvt-small       # and on to the Hugging Face Hub
+    python scripts/convert_checkpoint.py --variant pvt-small --push me/pvt-small       # pushes the result to the Hub
 
-Exit code 0 if everything was done; 1 with the reason on stderr if anything went wrong. A conversion that fails writes
-nothing; a push that fails leaves the --output folder, from which `push_to_hub.py` can try again.
+The exit status is 0 on success, and 1 after an error, with the reason on stderr. A failed conversion writes nothing. A
+failed push leaves the --output folder, which `push_to_hub.py` can push again. Classifiers with 1000 classes need the
+extra `train`, for the names of the classes: `pip install "pvt-hf[train]"`.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -28,44 +30,64 @@ from pvt_hf.weights.variants import VARIANTS, get_variant
 
 @dataclass
 class Arguments:
-    output: str | None = field(
-        default=None, metadata={"help": "Folder to make; with --push it may be left out, and is then a temporary one."}
-    )
     checkpoint: str | None = field(
-        default=None, metadata={"help": "Official .pth or .safetensors file; a classifier or a dense-prediction model."}
+        default=None,
+        metadata={"help": "Official .pth or .safetensors file of a classifier or detector, e.g. pvt_small.pth."},
     )
     variant: str | None = field(
         default=None,
         metadata={
-            "help": "Published model whose official checkpoint is downloaded, instead of --checkpoint.",
+            "help": "Download the official checkpoint of this model instead, e.g. pvt-small.",
             "choices": [variant.name for variant in VARIANTS.values() if variant.checkpoint_url],
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace a non-empty output folder."})
+    output: str | None = field(
+        default=None,
+        metadata={"help": "Folder to create, e.g. out/pvt-small. With --push, a temporary folder is the default."},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace an output folder that is not empty."})
     cache_dir: str | None = field(
-        default=None, metadata={"help": "Where downloads are kept; by default in the assets cache of huggingface_hub."}
+        default=None,
+        metadata={"help": "Folder for downloads, e.g. downloads. By default, the assets cache of huggingface_hub."},
     )
     num_attention_heads: list[int] | None = field(
-        default=None, metadata={"help": "Heads of the four stages; by default 1 2 5 8, or heads of 64 channels."}
+        default=None,
+        metadata={
+            "help": "Attention heads of the four stages, e.g. 1 2 5 8. By default 1 2 5 8 if these divide the widths, "
+            "else one head per 64 channels."
+        },
     )
     image_size: list[int] | None = field(
         default=None,
-        metadata={"help": "Height and width (or one side) in pixels of the model's construction; by default a square."},
+        metadata={
+            "help": "Height and width, in pixels, that the model was built for, e.g. 512 2048, or one number for a "
+            "square. By default, the square that fits the position tables."
+        },
     )
     push: str | None = field(
-        default=None, metadata={"help": "Also push the result, with the code, to this repository of the Hub: org/name."}
+        default=None, metadata={"help": "Push the result to this repository on the Hub, e.g. me/pvt-small."}
     )
     private: bool = field(
-        default=False, metadata={"help": "--push creates a repository that only you see; a public one is refused."}
+        default=False, metadata={"help": "--push creates a private repository, and refuses one that is public."}
+    )
+    without_code: bool = field(
+        default=False,
+        metadata={
+            "help": "--push does not upload the model's code. It is what opens the model where this package is not "
+            "installed, with trust_remote_code=True."
+        },
     )
     license: str | None = field(
         default=None,
-        metadata={"help": "Of the weights, for the card of --push; by default that of the release with --variant."},
+        metadata={
+            "help": "Licence of the weights for the model card of --push, e.g. apache-2.0. By default, with --variant, "
+            "that of the official release."
+        },
     )
 
 
 def convert(arguments: Arguments, output: Path) -> None:
-    """Converts and says what came of it."""
+    """Converts into the folder `output` and prints a report."""
     overrides: dict[str, Any] = {}
     if arguments.num_attention_heads:
         overrides["num_attention_heads"] = arguments.num_attention_heads
@@ -76,7 +98,7 @@ def convert(arguments: Arguments, output: Path) -> None:
     if arguments.variant:
         variant = get_variant(arguments.variant)
         checkpoint, url = download_checkpoint(variant, arguments.cache_dir), variant.checkpoint_url
-        overrides = {**variant.config, **overrides}  # a file of another architecture is refused
+        overrides = {**variant.config, **overrides}  # a file with another architecture is then refused
     report = convert_checkpoint(checkpoint, output, arguments.overwrite, url, **overrides)
 
     source, model, verification = report["source"], report["model"], report["verification"]
@@ -93,21 +115,27 @@ def convert(arguments: Arguments, output: Path) -> None:
         print(f"written   {output}: model.safetensors, config.json, preprocessor_config.json, conversion.json")
 
 
-def main() -> int:
-    parser = HfArgumentParser(Arguments, description=__doc__.split("\n\n")[0])
+def parse_arguments() -> Arguments:
+    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     (arguments,) = parser.parse_args_into_dataclasses()
     if (arguments.checkpoint is None) == (arguments.variant is None):
         parser.error("give either --checkpoint FILE or --variant NAME")
     if arguments.output is None and arguments.push is None:
         parser.error("give --output FOLDER, --push REPOSITORY, or both")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(arguments.output or f"{temporary}/model")
         try:
             if arguments.push:
-                check_target(arguments.push)  # before the work
+                check_target(arguments.push)  # fails before the download and the conversion, not after
             convert(arguments, output)
             if arguments.push:
                 options = {"private": arguments.private, "license": arguments.license}
+                options["with_code"] = not arguments.without_code
                 print(f"pushed    {push_folder(output, arguments.push, **options).url}")
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             print(f"error: {error}", file=sys.stderr)

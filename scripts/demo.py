@@ -30,10 +30,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 import pvt_hf
 from pvt_hf.data.samples import decode_rgb
-from pvt_hf.data.streams import open_stream
+from pvt_hf.engine import run
+from pvt_hf.engine.curves import plot_curves
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.inference.pictures import cls_attention, plot_attention, plot_curves, plot_predictions
-from pvt_hf.tasks.classification.train import ClassificationSettings, run
+from pvt_hf.inference.pictures import cls_attention, plot_attention, plot_predictions
+from pvt_hf.tasks import get_task
+from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.tasks.classification.streams import open_classification_stream
 
 
 ROWS, COLUMNS = 4, 5
@@ -45,7 +48,7 @@ def train(output_dir: Path) -> dict:
     model_dir = output_dir / "model"
     shutil.rmtree(model_dir, ignore_errors=True)
     settings = parse_arguments(ClassificationSettings, [str(RECIPE), "--output_dir", str(model_dir)])
-    report = run(settings)
+    report = run.train(get_task("image-classification"), settings)
     if report["interrupted"]:
         raise SystemExit(f"Interrupted by {report['interrupted']}.")
     plot_curves(report["history"], output_dir / "curves.png", "PVT on handwritten digits")
@@ -66,7 +69,7 @@ def answer(output_dir: Path) -> None:
     model = AutoModelForImageClassification.from_pretrained(model_dir).eval()
     processor = AutoImageProcessor.from_pretrained(model_dir)
     classifier = pipeline("image-classification", model=model, image_processor=processor, device="cpu", top_k=1)
-    stream = open_stream("digits", "test", image_size=64)
+    stream = open_classification_stream("digits", "test", image_size=64)
     examples = list(stream.dataset)
     images = [decode_rgb(example["image"]) for example in examples]
     truth = [stream.class_names[example["label"]] for example in examples]

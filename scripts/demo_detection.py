@@ -13,11 +13,14 @@ from transformers import pipeline
 
 import pvt_hf  # noqa: F401  (registers the model)
 from pvt_hf.data.samples import decode_rgb
+from pvt_hf.engine import run
+from pvt_hf.engine.curves import plot_curves
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.inference.pictures import overlay_objects, plot_curves
+from pvt_hf.inference.pictures import overlay_objects
 from pvt_hf.metrics.coco_ap import CocoAP
+from pvt_hf.tasks import get_task
+from pvt_hf.tasks.detection.settings import DetectionSettings
 from pvt_hf.tasks.detection.streams import open_detection_stream
-from pvt_hf.tasks.detection.train import DetectionSettings, run
 
 
 RECIPE = Path(__file__).parent / "recipes" / "digits_retinanet.yaml"
@@ -31,7 +34,8 @@ def train(output_dir: Path) -> dict:
     """Trains into `output_dir/detector` and returns the run's report."""
     model_dir = output_dir / "detector"
     shutil.rmtree(model_dir, ignore_errors=True)
-    report = run(parse_arguments(DetectionSettings, [str(RECIPE), *SHORTER, "--output_dir", str(model_dir)]))
+    settings = parse_arguments(DetectionSettings, [str(RECIPE), *SHORTER, "--output_dir", str(model_dir)])
+    report = run.train(get_task("object-detection"), settings)
     if report["interrupted"]:
         raise SystemExit(f"Interrupted by {report['interrupted']}.")
     plot_curves(report["history"], output_dir / "detection_curves.png", "RetinaNet on digit scenes")

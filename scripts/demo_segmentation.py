@@ -12,12 +12,15 @@ from transformers import pipeline
 
 import pvt_hf  # noqa: F401  (registers the model)
 from pvt_hf.data.samples import decode_rgb
+from pvt_hf.engine import run
+from pvt_hf.engine.curves import plot_curves
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.inference.pictures import class_colors, plot_curves
+from pvt_hf.inference.pictures import class_colors
 from pvt_hf.metrics.mean_iou import MeanIoU
+from pvt_hf.tasks import get_task
 from pvt_hf.tasks.segmentation.samples import decode_labels
+from pvt_hf.tasks.segmentation.settings import SegmentationSettings
 from pvt_hf.tasks.segmentation.streams import open_segmentation_stream
-from pvt_hf.tasks.segmentation.train import SegmentationSettings, run
 
 
 RECIPE = Path(__file__).parent / "recipes" / "digits_semantic_fpn.yaml"
@@ -31,7 +34,7 @@ def train(output_dir: Path, backbone: Path) -> dict:
     model_dir = output_dir / "segmenter"
     shutil.rmtree(model_dir, ignore_errors=True)
     given = [str(RECIPE), *SHORTER, "--backbone", str(backbone), "--output_dir", str(model_dir)]
-    report = run(parse_arguments(SegmentationSettings, given))
+    report = run.train(get_task("semantic-segmentation"), parse_arguments(SegmentationSettings, given))
     if report["interrupted"]:
         raise SystemExit(f"Interrupted by {report['interrupted']}.")
     plot_curves(report["history"], output_dir / "segmentation_curves.png", "Semantic FPN on digit scenes")

@@ -14,12 +14,14 @@ that of the last. Unusable images are skipped, named and counted. `--help` lists
 """
 
 from pvt_hf.data.batches import StreamError
+from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.classification.evaluate import EvaluationSettings, run
+from pvt_hf.tasks import get_task
 
 
 if __name__ == "__main__":
+    task = get_task("image-classification")
     try:
-        run(parse_arguments(EvaluationSettings))
+        evaluate_checkpoint(task, parse_arguments(task.evaluation_settings))
     except (OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None

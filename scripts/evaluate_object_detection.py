@@ -13,12 +13,14 @@ Unusable images are skipped, named and counted. `--help` lists every argument.
 """
 
 from pvt_hf.data.batches import StreamError
+from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.detection.evaluate import DetectionEvaluationSettings, run
+from pvt_hf.tasks import get_task
 
 
 if __name__ == "__main__":
+    task = get_task("object-detection")
     try:
-        run(parse_arguments(DetectionEvaluationSettings))
-    except (ImportError, OSError, ValueError, StreamError) as error:
+        evaluate_checkpoint(task, parse_arguments(task.evaluation_settings))
+    except (OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -17,12 +17,14 @@ Unusable images and masks are skipped, named and counted. `--help` lists every a
 """
 
 from pvt_hf.data.batches import StreamError
+from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.segmentation.evaluate import SegmentationEvaluationSettings, run
+from pvt_hf.tasks import get_task
 
 
 if __name__ == "__main__":
+    task = get_task("semantic-segmentation")
     try:
-        run(parse_arguments(SegmentationEvaluationSettings))
+        evaluate_checkpoint(task, parse_arguments(task.evaluation_settings))
     except (OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -1,12 +1,10 @@
 """
-Writes the model cards of the paper's checkpoints, from the figures in `pvt_hf/hub/published.py` and `variants.py`, the
-recipes, and evaluations of ours where there are some.
+Writes the model cards of the paper's checkpoints, from `pvt_hf/hub/published.py` and evaluations of ours.
 
     python scripts/make_model_cards.py            # writes model_cards/*.md
-    python scripts/make_model_cards.py --check    # writes nothing; exit code 1 if one of them is not as it would be
+    python scripts/make_model_cards.py --check    # writes nothing; exit code 1 if a card is out of date
 
-An evaluation of a checkpoint, which an evaluation script writes with `--output model_cards/NAME.json`, goes into NAME's
-card.
+To add an evaluation to the card NAME.md, let an evaluation script write it with `--output model_cards/NAME.json`.
 """
 
 from __future__ import annotations
@@ -28,9 +26,11 @@ REPOSITORY = Path(__file__).parents[1]
 @dataclass
 class Arguments:
     output_dir: str = field(
-        default=str(REPOSITORY / "model_cards"), metadata={"help": "Folder of the cards and evaluations."}
+        default=str(REPOSITORY / "model_cards"), metadata={"help": "Folder of the cards and of evaluations."}
     )
-    check: bool = field(default=False, metadata={"help": "Compare instead of writing."})
+    check: bool = field(
+        default=False, metadata={"help": "Compare the cards with what would be written, and write nothing."}
+    )
 
 
 def main() -> int:
@@ -39,13 +39,16 @@ def main() -> int:
     folder, outdated = Path(arguments.output_dir), []
     unknown = {file.stem for ending in ("md", "json") for file in folder.glob(f"*.{ending}")} - set(PUBLISHED)
     if unknown:
-        print(f"error: {folder} has files of {', '.join(sorted(unknown))}, which are no checkpoints", file=sys.stderr)
+        print(
+            f"error: {folder} has files for {', '.join(sorted(unknown))}: there are no such checkpoints",
+            file=sys.stderr,
+        )
         return 1
     for name, published in PUBLISHED.items():
         evaluation = folder / f"{name}.json"
         try:
             content = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.exists() else None
-            card = str(build_published_card(published, REPOSITORY, content))
+            card = str(build_published_card(published, content))
         except (OSError, ValueError) as error:
             print(f"error: {name}: {error}", file=sys.stderr)
             return 1
@@ -57,7 +60,7 @@ def main() -> int:
             folder.mkdir(parents=True, exist_ok=True)
             file.write_bytes(card.encode())
     if outdated:
-        print(f"error: run scripts/make_model_cards.py, because of {', '.join(outdated)}", file=sys.stderr)
+        print(f"error: out of date: {', '.join(outdated)}. Run scripts/make_model_cards.py.", file=sys.stderr)
         return 1
     print(f"{len(PUBLISHED)} cards in {folder}{' are up to date' if arguments.check else ''}")
     return 0

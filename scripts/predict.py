@@ -1,20 +1,22 @@
 """
-Answers a trained model gives on image files: on the terminal, and as PNG files in a folder.
+Runs a trained model on image files: prints its predictions and writes them to a folder.
 
     python scripts/predict.py --model DIR photo.jpg other.png --output_dir predictions
     python scripts/predict.py --model DIR --task object-detection --threshold 0.3 photo.jpg other.png
 
-Without --task it is that of the class that the model was saved from. image-classification prints the best labels and
-writes NAME.classes.png, the image with them. semantic-segmentation prints the share of each class and writes
-NAME.overlay.png, the image under the colours of the classes with a legend, and NAME.labels.png, the number of each
-pixel's class (8 bits, or 16 for more than 255 classes). object-detection and instance-segmentation print how many
-objects of each class there are and write NAME.objects.png, the image with their boxes (and masks), labels and scores,
-and NAME.objects.json, a list of objects, the likeliest first: `label`, `score`, `box` (x and y of two corners, in
-pixels), and `segmentation` (COCO's compressed run lengths) of those with masks.
+The task is that of the model, unless --task names another one:
 
-Works with any Auto model of the task, from a folder or the Hub; PVT models load as this package's classes. Images of
-any mode and size, turned upright by their EXIF orientation. A file that cannot be used is named, the others are done,
-and the exit status is 1.
+- image-classification prints the best labels and writes NAME.classes.png: the image with labels and scores.
+- semantic-segmentation prints the share of each class and writes NAME.overlay.png, the image blended with the colours
+  of its classes, with a legend, and NAME.labels.png, the class index of every pixel (8 bits; 16 bits for more than 255
+  classes).
+- object-detection and instance-segmentation print the number of objects per class and write NAME.objects.png, the image
+  with boxes (and masks), labels and scores, and NAME.objects.json, a list of objects, highest score first: `label`,
+  `score`, `box` (left, top, right, bottom, in pixels) and, with masks, `segmentation` (COCO's compressed RLE).
+
+Takes any Auto model of these tasks, from a folder or the Hub; PVT models open as this package's classes. Images may
+have any mode and size; their EXIF orientation is applied. A file that cannot be used is reported and skipped, and the
+exit status is then 1. Needs the extra `train`, and `detection` for masks: `pip install "pvt-hf[train,detection]"`.
 """
 
 import argparse
@@ -27,131 +29,138 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers import AutoConfig, Pipeline
+from transformers import Pipeline
 from transformers.utils import logging
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
 from pvt_hf.data.samples import decode_rgb
 from pvt_hf.inference.pictures import annotate_classes, class_shares, label_image, overlay_classes, overlay_objects
-from pvt_hf.inference.prediction import find_objects, label_map, open_pipeline, task_of
+from pvt_hf.inference.prediction import TASKS, find_objects, label_map, open_pipeline
 
 
-# From an RGB image to a line of text, and pictures or texts by the ending of their files' names
-Files = dict[str, Image.Image | str]
-Answer = Callable[[Image.Image], tuple[str, Files]]
+# One line of text, and the content of files to write by the ending of their names
+Prediction = tuple[str, dict[str, Image.Image | str]]
 
 
-def open_for(task: str, arguments: argparse.Namespace) -> Pipeline:
+def classify(classifier: Pipeline, top_k: int, image: Image.Image) -> Prediction:
+    predictions = classifier(image, top_k=top_k)
+    text = ", ".join(f"{prediction['label']} {prediction['score']:.1%}" for prediction in predictions)
+    return text, {"classes.png": annotate_classes(image, predictions)}
+
+
+def segment(segmenter: Pipeline, image: Image.Image) -> Prediction:
+    config, labels = segmenter.model.config, label_map(segmenter, image)
+    text = ", ".join(f"{config.id2label[label]} {share:.1%}" for label, share in class_shares(labels))
+    overlay = overlay_classes(image, labels, config.id2label)
+    return text, {"overlay.png": overlay, "labels.png": label_image(labels, config.num_labels)}
+
+
+def detect(detector: Pipeline, threshold: float, with_masks: bool, image: Image.Image) -> Prediction:
+    id2label, found = detector.model.config.id2label, find_objects(detector, image, threshold, with_masks)
+    names = [id2label[label] for label in found.labels]
+    objects = [
+        {"label": name, "score": score, "box": box}
+        for name, score, box in zip(names, found.scores, found.boxes_xyxy.tolist())
+    ]
+    if found.masks is not None:
+        from pycocotools.mask import encode
+
+        for one, mask in zip(objects, found.masks.numpy()):
+            rle = encode(np.asfortranarray(mask, dtype=np.uint8))
+            one["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+    text = ", ".join(f"{count} {name}" for name, count in Counter(names).most_common()) or "no objects"
+    picture = overlay_objects(image, found.boxes_xyxy, found.labels, found.scores, id2label, found.masks)
+    return text, {"objects.png": picture, "objects.json": json.dumps(objects, indent=1)}
+
+
+def open_predictor(arguments: argparse.Namespace) -> Callable[[Image.Image], Prediction]:
+    """
+    Opens the model.
+
+    Raises:
+        SystemExit: with one line of text, if the model cannot be opened or a package is missing.
+    """
     try:
-        return open_pipeline(task, arguments.model, device=arguments.device)
+        task, pipeline = open_pipeline(arguments.model, arguments.task, device=arguments.device)
+        if task == "instance-segmentation":
+            import pycocotools.mask  # noqa: F401  a missing package should show before the first image is predicted
+    except ImportError:
+        raise SystemExit('Masks are written with pycocotools: `pip install "pvt-hf[detection]"`.') from None
     except ValueError as error:
         raise SystemExit(str(error)) from None
+    if task == "image-classification":
+        return partial(classify, pipeline, arguments.top_k)
+    if task == "semantic-segmentation":
+        return partial(segment, pipeline)
+    return partial(detect, pipeline, arguments.threshold, task == "instance-segmentation")
 
 
-def find_task(model: str) -> str:
-    """The task of a model that was saved; image classification if its configuration does not tell, or is not there."""
-    try:
-        return task_of(AutoConfig.from_pretrained(model)) or "image-classification"
-    except (OSError, ValueError):  # opening it will say why
-        return "image-classification"
+def write_files(folder: Path, stem: str, files: dict[str, Image.Image | str], taken: set[Path]) -> list[Path]:
+    """
+    Writes `STEM.ENDING` for each entry of `files`, or `STEM-2.ENDING` and so on if a name is taken.
+
+    Args:
+        folder: exists.
+        stem: of an image's file name.
+        files: content by ending.
+        taken: resolved paths that must not be overwritten: input images and earlier results. The new ones are added.
+    """
+    name, number = stem, 1
+    while taken & {(folder / f"{name}.{ending}").resolve() for ending in files}:
+        number += 1
+        name = f"{stem}-{number}"
+    targets = [folder / f"{name}.{ending}" for ending in files]
+    for target, content in zip(targets, files.values()):
+        if isinstance(content, Image.Image):
+            content.save(target)
+        else:
+            target.write_text(content)
+    taken.update(target.resolve() for target in targets)
+    return targets
 
 
-def classify(arguments: argparse.Namespace) -> Answer:
-    classifier = open_for("image-classification", arguments)
-
-    def answer(image: Image.Image) -> tuple[str, Files]:
-        predictions = classifier(image, top_k=arguments.top_k)
-        text = ", ".join(f"{prediction['label']} {prediction['score']:.1%}" for prediction in predictions)
-        return text, {"classes.png": annotate_classes(image, predictions)}
-
-    return answer
-
-
-def segment(arguments: argparse.Namespace) -> Answer:
-    segmenter = open_for("semantic-segmentation", arguments)
-    config = segmenter.model.config
-
-    def answer(image: Image.Image) -> tuple[str, Files]:
-        labels = label_map(segmenter, image)
-        text = ", ".join(f"{config.id2label[label]} {share:.1%}" for label, share in class_shares(labels))
-        overlay = overlay_classes(image, labels, config.id2label)
-        return text, {"overlay.png": overlay, "labels.png": label_image(labels, config.num_labels)}
-
-    return answer
-
-
-def detect(arguments: argparse.Namespace, with_masks: bool = False) -> Answer:
-    detector = open_for(arguments.task, arguments)
-    config = detector.model.config
-    if with_masks:
-        try:
-            from pycocotools.mask import encode
-        except ImportError:
-            raise SystemExit("Masks are written by pycocotools: `pip install pvt-hf[detection]`.") from None
-
-    def answer(image: Image.Image) -> tuple[str, Files]:
-        found = find_objects(detector, image, arguments.threshold, with_masks)
-        names = [config.id2label[label] for label in found.labels]
-        objects = [
-            {"label": name, "score": score, "box": box}
-            for name, score, box in zip(names, found.scores, found.boxes_xyxy.tolist())
-        ]
-        if found.masks is not None:
-            for one, mask in zip(objects, found.masks.numpy()):
-                rle = encode(np.asfortranarray(mask, dtype=np.uint8))
-                one["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
-        counts = ", ".join(f"{count} {name}" for name, count in Counter(names).most_common())
-        picture = overlay_objects(image, found.boxes_xyxy, found.labels, found.scores, config.id2label, found.masks)
-        return counts or "no objects", {"objects.png": picture, "objects.json": json.dumps(objects, indent=1)}
-
-    return answer
-
-
-TASKS = {
-    "image-classification": classify,
-    "semantic-segmentation": segment,
-    "object-detection": detect,
-    "instance-segmentation": partial(detect, with_masks=True),
-}
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", help="image files, e.g. photo.jpg other.png")
+    parser.add_argument(
+        "--model", required=True, help="folder written by save_pretrained, or Hub id, e.g. outputs/detector"
+    )
+    parser.add_argument("--task", choices=sorted(TASKS), help="default: the task that the model was saved for")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("predictions"),
+        help="folder for the results, e.g. out; default: %(default)s",
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=5, help="classification: number of labels per image, e.g. 3; default: %(default)s"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5,
+        help="detection: lowest score of an object, from 0 to 1, e.g. 0.3; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; default: %(default)s")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[1], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--task", choices=sorted(TASKS), help="by default what the model was saved for")
-    parser.add_argument("--output_dir", type=Path, default=Path("predictions"), help="folder for the answers")
-    parser.add_argument("--top_k", type=int, default=5, help="labels per image, in classification")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score of an object")
-    parser.add_argument("--device", default="cpu", help='"cpu", "cuda", "cuda:1" ...')
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     logging.disable_progress_bar()
-    arguments.task = arguments.task or find_task(arguments.model)
-    answer = TASKS[arguments.task](arguments)
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    failures = 0
-    taken = {Path(file).resolve() for file in arguments.images}  # not to be written over
+    predict = open_predictor(arguments)
+    try:
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--output_dir {arguments.output_dir} cannot be used as a folder: {error}") from None
+    taken, failures = {Path(file).resolve() for file in arguments.images}, 0
     for file in arguments.images:
         try:
-            # RGB here: the pipeline's own loader would saturate 16-bit images and drop transparency.
-            text, files = answer(decode_rgb({"path": file, "bytes": None}))
-        except ValueError as error:  # also what processor and model say about an image that they cannot take
+            # Decoded here: the pipeline's own loader saturates 16-bit images and drops transparency.
+            text, files = predict(decode_rgb({"path": file, "bytes": None}))
+        except ValueError as error:  # a damaged file, or an image that the processor or the model cannot take
             print(f"{file}: {error}", file=sys.stderr)
             failures += 1
             continue
-        name, number = Path(file).stem, 1
-        while taken & {(arguments.output_dir / f"{name}.{ending}").resolve() for ending in files}:
-            number += 1
-            name = f"{Path(file).stem}-{number}"
-        targets = [arguments.output_dir / f"{name}.{ending}" for ending in files]
-        for target, content in zip(targets, files.values()):
-            if isinstance(content, Image.Image):
-                content.save(target)
-            else:
-                target.write_text(content)
-            taken.add(target.resolve())
+        targets = write_files(arguments.output_dir, Path(file).stem, files, taken)
         print(f"{file}: {text}  -> {', '.join(map(str, targets))}")
     if failures:
         raise SystemExit(f"{failures} of {len(arguments.images)} images could not be read.")

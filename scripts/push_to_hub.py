@@ -1,11 +1,11 @@
 """
-Pushes a trained or converted model to the Hugging Face Hub, with its image processor and a model card.
+Pushes a trained or converted model to the Hugging Face Hub, with its image processor, a model card and its code.
 
     python scripts/push_to_hub.py --model outputs/fruit --repo me/fruit --dry_run
-    python scripts/push_to_hub.py --model outputs/fruit --repo me/fruit --with_code --evaluation outputs/fruit.json
+    python scripts/push_to_hub.py --model outputs/fruit --repo me/fruit --evaluation outputs/fruit.json --private
 
-Needs `hf auth login` or HF_TOKEN, unless it is a dry run. After a connection was cut, the same command uploads what is
-still missing. Exit code 0 if the repository is complete (or a dry run went through); 1 with the reason on stderr.
+Needs `hf auth login` or HF_TOKEN, except for a dry run. After a lost connection, the same command uploads only what is
+still missing. Exit code 0 on success; 1 with the reason on stderr otherwise.
 """
 
 from __future__ import annotations
@@ -20,25 +20,29 @@ from pvt_hf.hub.upload import push_folder
 
 @dataclass
 class Arguments:
-    model: str = field(metadata={"help": "Folder of the model: a training's or the converter's output."})
-    repo: str = field(metadata={"help": "Where to: org/name. Created if it does not exist."})
+    model: str = field(metadata={"help": "Folder from a training or from convert_checkpoint.py, e.g. outputs/fruit."})
+    repo: str = field(metadata={"help": "Repository on the Hub, e.g. me/fruit. Created if it does not exist."})
     revision: str | None = field(
-        default=None, metadata={"help": "Branch to commit to, created if it does not exist; by default the main one."}
+        default=None,
+        metadata={"help": "Branch to commit to, created if it does not exist. Default: the main branch."},
     )
     private: bool = field(
-        default=False, metadata={"help": "Create a repository that only you see; a public one is refused."}
+        default=False, metadata={"help": "Create a private repository; refuse one that is public already."}
     )
-    with_code: bool = field(
+    without_code: bool = field(
         default=False,
-        metadata={"help": "Add the code, for those who have not installed this package (trust_remote_code=True)."},
+        metadata={
+            "help": "Do not upload the model's code. It is what opens the model where this package is not installed, "
+            "with trust_remote_code=True."
+        },
     )
     evaluation: str | None = field(
-        default=None, metadata={"help": "JSON file of an evaluation script's --output, for the model card."}
+        default=None, metadata={"help": "JSON file from an evaluation script's --output, for the model card."}
     )
     license: str | None = field(
-        default=None, metadata={"help": "Of the weights, as the Hub calls it, such as apache-2.0; for the model card."}
+        default=None, metadata={"help": "License of the weights for the model card, e.g. apache-2.0."}
     )
-    dry_run: bool = field(default=False, metadata={"help": "Say what would be uploaded, and upload nothing."})
+    dry_run: bool = field(default=False, metadata={"help": "List what would be uploaded, and upload nothing."})
 
 
 def main() -> int:
@@ -50,7 +54,7 @@ def main() -> int:
             arguments.repo,
             revision=arguments.revision,
             private=arguments.private,
-            with_code=arguments.with_code,
+            with_code=not arguments.without_code,
             evaluation_file=arguments.evaluation,
             license=arguments.license,
             dry_run=arguments.dry_run,
@@ -61,7 +65,7 @@ def main() -> int:
     for name, size in result.files.items():
         print(f"{size:>14,}  {name}")
     print(f"{sum(result.files.values()):>14,}  bytes in {len(result.files)} files")
-    print(f"pushed    {result.url}" if result.url else f"dry run   nothing went to {arguments.repo}")
+    print(f"pushed    {result.url}" if result.url else f"dry run   nothing was uploaded to {arguments.repo}")
     return 0
 
 

@@ -10,12 +10,14 @@ Trains or fine-tunes an image classifier on a stream, on one process or many.
 """
 
 from pvt_hf.data.batches import StreamError
+from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.classification.train import ClassificationSettings, run
+from pvt_hf.tasks import get_task
 
 
 if __name__ == "__main__":
+    task = get_task("image-classification")
     try:
-        run(parse_arguments(ClassificationSettings))
+        train(task, parse_arguments(task.training_settings))
     except (OSError, ValueError, StreamError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -11,12 +11,14 @@ out.
 """
 
 from pvt_hf.data.batches import StreamError
+from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.detection.train import DetectionSettings, run
+from pvt_hf.tasks import get_task
 
 
 if __name__ == "__main__":
+    task = get_task("object-detection")
     try:
-        run(parse_arguments(DetectionSettings))
-    except (ImportError, OSError, ValueError, StreamError, FloatingPointError) as error:
+        train(task, parse_arguments(task.training_settings))
+    except (OSError, ValueError, StreamError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None

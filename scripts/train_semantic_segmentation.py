@@ -12,12 +12,14 @@ laid out.
 """
 
 from pvt_hf.data.batches import StreamError
+from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.segmentation.train import SegmentationSettings, run
+from pvt_hf.tasks import get_task
 
 
 if __name__ == "__main__":
+    task = get_task("semantic-segmentation")
     try:
-        run(parse_arguments(SegmentationSettings))
+        train(task, parse_arguments(task.training_settings))
     except (OSError, ValueError, StreamError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None

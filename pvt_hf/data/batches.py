@@ -25,9 +25,8 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from .grouping import in_groups
 from .samples import BadSample, sample_id, stack
-from .sharding import split_strategy
+from .sharding import in_groups, split_strategy
 from .streams import Stream
 
 

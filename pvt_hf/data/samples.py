@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import datasets
 import torch
 from PIL import Image
 
-from ..models.image_processing_pil_pvt import to_channels_first
-from .streams import Stream
+from ..models.image_processing_input import to_channels_first
 
 
 class BadSample(ValueError):
@@ -59,47 +57,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(array.transpose(1, 2, 0).round().astype("uint8"))
 
 
-class ClassificationSample:
-    """
-    Makes `{"pixel_values": (3, height, width) float, "labels": () int64}` of an example.
+class ProcessorTransform:
+    """An image processor as a function from one PIL image to its `pixel_values` (channels, height, width)."""
 
-    Args:
-        stream: where the examples come from.
-        transform: PIL RGB image to tensor.
-        class_names: the model's labels, in order; defaults to the stream's. String labels are looked up in it.
+    def __init__(self, processor: Any):
+        self.processor = processor
 
-    Raises:
-        ValueError: the stream has no label column, no class names are known, or there is only one.
-    """
-
-    def __init__(
-        self,
-        stream: Stream,
-        transform: Callable[[Image.Image], torch.Tensor],
-        class_names: tuple[str, ...] | None = None,
-    ):
-        if stream.label_column is None:
-            raise ValueError(f"{stream.name} has no label column: name it with label_column.")
-        names = class_names or stream.class_names
-        if names is None:
-            raise ValueError(
-                f"The labels of {stream.name} have no names: give class_names, in the order of the labels."
-            )
-        self.class_names = names
-        self.stream, self.transform, self.label_column = stream, transform, stream.label_column
-
-    def __call__(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
-        label = example[self.label_column]
-        if isinstance(label, bytes):
-            label = label.decode()
-        if isinstance(label, str) and label in self.class_names:
-            label = self.class_names.index(label)
-        elif isinstance(label, str) and label.isdigit():
-            label = int(label)
-        if not isinstance(label, int) or not 0 <= label < len(self.class_names):
-            raise BadSample(f"label {label!r} is not one of the {len(self.class_names)} classes")
-        image = decode_rgb(example[self.stream.image_column])
-        return {"pixel_values": self.transform(image), "labels": torch.tensor(label)}
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return torch.as_tensor(self.processor(image)["pixel_values"][0])
 
 
 def stack(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -1,9 +1,9 @@
 """
-Checkpoints that are whole or not there.
+Training checkpoints to resume from. A checkpoint is complete or absent.
 
-A checkpoint is written into a hidden sibling folder and renamed when every process has finished, so that a kill or a
-full disk leaves the ones before it. Accelerate writes model, optimiser, scaler and the random states of every process;
-the position in the stream, one file per process, and the loop's own state are added.
+It is written into a hidden folder, which is renamed when every process has finished: a kill or a full disk leaves the
+earlier checkpoints as they were. Accelerate writes the model, the optimiser, the scaler and the random states of every
+process. Added are each process' position in the stream and the loop's state.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from accelerate import Accelerator
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from torch.distributed.checkpoint import CheckpointException
 
-from .processes import agree
+from .processes import any_process
 
 
 STATE_FILE = "loop_state.json"
-# What a resumed run must share with the interrupted one to go on to the sample and the bit
+# Settings that must not change for a resume to be exact
 FIXED_SETTINGS = (
     "batch_size", "gradient_accumulation_steps", "num_workers", "seed", "shuffle_window", "repeated_augmentation",
     "samples_per_epoch", "mixed_precision", "ema_decay", "compile_backend",
 )  # fmt: skip
-# What changes nothing in the weights
+# Settings that do not affect the weights
 FREE_SETTINGS = {"output_dir", "resume_from_checkpoint", "save_every_steps", "save_total_limit", "report_to"}
 
 
@@ -117,7 +117,7 @@ def save_checkpoint(
         except Exception as caught:  # a full disk is an OSError, a RuntimeError (torch) or a SafetensorError
             error = caught
         # All or none go on: a process that raised alone would leave the others waiting.
-        if agree(accelerator, error is not None, "any"):
+        if any_process(error is not None):
             if accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
             kept = next(reversed(list_checkpoints(output_dir)), None) or "none"
@@ -152,11 +152,10 @@ def load_checkpoint(
     Restores model, optimiser and random states; returns (loop state, this process' stream state).
 
     Args:
-        begun: the loop state that the run has begun with; has "data_fingerprint" and "settings".
+        begun: loop state of the new run; has "data_fingerprint" and "settings".
 
     Raises:
-        ValueError: the checkpoint is of other data or other settings, was written by another number of processes, or
-            with `--fsdp` and is read without, or the other way round.
+        ValueError: data, settings, the number of processes or the use of `--fsdp` differ from the checkpoint's.
         OSError: a file of it is missing or damaged.
     """
     try:
@@ -197,8 +196,8 @@ def _unreadable(checkpoint: Path, error: Exception) -> OSError:
 
 def _check_same_run(checkpoint: Path, saved: dict[str, Any], begun: dict[str, Any]) -> list[str]:
     """
-    The settings that have changed since a checkpoint and may. Raises a ValueError if it is of other data, of settings
-    that make another run of it, or beyond the last epoch.
+    Returns the settings that differ from those of a checkpoint and may. Raises a ValueError if the data, or settings
+    that decide the result, differ, or if the checkpoint is beyond the last epoch.
     """
     if saved["data_fingerprint"] != begun["data_fingerprint"]:
         raise ValueError(

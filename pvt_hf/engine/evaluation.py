@@ -1,124 +1,176 @@
-"""What the evaluation of any saved checkpoint begins and ends with: devices, model, progress, and the report."""
+"""Evaluation on a stream, of a model in training or of a saved checkpoint, for any task."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, PreTrainedModel
 
-from .. import __version__
+from ..data.batches import BatchStream, make_loader
 from ..data.streams import Stream
-from ..weights.opening import check_model_path, open_complete, weights_digest
+from ..metrics.reports import versions, without_nan, write_json
+from ..weights.opening import open_complete, weights_digest
 from .feed import Batch
-from .processes import check_world_size, gather_objects, limit_cpu_threads
+from .processes import any_process, check_precision, check_world_size, limit_cpu_threads, quiet_progress_bars
+from .run_files import device_name
+from .settings import EvaluationSettings
+from .task import Evaluation, Task
 
 
-@dataclass
-class CheckpointSettings:
-    """Arguments that the evaluation of any checkpoint has."""
-
-    model: str = field(metadata={"help": "Any model of the task that AutoModel opens: a folder or Hub id."})
-    dataset: str = field(metadata={"help": "A built-in data set ('digits', 'digit-scenes'), a folder, or a Hub id."})
-    split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    image_column: str = field(default="", metadata={"help": "If it cannot be found by its type and name."})
-    num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})
-    mixed_precision: str = field(
-        default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
-    )
-    cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
-    max_bad_share: float = field(default=0.01, metadata={"help": "Largest share of unusable samples, of 100 or more."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
-    output: str = field(default="", metadata={"help": "JSON file for the results."})
-
-    if TYPE_CHECKING:
-        batch_size: int = 1  # each task has its own default
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
-        if self.num_workers < 0:
-            raise ValueError(f"--num_workers must not be negative, got {self.num_workers}.")
-
-
-class RenumberedSample:
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator,
+    model: Any,
+    batches: BatchStream,
+    num_workers: int,
+    evaluation: Evaluation,
+    after_batch: Callable[[Batch], None] | None = None,
+    save: Callable[[list[Any]], None] | None = None,
+) -> dict[str, Any]:
     """
-    A sample with the model's labels; a class, because loader workers may have to pickle it.
+    The metrics of a model over a stream: every sample once, over all processes.
 
     Args:
-        sample: example to a dict with `labels`, integers of any shape.
-        table: (n,) int64, the model's label for each of these integers.
+        model: in eval mode, on this process' device.
+        batches: this process' part of the stream.
+        after_batch: called with each batch of this process when its answers are counted.
+        save: called with the evaluation's states of all processes.
+
+    Returns:
+        The same on each process: `evaluation`'s metrics, with None where one is undefined, `eval_samples` and
+        `eval_skipped`.
+
+    Raises:
+        ValueError: there is no sample.
     """
+    skipped = 0
 
-    def __init__(self, sample: Callable[[dict[str, Any]], dict[str, Any]], table: torch.Tensor):
-        self.sample, self.table = sample, table
+    def forward(**inputs: torch.Tensor) -> Any:
+        # FSDP gathers the parameters in every forward pass, so all processes have to run equally often. Each tells the
+        # others that it runs; those that have no images left run on one of zeros below.
+        if accelerator.is_fsdp2:
+            any_process(True)
+        return run(**inputs)
 
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        tensors = self.sample(example)
-        return {**tensors, "labels": self.table[tensors["labels"]]}
+    def run(**inputs: torch.Tensor) -> Any:
+        with accelerator.autocast():
+            return model(**send_to_device(inputs, accelerator.device))
+
+    for batch in make_loader(batches, num_workers):
+        skipped += len(batch["skipped"])
+        if "sample_ids" in batch:
+            evaluation.add(forward, batch)
+        if after_batch is not None:
+            after_batch(batch)
+    while accelerator.is_fsdp2 and any_process(False):
+        run(**evaluation.idle_inputs())
+    parts = gather_object([(evaluation.state(), skipped)])
+    states = [part[0] for part in parts]
+    num_samples = evaluation.count(states)
+    if not num_samples:
+        raise ValueError(f"{batches.stream.name} has no sample to evaluate on.")
+    if save is not None:
+        save(states)
+    metrics = without_nan(evaluation.compute(states))
+    return metrics | {"eval_samples": num_samples, "eval_skipped": sum(part[1] for part in parts)}
 
 
-def open_checkpoint(settings: CheckpointSettings, auto_class: Any) -> tuple[Accelerator, PreTrainedModel, Any]:
+@quiet_progress_bars()
+def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
     """
-    The devices, the model in eval mode on this process' one, and its processor.
+    Evaluates a saved model: prints its figures, writes them to `settings.output`, and returns what is in that file.
 
     Args:
-        auto_class: Transformers' class that opens the model.
+        settings: of the class `task.evaluation_settings`.
+
+    Returns:
+        A report. `results` are the figures of the task's evaluation, with None where one is undefined, and
+        `images_per_second`: loading, inference and post-processing of all processes together, without each one's first
+        batch (None if there is no second). Of image classifiers it is a list, an entry for each image size.
+
+    Raises:
+        OSError: no such model or dataset, or `output` is a folder.
+        ValueError: the checkpoint lacks weights or is of another task, or its classes do not match the data's.
+        StreamError: the source cannot be read, or more than `max_bad_share` of the samples are unusable.
+    """
+    accelerator, model, processor = open_checkpoint(settings, task.auto_class)
+    stream = task.open_stream(settings, settings.split, processor)
+    results: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    for part in task.checkpoint_evaluations(settings, stream, model, processor):
+        if part.facts.get("warning") and part.facts != facts:
+            accelerator.print(f"warning: {part.facts['warning']}")
+        facts = part.facts
+        batches = BatchStream(
+            stream,
+            part.sample,
+            settings.batch_size,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            max_bad_share=settings.max_bad_share,
+            collate=task.collate_evaluation,
+        )
+        save = part.save if accelerator.is_main_process else None
+        with Monitor(accelerator, stream, part.title, skipped) as monitor:
+            metrics = evaluate(accelerator, model, batches, settings.num_workers, part.evaluation, monitor, save)
+        metrics["images_per_second"] = monitor.images_per_second()
+        accelerator.print(part.table(metrics))
+        results.append(part.report(metrics))
+    return write_report(accelerator, settings, model, skipped, results=task.summarize(results), **facts)
+
+
+def open_checkpoint(settings: EvaluationSettings, auto_class: Any) -> tuple[Accelerator, PreTrainedModel, Any]:
+    """
+    The Accelerator, the model in eval mode on its device, and the model's image processor.
 
     Raises:
         OSError: no such model, or `output` is a folder.
-        ValueError: the checkpoint lacks weights that the class has, fp16 on a CPU, or processes that do not work
-            together.
+        ValueError: weights are missing, fp16 on a CPU, or processes that do not see each other.
     """
-    if settings.mixed_precision == "fp16" and (settings.cpu or not torch.accelerator.is_available()):
-        raise ValueError("--mixed_precision fp16 needs a GPU: on a CPU use bf16 or no.")
-    check_model_path(settings.model)
+    check_precision(settings)
     accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
     check_world_size(accelerator)
-    limit_cpu_threads(accelerator, settings.num_workers)
-    if settings.output:
-        output = Path(settings.output)
-        if output.is_dir():
-            raise IsADirectoryError(f"--output {output} is a folder: name a JSON file.")
-        output.parent.mkdir(parents=True, exist_ok=True)
+    limit_cpu_threads(accelerator.device, settings.num_workers)
+    prepare_output(settings.output, "output")
     model = open_complete(auto_class, settings.model, trust_remote_code=settings.trust_remote_code)
     processor = AutoImageProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
     return accelerator, model.to(accelerator.device), processor
 
 
-def class_names_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """The names of a model's classes, by label."""
-    config: Any = model.config  # of which Transformers says that there may be no names, or numbers written as text
-    return tuple(config.id2label[label] for label in range(config.num_labels))
+def prepare_output(path: str, flag: str) -> None:
+    """Makes the folder of a file that `--flag` names, before anything is computed. IsADirectoryError for a folder."""
+    if path:
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"--{flag} {path} is a folder: name a JSON file.")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 class Monitor:
     """
-    Progress bar (use as a context), names of skipped samples, and the time from the end of the first batch to that of
-    the last. Called with every batch of this process.
+    A progress bar, the names of skipped samples, and the speed, as a context. Called with every batch of this process.
 
     Args:
-        skipped: where names and reasons are added.
+        skipped: gets the names of skipped samples and the reasons.
     """
 
     def __init__(self, accelerator: Accelerator, stream: Stream, title: str, skipped: dict[str, str]):
-        self.accelerator, self.skipped = accelerator, skipped
+        self.skipped = skipped
         self.start: float | None = None
         self.images, self.seconds = 0, 0.0
         self.bar = tqdm(
             total=stream.num_samples and math.ceil(stream.num_samples / accelerator.num_processes),
-            disable=not accelerator.is_main_process,
+            disable=not (accelerator.is_main_process and sys.stderr.isatty()),
             unit="image",
             desc=title,
         )
@@ -131,48 +183,44 @@ class Monitor:
 
     def __call__(self, batch: Batch) -> None:
         for name, reason in batch["skipped"]:
-            if name not in self.skipped:  # once for all sizes
+            if name not in self.skipped:  # once for all passes
                 tqdm.write(f"skipped {name}: {reason}")
             self.skipped[name] = reason
         images = len(batch.get("sample_ids", ()))
         if self.start is not None:
             self.images, self.seconds = self.images + images, time.perf_counter() - self.start
-        elif images:  # the first batch: its time is that of starting workers, allocating and choosing kernels
+        elif images:  # the first batch, which also pays for starting loader processes and choosing kernels
             self.start = time.perf_counter()
         self.bar.update(images)
 
     def images_per_second(self) -> float | None:
-        """Of all processes: images after each one's first batch, by the longest time. None: no second batch."""
-        parts = gather_objects(self.accelerator, (self.images, self.seconds))
+        """Images per second over all processes, without the first batch; None if there is no second one."""
+        parts = gather_object([(self.images, self.seconds)])
         images = sum(part[0] for part in parts)
         return images / max(part[1] for part in parts) if images else None
 
 
 def write_report(
     accelerator: Accelerator,
-    settings: CheckpointSettings,
+    settings: EvaluationSettings,
     model: PreTrainedModel,
     skipped: dict[str, str],
     **content: Any,
 ) -> dict[str, Any]:
-    """The report of an evaluation, which all processes get and the first writes to `settings.output`, whole or not."""
-    cuda = accelerator.device.type == "cuda"
+    """Returns the report of an evaluation on all processes. The first writes it to `settings.output`."""
     report = {
         "settings": asdict(settings),
         **content,
-        "skipped": {name: reason for part in gather_objects(accelerator, skipped) for name, reason in part.items()},
+        "skipped": {name: reason for part in gather_object([skipped]) for name, reason in part.items()},
         "model_class": type(model).__name__,
         "parameters": model.num_parameters(),
         "weights": weights_digest(model),
         "world_size": accelerator.num_processes,
-        "device": torch.cuda.get_device_name(accelerator.device) if cuda else str(accelerator.device),
+        "device": device_name(accelerator),
         "command": sys.argv,
-        "versions": {"pvt_hf": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }
     if settings.output and accelerator.is_main_process:
-        output = Path(settings.output)
-        unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(report, indent=2))
-        unfinished.replace(output)
+        write_json(settings.output, report)
     accelerator.end_training()
     return report

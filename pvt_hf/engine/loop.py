@@ -1,23 +1,24 @@
 """
-The training loop that every task shares: one linear pass, on one process or many.
+The training loop of every task, on one process or many.
 
-A task gives a model, a [`BatchStream`], a loss and an evaluation. Every process takes the same number of steps: before
-each step the processes agree whether all of them have a batch, and the epoch ends for all when one has none left.
+Every process takes the same number of steps. Before each step the processes exchange a few integers, between CPUs:
+whether each of them has a batch, was asked to stop, and found its last losses finite.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm.auto import tqdm
@@ -25,61 +26,18 @@ from transformers import PreTrainedModel
 
 from ..data.batches import BatchStream, StreamError
 from ..data.fingerprint import stream_fingerprint
-from ..tasks.models import share_buffers
-from .checkpoints import (
-    find_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    remove_leftovers,
-    save_checkpoint,
-)
-from .drop_path import DropPathSchedule
-from .feed import Batch, Feed
+from .checkpoints import find_checkpoint, list_checkpoints, load_checkpoint, remove_leftovers, save_checkpoint
+from .feed import Batch, Feed, SampleCounts, Status
+from .finite import FiniteSteps, gradient_norm, poison, whole
 from .fsdp import prepare_sharded
-from .optimizer import make_schedule, parameter_groups
-from .processes import agree, gather_objects
+from .optimizer import DropPathSchedule, make_schedule, parameter_groups
+from .processes import gather_integers, share_buffers
 from .settings import TrainingSettings
+from .state import StopSignal, TrainingState, steps_per_epoch
 
 
-def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_size: int) -> int:
-    """
-    Optimiser steps of one epoch in full batches.
-
-    Raises:
-        ValueError: the length is unknown, or there is less than one step in it.
-    """
-    if num_samples == 0:
-        raise ValueError("The training stream is empty.")
-    num_samples = settings.samples_per_epoch or num_samples
-    if num_samples is None:
-        raise ValueError("The source does not say how many samples it has: give --samples_per_epoch.")
-    per_step = settings.batch_size * settings.gradient_accumulation_steps * world_size
-    if num_samples < per_step:
-        raise ValueError(
-            f"{num_samples} samples do not fill one step of {per_step} (batch size x accumulation x processes): "
-            "use a smaller --batch_size."
-        )
-    return num_samples // per_step
-
-
-class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a wish that the loop reads between two steps; a second Ctrl-C interrupts now."""
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-
-    def __enter__(self) -> StopSignal:
-        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-
-    def __exit__(self, *error: Any) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+ComputeLoss = Callable[[nn.Module, Batch], torch.Tensor]
+MAX_NONFINITE_IN_A_ROW = 20
 
 
 def train(
@@ -88,289 +46,369 @@ def train(
     model: PreTrainedModel,
     batches: BatchStream,
     num_samples: int | None,
-    compute_loss: Callable[[nn.Module, Batch], torch.Tensor],
-    evaluate: Callable[[nn.Module], dict[str, float]],
+    compute_loss: ComputeLoss,
+    evaluate: Callable[[nn.Module], dict[str, Any]],
     best_metric: str,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """
-    Trains `model`, with checkpoints in `settings.output_dir`, resuming if the settings say so.
+    Trains `model`, with checkpoints in `settings.output_dir`, from the beginning or from a checkpoint.
 
     Args:
         batches: this process' part of the training stream.
         num_samples: samples of one epoch over all processes, if known.
-        compute_loss: (prepared model, batch on the device) to a scalar; anything random in it (mixing) draws from the
-            global generators, whose states are in the checkpoints.
-        evaluate: called by every process with the unwrapped model (its average, with `ema_decay`) in eval mode; returns
-            the same metrics on each; those that are numbers are printed and go to the trackers.
-        best_metric: of the metrics, the one whose highest value is reported as the best.
+        compute_loss: (prepared model, batch on the device) to a scalar. Random numbers in it (mixing) must come from
+            the global generators, whose states are in the checkpoints.
+        evaluate: called on every process with the unwrapped model (the average, with `ema_decay`) in eval mode; returns
+            the same metrics on each. Those that are numbers are printed and sent to the trackers.
+        best_metric: metric whose highest value is reported as the best.
 
     Returns:
-        The unwrapped model or its average, and a report: `history` (list of dicts by step; a loss is the mean over the
-        processes), `metrics` (the last evaluation), `best_metrics`, `steps`, `trained`, `skipped` and `dropped`
-        (samples over all processes; dropped are those of incomplete batches and of processes with more than others),
-        `skipped_samples` (some, with reasons), `nonfinite_steps`, `seconds`, `images_per_second` (since the start or
-        the resume, without evaluation), `data_fingerprint`, `interrupted` (None or the signal's name).
+        The unwrapped model or its average, and a report: `history` (see [`TrainingState`]), `metrics` (of the last
+        evaluation), `best_metrics`, `steps`, `trained`, `skipped` and `dropped` (samples over all processes; dropped
+        ones were left over in incomplete batches, or on processes that had more than others), `skipped_samples` (the
+        first ones, with reasons), `nonfinite_steps`, `seconds`, `images_per_second` (since the start or resume, without
+        evaluation), `data_fingerprint`, and `interrupted` (None or the signal's name).
 
     Raises:
-        FloatingPointError: a loss is not finite; the message has the step, the samples and the last checkpoint.
-        StreamError: the data cannot be read on; a checkpoint of the last step is saved.
-        ValueError: the checkpoint is of other data or another number of processes.
+        FloatingPointError: a loss is not finite; the message has the step, the samples and the last checkpoint. The
+            weights were not changed by it.
+        StreamError: the data cannot be read; a checkpoint of the last step is saved.
+        ValueError: the checkpoint is of other data, other settings or another number of processes.
     """
-    per_epoch = steps_per_epoch(settings, num_samples, accelerator.num_processes)
-    total_steps = settings.max_steps or per_epoch * settings.epochs
-    if settings.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    if settings.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # Transformers' wrapper hides its self
-    drop_path = DropPathSchedule(model, settings.drop_path_zero_epochs) if settings.drop_path_zero_epochs else None
-    ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
-    groups = parameter_groups(model, settings.weight_decay, settings.decay_all, settings.backbone_learning_rate or None)
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-    scheduler = make_schedule(
-        optimizer,
-        settings.schedule,
-        total_steps,
-        settings.warmup_steps or round(settings.warmup_epochs * per_epoch),
-        settings.warmup_learning_rate,
-        settings.min_learning_rate,
-        settings.poly_power,
-        [round(epoch * per_epoch) for epoch in settings.decay_epochs],
-    )
-    if settings.fsdp:
-        model, optimizer = prepare_sharded(accelerator, model, optimizer)
-    else:
-        model, optimizer = accelerator.prepare(model, optimizer)
-    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
-    if ema is not None:
-        ema.to(accelerator.device).set(unwrapped)  # other processes began with other weights and have taken the first's
-        accelerator.register_for_checkpointing(ema)
+    return _Training(accelerator, settings, model, batches, num_samples, compute_loss, evaluate, best_metric).run()
 
-    counts: dict[str, Any] = {"trained": 0, "skipped": 0, "dropped": 0, "skipped_samples": []}
-    state: dict[str, Any] = {
-        "step": 0,
-        "epoch": 0,
-        "epoch_start": 0,
-        "world_size": accelerator.num_processes,
-        "data_fingerprint": stream_fingerprint(batches.stream),
-        "settings": asdict(settings),
-        "history": [],
-        "seconds": 0.0,
-        "nonfinite_steps": 0,
-        "nonfinite_in_a_row": 0,
-        "evaluation_due": False,
-    }
-    stream_state = None
-    if settings.resume_from_checkpoint:
-        checkpoint = find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
-        if checkpoint is not None:
-            state, stream_state = load_checkpoint(accelerator, checkpoint, state)
-            counts = state.pop("counts")[accelerator.process_index]
-            state["settings"] = asdict(settings)
-            accelerator.print(f"Resumed from {checkpoint} (epoch {state['epoch']}, step {state['step']}).")
-        else:
-            accelerator.print(f"No checkpoint in {settings.output_dir} yet: starting from the beginning.")
-    if accelerator.is_main_process:
-        remove_leftovers(settings.output_dir)
 
-    start_time, start_seconds = time.perf_counter(), state["seconds"]
-    trained_before, busy_seconds = counts["trained"], 0.0
-    progress = tqdm(
-        total=total_steps, initial=state["step"], disable=not accelerator.is_main_process, unit="step", smoothing=0.05
-    )
+class _Training:
+    """One call of [`train`]."""
 
-    def save(stream: dict[str, Any] | None) -> None:
-        if state["nonfinite_in_a_row"] and interrupted is None:
-            return  # a training that diverges must not push out the checkpoints from before
-        state["seconds"] = start_seconds + time.perf_counter() - start_time
-        save_checkpoint(
-            accelerator,
-            settings.output_dir,
-            {**state, "counts": gather_objects(accelerator, counts)},
-            stream,
-            settings.save_total_limit,
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        settings: TrainingSettings,
+        model: PreTrainedModel,
+        batches: BatchStream,
+        num_samples: int | None,
+        compute_loss: ComputeLoss,
+        evaluate: Callable[[nn.Module], dict[str, Any]],
+        best_metric: str,
+    ):
+        self.accelerator, self.settings, self.batches, self.num_samples = accelerator, settings, batches, num_samples
+        self.compute_loss, self.evaluate, self.best_metric = compute_loss, evaluate, best_metric
+        self.steps_per_epoch = steps_per_epoch(settings, num_samples, accelerator.num_processes)
+        self.total_steps = settings.max_steps or self.steps_per_epoch * settings.epochs
+        # An epoch ends with the samples, or after a length of its own, or with the whole training.
+        self.has_own_length = settings.samples_per_epoch > 0 or settings.repeated_augmentation > 1
+        self._prepare(model)
+        self.counts = SampleCounts()
+        self.state = TrainingState(accelerator.num_processes, stream_fingerprint(batches.stream), asdict(settings))
+        self.stream_state: dict[str, Any] | None = None
+        if settings.resume_from_checkpoint:
+            self._resume()
+        if accelerator.is_main_process:
+            remove_leftovers(settings.output_dir)
+        self.finite_steps = FiniteSteps(self.state.step)
+        self.stop = StopSignal()
+        self.interrupted: str | None = None
+        self.start_time, self.start_seconds = time.perf_counter(), self.state.seconds
+        self.trained_before, self.busy_seconds = self.counts.trained, 0.0
+        self.progress = tqdm(
+            total=self.total_steps,
+            initial=self.state.step,
+            disable=not (accelerator.is_main_process and sys.stderr.isatty()),
+            unit="step",
+            smoothing=0.05,
         )
 
-    def images_per_second() -> float:
-        return (counts["trained"] - trained_before) * accelerator.num_processes / max(busy_seconds, 1e-9)
-
-    def totals() -> dict[str, int]:
-        parts = gather_objects(accelerator, counts)
-        summed = {name: sum(part[name] for part in parts) for name in counts if name != "skipped_samples"}
-        if batches.keep is None and not bounded and not settings.max_steps:
-            # Exact where the length is: a process that ends early leaves samples of the others unread.
-            summed["dropped"] = num_samples * state["epoch"] - summed["trained"] - summed["skipped"]
-        return summed | {"skipped_samples": [sample for part in parts for sample in part["skipped_samples"]]}
-
-    # An epoch ends with the samples, or after a length of its own, or with the whole training.
-    bounded = settings.samples_per_epoch > 0 or settings.repeated_augmentation > 1
-
-    def is_finished() -> bool:
-        if settings.max_steps:  # and the last epoch is closed, that is, evaluated
-            return state["step"] >= total_steps and state["epoch_start"] == state["step"]
-        return state["epoch"] >= settings.epochs
-
-    of_epochs, of_steps = ("", f"/{total_steps}") if settings.max_steps else (f"/{settings.epochs}", "")
-
-    def close_epoch() -> None:
-        """Evaluates if it is time, says where the training stands, and saves."""
-        shown = ""
-        if state["evaluation_due"]:
-            evaluated = (unwrapped if ema is None else ema.module).eval()
-            share_buffers(accelerator, evaluated)
-            metrics = evaluate(evaluated)
-            state["history"].append({"step": state["step"], "epoch": state["epoch"] - 1, **metrics})
-            numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-            accelerator.log(numbers, step=state["step"])
-            shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
-            state["evaluation_due"] = False
-        if state["nonfinite_steps"]:
-            shown += f", {state['nonfinite_steps']} steps dropped because of a loss that is not finite"
-        seen = totals()
-        if accelerator.is_main_process:
-            tqdm.write(
-                f"epoch {state['epoch']}{of_epochs}: step {state['step']}{of_steps}, "
-                f"{seen['trained']} samples trained, {seen['skipped']} skipped, "
-                f"{seen['dropped']} left over so far{shown}"
-            )
-        save(None)
-
-    interrupted = None
-    with StopSignal() as stop, progress:
-        if state["evaluation_due"]:
-            close_epoch()
-        elif is_finished():
-            accelerator.print("The training was finished: there is nothing left to do but to save the model.")
-        while not is_finished():
-            epoch = state["epoch"]
-            batches.set_epoch(epoch)
-            if drop_path is not None:
-                drop_path.set_epoch(epoch)
-            feed = Feed(batches, settings, accelerator, stream_state, counts)
-            stream_state = None
-            limits = [state["epoch_start"] + per_epoch - state["step"]] if bounded else []
-            limits += [total_steps - state["step"]] if settings.max_steps else []
-            model.train()
-            tick = time.perf_counter()
-            try:
-                for group in feed.groups(min(limits, default=None)):
-                    scheduler.step_update(state["step"])
-                    loss = _step(accelerator, settings, model, optimizer, compute_loss, group, state)
-                    state["step"] += 1
-                    if ema is not None:
-                        ema.update(unwrapped, step=state["step"])
-                    busy_seconds += time.perf_counter() - tick
-                    progress.update()
-                    if state["step"] % settings.log_every_steps == 0 or state["step"] == 1:
-                        values = {
-                            "loss": accelerator.reduce(loss, "mean").item(),
-                            "learning_rate": optimizer.param_groups[0]["lr"],
-                        }
-                        state["history"].append({"step": state["step"], "epoch": epoch, **values})
-                        rate = images_per_second()
-                        accelerator.log({**values, "images_per_second": rate}, step=state["step"])
-                        progress.set_postfix(
-                            loss=f"{values['loss']:.3f}",
-                            lr=f"{values['learning_rate']:.1e}",
-                            img_s=f"{rate:.0f}",
-                            refresh=False,
-                        )
-                    # One decision for all: a signal reaches the processes at different moments.
-                    if agree(accelerator, stop.received is not None, "any"):
-                        interrupted = stop.received or "a signal to another process"
-                    if interrupted or (settings.save_every_steps and state["step"] % settings.save_every_steps == 0):
-                        save(feed.stream_state)
-                    if interrupted:
-                        break
-                    tick = time.perf_counter()
-            except StreamError as error:
-                save(feed.stream_state)
-                raise StreamError(
-                    f"{error}\nStopped at step {state['step']}, with a checkpoint in {settings.output_dir}: mend the "
-                    "data and go on with --resume_from_checkpoint latest."
-                ) from error
-            if interrupted:
-                break
-            if state["step"] == state["epoch_start"]:
-                raise ValueError(
-                    f"{batches.stream.name} did not fill a single step of {settings.batch_size} samples per process "
-                    f"({counts['skipped']} skipped, {counts['dropped']} left over): use a smaller --batch_size or "
-                    "fewer --num_workers."
-                )
-            state["epoch"], state["epoch_start"] = epoch + 1, state["step"]
-            state["evaluation_due"] = is_finished() or (epoch + 1) % settings.eval_every_epochs == 0
-            if state["evaluation_due"]:
-                save(None)  # an evaluation may take long, and be killed
-            close_epoch()
-    evaluations = [
-        {name: value for name, value in entry.items() if name not in ("step", "epoch")} | {"epoch": entry["epoch"]}
-        for entry in state["history"]
-        if "loss" not in entry
-    ]
-    report = {
-        "steps": state["step"],
-        "history": state["history"],
-        "metrics": evaluations[-1] if evaluations else {},
-        "best_metrics": max(evaluations, key=lambda entry: entry[best_metric]) if evaluations else {},
-        "seconds": start_seconds + time.perf_counter() - start_time,
-        "images_per_second": images_per_second(),
-        "interrupted": interrupted,
-        "nonfinite_steps": state["nonfinite_steps"],
-        "data_fingerprint": state["data_fingerprint"],
-        **totals(),
-    }
-    return (unwrapped if ema is None else ema.module).eval(), report
-
-
-MAX_NONFINITE_IN_A_ROW = 20
-
-
-def _step(
-    accelerator: Accelerator,
-    settings: TrainingSettings,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    compute_loss: Callable[[nn.Module, Batch], torch.Tensor],
-    group: list[Batch],
-    state: dict[str, Any],
-) -> torch.Tensor:
-    """
-    One optimiser step over a group of batches; returns this process' mean loss, which is not finite where the step was
-    dropped. FloatingPointError without `--skip_nonfinite`, or after too many such steps in a row.
-    """
-    total: Any = 0.0
-    for index, batch in enumerate(group):
-        tensors = {key: value for key, value in batch.items() if key not in ("sample_ids", "skipped")}
-        tensors = send_to_device(tensors, accelerator.device, non_blocking=True)
+    def _prepare(self, model: PreTrainedModel) -> None:
+        """Model, optimiser, schedules and average, on the device."""
+        accelerator, settings = self.accelerator, self.settings
+        if settings.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
         if settings.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # Transformers' wrapper hides its self
+        self.drop_path = (
+            DropPathSchedule(model, settings.drop_path_zero_epochs) if settings.drop_path_zero_epochs else None
+        )
+        self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
+        groups = parameter_groups(
+            model, settings.weight_decay, settings.decay_all, settings.backbone_learning_rate or None
+        )
+        # Fused: skips a step by a flag on the device (see `_step`).
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        self.scheduler = make_schedule(
+            optimizer,
+            settings.schedule,
+            self.total_steps,
+            settings.warmup_steps or round(settings.warmup_epochs * self.steps_per_epoch),
+            settings.warmup_learning_rate,
+            settings.min_learning_rate,
+            settings.poly_power,
+            [round(epoch * self.steps_per_epoch) for epoch in settings.decay_epochs],
+        )
+        prepare: Any = prepare_sharded if settings.fsdp else Accelerator.prepare
+        self.model, self.optimizer = prepare(accelerator, model, optimizer)
+        self.unwrapped = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self.ema is not None:
+            # The other processes began with other weights and now have the main one's.
+            self.ema.to(accelerator.device).set(self.unwrapped)
+            accelerator.register_for_checkpointing(self.ema)
+
+    def _resume(self) -> None:
+        """Takes everything from the checkpoint that the settings name, if there is one."""
+        accelerator, settings = self.accelerator, self.settings
+        checkpoint = find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
+        if checkpoint is None:
+            accelerator.print(f"No checkpoint in {settings.output_dir} yet: starting from the beginning.")
+            return
+        saved, self.stream_state = load_checkpoint(accelerator, checkpoint, asdict(self.state))
+        self.counts = SampleCounts(**saved.pop("counts")[accelerator.process_index])
+        self.state = TrainingState(**{**saved, "settings": asdict(settings)})
+        accelerator.print(f"Resumed from {checkpoint} (epoch {self.state.epoch}, step {self.state.step}).")
+
+    def run(self) -> tuple[PreTrainedModel, dict[str, Any]]:
+        with self.stop, self.progress:
+            if self.state.evaluation_due:
+                self._close_epoch()
+            elif self._is_finished():
+                self.accelerator.print("The training was finished: only the model is left to save.")
+            while not self._is_finished():
+                self._train_epoch()
+                if self.interrupted:
+                    break
+                self._close_epoch()
+        return self._evaluated_model().eval(), self._report()
+
+    def _is_finished(self) -> bool:
+        if self.settings.max_steps:  # and the last epoch is closed, that is, evaluated
+            return self.state.step >= self.total_steps and self.state.epoch_start == self.state.step
+        return self.state.epoch >= self.settings.epochs
+
+    def _train_epoch(self) -> None:
+        """One epoch, or what is left of it after a resume. Ends early, with a checkpoint, if a process has to stop."""
+        state, settings = self.state, self.settings
+        self.batches.set_epoch(state.epoch)
+        if self.drop_path is not None:
+            self.drop_path.set_epoch(state.epoch)
+        feed = Feed(
+            self.batches,
+            settings.gradient_accumulation_steps,
+            settings.num_workers,
+            self.accelerator.device.type == "cuda",
+            self.stream_state,
+            self.counts,
+        )
+        self.stream_state = None
+        self.model.train()
+        start = time.perf_counter()
+        try:
+            for group in feed.groups(self._steps_left_in_epoch(), self._agree):
+                loss = self._step(group)
+                self.busy_seconds += time.perf_counter() - start
+                self._log(loss)
+                if settings.save_every_steps and state.step % settings.save_every_steps == 0:
+                    self._save(feed.stream_state)
+                start = time.perf_counter()
+        except StreamError as error:
+            self._save(feed.stream_state)
+            raise StreamError(
+                f"{error}\nStopped at step {state.step}, with a checkpoint in {settings.output_dir}: mend the data and "
+                "go on with --resume_from_checkpoint latest."
+            ) from error
+        if feed.stopped:
+            self.interrupted = self.stop.received or "a signal to another process"
+            self._save(feed.stream_state)
+            return
+        if state.step == state.epoch_start:
+            raise ValueError(
+                f"{self.batches.stream.name} did not fill a single step of {settings.batch_size} samples per process "
+                f"({self.counts.skipped} skipped, {self.counts.dropped} left over): use a smaller --batch_size or "
+                "fewer --num_workers."
+            )
+        state.epoch, state.epoch_start = state.epoch + 1, state.step
+        state.evaluation_due = self._is_finished() or state.epoch % settings.eval_every_epochs == 0
+        if state.evaluation_due:
+            self._save(None)  # an evaluation may take long, and be killed
+
+    def _steps_left_in_epoch(self) -> int | None:
+        """Steps after which the epoch ends even if there are samples left; None if there is no such limit."""
+        limits = []
+        if self.has_own_length:
+            limits.append(self.state.epoch_start + self.steps_per_epoch - self.state.step)
+        if self.settings.max_steps:
+            limits.append(self.total_steps - self.state.step)
+        return min(limits, default=None)
+
+    def _agree(self, status: Status) -> Status:
+        """The processes' common status, in the one collective that a step has beside the gradients' own."""
+        if status < Status.STOPPED and self.stop.received:
+            status = Status.STOPPED
+        self.finite_steps.resolve()
+        parts = gather_integers(status, *self.finite_steps.encode())
+        self._check_finite([part[1:] for part in parts])
+        return Status(max(part[0] for part in parts))
+
+    def _step(self, group: list[Batch]) -> torch.Tensor:
+        """One optimiser step on a group of batches. Returns their mean loss on this process, still on the device."""
+        self.scheduler.step_update(self.state.step)
+        losses = []
+        for index, batch in enumerate(group):
+            # Gradients are averaged over the processes once per step; DDP decides that in the forward pass. FSDP
+            # averages with every batch: whole gradients would take the memory of a model.
+            averaged = self.settings.fsdp or index == len(group) - 1
+            with contextlib.nullcontext() if averaged else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    loss = self.compute_loss(self.model, self._to_device(batch)) / len(group)
+                self.accelerator.backward(poison(loss))
+            losses.append(loss.detach())
+        norm: torch.Tensor | None = None
+        if self.settings.max_grad_norm:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        if self.accelerator.scaler is None:  # the scaler of fp16 skips such steps itself
+            norm = gradient_norm(self.model) if norm is None else whole(norm)
+            # Read by fused AdamW: 1 leaves parameters and moments as they are.
+            self.optimizer.optimizer.found_inf = norm.isfinite().logical_not().float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.finite_steps.add(
+            losses, norm if self.accelerator.scaler is None else None, [batch["sample_ids"] for batch in group]
+        )
+        self.state.step += 1
+        if self.ema is not None:
+            self.ema.update(self.unwrapped, step=self.state.step)
+        self.progress.update()
+        return torch.stack(losses).sum()
+
+    def _to_device(self, batch: Batch) -> Batch:
+        tensors = {key: value for key, value in batch.items() if key not in ("sample_ids", "skipped")}
+        tensors = send_to_device(tensors, self.accelerator.device, non_blocking=True)
+        if self.settings.channels_last:
             tensors["pixel_values"] = tensors["pixel_values"].to(memory_format=torch.channels_last)
-        # Gradients are averaged over the processes once per step; DDP decides that in the forward pass. FSDP averages
-        # with every batch: whole gradients would take the memory of a model, and zero_grad does not reach them.
-        averaged = settings.fsdp or index == len(group) - 1
-        with contextlib.nullcontext() if averaged else accelerator.no_sync(model):
-            with accelerator.autocast():
-                loss = compute_loss(model, tensors) / len(group)
-            finite = math.isfinite(loss.item())
-            if not agree(accelerator, finite, "all"):
-                state["nonfinite_steps"] += 1
-                state["nonfinite_in_a_row"] += 1
-                too_many = state["nonfinite_in_a_row"] >= MAX_NONFINITE_IN_A_ROW
-                if too_many or not settings.skip_nonfinite:
-                    kept = next(reversed(list_checkpoints(settings.output_dir)), None) or "none"
-                    names = "another process' batch" if finite else ", ".join(batch["sample_ids"])
-                    row = (
-                        f", like the {MAX_NONFINITE_IN_A_ROW - 1} before it: the training diverges" if too_many else ""
-                    )
-                    raise FloatingPointError(
-                        f"The loss of step {state['step']} is not finite{row}. Samples: {names}. "
-                        f"Last good checkpoint: {kept}. Try a lower --learning_rate, or --max_grad_norm."
-                    )
-                optimizer.zero_grad()
-                return loss.detach()
-            accelerator.backward(loss)
-        total += loss.detach()
-    state["nonfinite_in_a_row"] = 0
-    if settings.max_grad_norm:
-        accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return total
+        return tensors
+
+    def _settle_finite_steps(self) -> None:
+        """Waits for the flags of all steps so far, on every process."""
+        self.finite_steps.resolve(wait=True)
+        self._check_finite(gather_integers(*self.finite_steps.encode()))
+
+    def _check_finite(self, parts: list[list[int]]) -> None:
+        """Counts the steps that were skipped. Stops at one without `--skip_nonfinite`, or at too many in a row."""
+        state = self.state
+        for step, finite in self.finite_steps.merge(parts):
+            state.nonfinite_in_a_row = 0 if finite else state.nonfinite_in_a_row + 1
+            state.nonfinite_steps += not finite
+            diverges = state.nonfinite_in_a_row >= MAX_NONFINITE_IN_A_ROW
+            if finite or (self.settings.skip_nonfinite and not diverges):
+                continue
+            names = ", ".join(self.finite_steps.sample_ids.get(step, ())) or (
+                "of another process" if self.accelerator.num_processes > 1 else "any: the gradients overflow"
+            )
+            row = f", like the {MAX_NONFINITE_IN_A_ROW - 1} before it: the training diverges" if diverges else ""
+            kept = next(reversed(list_checkpoints(self.settings.output_dir)), None) or "none"
+            raise FloatingPointError(
+                f"The loss of step {step} is not finite{row}. Samples: {names}. Last good checkpoint: {kept}. "
+                "Try a lower --learning_rate, or --max_grad_norm."
+            )
+
+    def _log(self, loss: torch.Tensor) -> None:
+        """A point of the training curve, at the first step and every `log_every_steps`."""
+        state = self.state
+        if state.step % self.settings.log_every_steps and state.step != 1:
+            return
+        values = {
+            "loss": self.accelerator.reduce(loss, "mean").item(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        state.history.append({"step": state.step, "epoch": state.epoch, **values})
+        rate = self._images_per_second()
+        self.accelerator.log({**values, "images_per_second": rate}, step=state.step)
+        shown = {"loss": f"{values['loss']:.3f}", "lr": f"{values['learning_rate']:.1e}", "img_s": f"{rate:.0f}"}
+        self.progress.set_postfix(shown, refresh=False)
+        if self.accelerator.is_main_process and self.progress.disable:
+            text = ", ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"step {state.step}/{self.total_steps}: {text}", flush=True)
+
+    def _close_epoch(self) -> None:
+        """Evaluates if it is time, says where the training stands, and saves."""
+        state, settings = self.state, self.settings
+        self._settle_finite_steps()
+        shown = ""
+        if state.evaluation_due:
+            evaluated = self._evaluated_model().eval()
+            share_buffers(self.accelerator, evaluated)
+            metrics = self.evaluate(evaluated)
+            state.history.append({"step": state.step, "epoch": state.epoch - 1, **metrics})
+            numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+            self.accelerator.log(numbers, step=state.step)
+            shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
+            state.evaluation_due = False
+        if state.nonfinite_steps:
+            shown += f", {state.nonfinite_steps} steps dropped because of a loss that is not finite"
+        totals = self._total_counts()
+        if self.accelerator.is_main_process:
+            epochs, steps = ("", f"/{self.total_steps}") if settings.max_steps else (f"/{settings.epochs}", "")
+            tqdm.write(
+                f"epoch {state.epoch}{epochs}: step {state.step}{steps}, {totals['trained']} samples trained, "
+                f"{totals['skipped']} skipped, {totals['dropped']} left over so far{shown}"
+            )
+        self._save(None)
+
+    def _save(self, stream_state: dict[str, Any] | None) -> None:
+        """A checkpoint with the position in the stream; None: at the end of an epoch."""
+        self._settle_finite_steps()
+        if self.state.nonfinite_in_a_row and self.interrupted is None:
+            return  # a training that diverges must not push out the checkpoints from before
+        self.state.seconds = self._seconds()
+        save_checkpoint(
+            self.accelerator,
+            Path(self.settings.output_dir),
+            {**asdict(self.state), "counts": gather_object([asdict(self.counts)])},
+            stream_state,
+            self.settings.save_total_limit,
+        )
+
+    def _quality(self, metrics: dict[str, Any]) -> float:
+        value = metrics[self.best_metric]
+        return -math.inf if value is None else value  # undefined
+
+    def _evaluated_model(self) -> Any:
+        return self.unwrapped if self.ema is None else self.ema.module
+
+    def _seconds(self) -> float:
+        return self.start_seconds + time.perf_counter() - self.start_time
+
+    def _images_per_second(self) -> float:
+        """Of all processes, if each trains as many as this one."""
+        trained = (self.counts.trained - self.trained_before) * self.accelerator.num_processes
+        return trained / max(self.busy_seconds, 1e-9)
+
+    def _total_counts(self) -> dict[str, Any]:
+        """[`SampleCounts`] over all processes, as a dict."""
+        parts = gather_object([asdict(self.counts)])
+        totals: dict[str, Any] = {
+            name: sum((part[name] for part in parts), [] if name == "skipped_samples" else 0) for name in parts[0]
+        }
+        if self.batches.keep is None and not self.has_own_length and not self.settings.max_steps:
+            # Exact where the length is: a process that ends early leaves samples of the others unread.
+            assert self.num_samples is not None  # or there would be a --samples_per_epoch
+            totals["dropped"] = self.num_samples * self.state.epoch - totals["trained"] - totals["skipped"]
+        return totals
+
+    def _report(self) -> dict[str, Any]:
+        state = self.state
+        evaluations = [
+            {name: value for name, value in entry.items() if name not in ("step", "epoch")} | {"epoch": entry["epoch"]}
+            for entry in state.history
+            if "loss" not in entry
+        ]
+        return {
+            "steps": state.step,
+            "history": state.history,
+            "metrics": evaluations[-1] if evaluations else {},
+            "best_metrics": max(evaluations, key=self._quality, default={}),
+            "seconds": self._seconds(),
+            "images_per_second": self._images_per_second(),
+            "interrupted": self.interrupted,
+            "nonfinite_steps": state.nonfinite_steps,
+            "data_fingerprint": state.data_fingerprint,
+            **self._total_counts(),
+        }

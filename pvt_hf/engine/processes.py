@@ -1,25 +1,33 @@
-"""What a run needs before its first step, and how its processes agree: thin functions over Accelerate."""
+"""Processes of a run: how they start, and how they agree."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast, set_seed
+from torch import nn
+from transformers.utils import logging
 
 from .fsdp import check_fsdp, make_fsdp_plugin
-from .settings import TrainingSettings
+from .settings import DeviceSettings, TrainingSettings
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """
+    The Accelerator of a training run. Also seeds the generators, each process differently.
+
     Raises:
-        ValueError: what was asked for does not exist on this device, a tracker is not installed, the launcher started
-            another number of processes than Accelerate sees (each would train alone), or `--fsdp` where Accelerate has
-            none of it.
+        ValueError: fp16 on a CPU, a tracker that is not installed, `--fsdp` where Accelerate does not support it, or a
+            launcher that started another number of processes than Accelerate sees (each would train alone).
     """
     trackers = [name.strip() for name in settings.report_to.split(",") if name.strip() not in ("", "none")]
     missing = sorted(set(trackers) - set(map(str, get_available_trackers())))
@@ -28,9 +36,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
             f"--report_to {settings.report_to}: {', '.join(missing)} is not installed (pip install it) or not known to "
             "Accelerate."
         )
-    on_cpu = settings.cpu or not torch.accelerator.is_available()
-    if settings.mixed_precision == "fp16" and on_cpu:
-        raise ValueError("--mixed_precision fp16 needs a GPU: on a CPU use bf16 or no.")
+    check_precision(settings)
     accelerator = Accelerator(
         cpu=settings.cpu,
         mixed_precision=settings.mixed_precision,
@@ -43,34 +49,100 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         check_fsdp(accelerator)
     check_world_size(accelerator)
     set_seed(settings.seed, device_specific=True)
-    limit_cpu_threads(accelerator, settings.num_workers)
+    limit_cpu_threads(accelerator.device, settings.num_workers)
     return accelerator
 
 
-def check_world_size(accelerator: Accelerator) -> None:
-    """Raises a ValueError if the launcher started another number of processes than Accelerate sees."""
+@contextlib.contextmanager
+def quiet_progress_bars() -> Iterator[None]:
+    """Off a terminal, no progress bars of Transformers: a log file would fill with carriage returns."""
+    quiet = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            logging.enable_progress_bar()
+
+
+def check_precision(settings: DeviceSettings) -> None:
+    """Raises a ValueError for fp16 on a CPU."""
+    if settings.mixed_precision == "fp16" and (settings.cpu or not torch.accelerator.is_available()):
+        raise ValueError("--mixed_precision fp16 needs a GPU: on a CPU use bf16 or no.")
+
+
+def check_world_size(state: Any) -> None:
+    """
+    Args:
+        state: an Accelerator or another object with Accelerate's `num_processes`.
+
+    Raises:
+        ValueError: the launcher started another number of processes than Accelerate sees.
+    """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != accelerator.num_processes:
+    if launched != state.num_processes:
         raise ValueError(
-            f"WORLD_SIZE is {launched}, but Accelerate runs {accelerator.num_processes} process(es), each of which "
-            "would work alone. On CPUs use `torchrun --nproc_per_node N SCRIPT --cpu`; on GPUs `accelerate launch`."
+            f"WORLD_SIZE is {launched}, but Accelerate runs {state.num_processes} process(es), each of which would "
+            "work alone. On CPUs use `torchrun --nproc_per_node N SCRIPT --cpu`; on GPUs `accelerate launch`."
         )
 
 
-def limit_cpu_threads(accelerator: Accelerator, num_workers: int) -> None:
-    """On a CPU: a core for each loader worker; threads that wait for a taken core slow each other down badly."""
-    if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+def limit_cpu_threads(device: torch.device, num_workers: int) -> None:
+    """On a CPU, leaves one core to each loader process: threads that compete for a core slow each other down badly."""
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - num_workers))
 
 
-def agree(accelerator: Accelerator, flag: bool, reduction: str) -> bool:
-    """Whether all ("all") or any ("any") of the processes have `flag`."""
-    if accelerator.num_processes == 1:
-        return flag
-    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item()
-    return total == accelerator.num_processes if reduction == "all" else total > 0
+def gather_integers(*values: int) -> list[list[int]]:
+    """
+    `values` (of 64 bits) of every process, in order of rank: one collective between CPUs, which does not wait for a
+    GPU's queue.
+    """
+    if not dist.is_initialized():
+        return [list(values)]
+    own = torch.tensor(values)
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own, group=_cpu_group(dist.group.WORLD))
+    return [part.tolist() for part in parts]
 
 
-def gather_objects(accelerator: Accelerator, value: Any) -> list[Any]:
-    """`value` of every process, in order of rank, on every process."""
-    return gather_object([value]) if accelerator.num_processes > 1 else [value]
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true in at least one process. Every process has to ask."""
+    return any(value for (value,) in gather_integers(int(flag)))
+
+
+@functools.lru_cache(maxsize=1)
+def _cpu_group(world: Any) -> Any:
+    """A process group of `world` for tensors on the CPU."""
+    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
+
+
+def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """
+    Copies the main process' buffers to all others. Each process adds its own batches to the statistics of a BatchNorm
+    that is not synchronised, and the main process' model is the one that is saved: so that one is evaluated.
+    """
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))
+
+
+def synchronize_batch_norm(accelerator: Accelerator, model: Any) -> Any:
+    """
+    Makes BatchNorm use the statistics of all GPUs, as in the official training. torch has that for CUDA only: elsewhere
+    the model stays as it is, with a message.
+
+    Args:
+        accelerator: or another object with Accelerate's `num_processes`, `device` and `print`.
+    """
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if accelerator.num_processes == 1 or not has_batch_norm:
+        return model
+    if accelerator.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    accelerator.print(
+        f"BatchNorm is not synchronised: torch does that on CUDA only, and this is {accelerator.device.type}. Each "
+        "process normalises with the statistics of its own batch."
+    )
+    return model

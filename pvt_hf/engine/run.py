@@ -1,117 +1,65 @@
-"""The frame of a training run that every task shares: batches, the loop, and what is left in the run's folder."""
+"""A training run from its settings to the files in its folder, for any task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..data.batches import BatchStream, Sample
-from ..data.samples import is_held_out, stack
+from ..data.batches import BatchStream
+from ..data.samples import is_held_out
 from ..data.sharding import describe_split
 from ..data.streams import Stream
-from .feed import Batch
-from .loop import train
+from .checkpoints import ensure_output_dir
+from .evaluation import evaluate
+from .loop import train as train_loop
+from .processes import make_accelerator, quiet_progress_bars, synchronize_batch_norm
 from .run_files import describe_run, save_run, start_trackers
-from .settings import TrainingSettings
+from .settings import SplitSettings, TrainingSettings
+from .task import SampleMaker, Task
 
 
-class SampleMaker(Protocol):
-    """Makes a sample of an example of `stream`, or raises [`pvt_hf.data.samples.BadSample`]."""
-
-    stream: Stream
-    class_names: tuple[str, ...]
-
-    def __call__(self, example: dict[str, Any]) -> Sample: ...
-
-
-def run_task(
-    accelerator: Accelerator,
-    settings: TrainingSettings,
-    output_dir: Path,
-    model: PreTrainedModel,
-    processor: Any,
-    train_sample: SampleMaker,
-    eval_sample: SampleMaker,
-    compute_loss: Callable[[nn.Module, Batch], torch.Tensor],
-    evaluate: Callable[[nn.Module, BatchStream], dict[str, Any]],
-    best_metric: str,
-    eval_batch_size: int | None = None,
-    collate_training: Callable[[list[Sample]], dict[str, Any]] = stack,
-    collate_evaluation: Callable[[list[Sample]], dict[str, Any]] = stack,
-    group: Callable[[dict[str, Any]], Hashable] | None = None,
-) -> dict[str, Any]:
+@quiet_progress_bars()
+def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
     """
-    The whole training of a model on a stream: returns what is written to `run.json`. The final model and processor are
-    saved into `output_dir` as safetensors and JSON, with `curves.png`.
+    Trains a model. The final model and its processor are saved in `settings.output_dir`, with `curves.png` and
+    `run.json`.
 
-    Args:
-        compute_loss, best_metric: as for [`pvt_hf.engine.loop.train`].
-        evaluate: (unwrapped model, this process' part of the evaluation stream) to metrics, the same on each process.
-        eval_batch_size: samples per batch of the evaluation; that of training by default.
-        collate_training, collate_evaluation: list of samples to a batch.
-        group: of which group a training example is, as for [`pvt_hf.data.batches.BatchStream`].
+    Returns:
+        What is in `run.json`: the run's description and [`pvt_hf.engine.loop.train`]'s report.
 
     Raises:
-        ValueError: the evaluation stream is empty; and what the loop raises.
+        FileExistsError: the folder has checkpoints of an earlier run that is not resumed.
+        FloatingPointError, OSError, StreamError, ValueError: as [`pvt_hf.engine.loop.train`] and `task`'s methods.
     """
-    train_stream, eval_stream = train_sample.stream, eval_sample.stream
-    place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    share = settings.eval_share
-    train_batches = BatchStream(
-        train_stream,
-        train_sample,
-        settings.batch_size,
-        seed=settings.seed,
-        shuffle_window=settings.shuffle_window,
-        repeats=settings.repeated_augmentation,
-        drop_last=True,
-        # Unshuffled, many processes train on the batches of one.
-        strategy=None if settings.shuffle_window else "examples",
-        keep=_Part(share, held_out=False) if share else None,
-        max_bad_share=settings.max_bad_share,
-        collate=collate_training,
-        group=group,
-        **place,
+    accelerator = make_accelerator(settings)
+    output_dir = ensure_output_dir(settings.output_dir, settings.resume_from_checkpoint)
+    processor = task.build_processor(settings)
+    train_stream, eval_stream = open_streams(task, settings, processor)
+    train_sample = task.training_sample(settings, train_stream, processor)
+    class_names = train_sample.class_names
+    eval_sample = task.evaluation_sample(settings, eval_stream, processor, class_names)
+    model = synchronize_batch_norm(accelerator, task.build_model(settings, class_names))
+    train_batches = training_batches(task, settings, train_sample, accelerator)
+    eval_batches = evaluation_batches(
+        task, settings, eval_sample, accelerator, task.eval_batch_size or settings.batch_size
     )
-    eval_batches = BatchStream(
-        eval_stream,
-        eval_sample,
-        eval_batch_size or settings.batch_size,
-        keep=_Part(share, held_out=True) if share else None,
-        max_bad_share=settings.max_bad_share,
-        collate=collate_evaluation,
-        **place,
-    )
-    if eval_stream.num_samples == 0:
-        raise ValueError(f"{eval_stream.name} is empty: there is nothing to evaluate on.")
-    num_samples = train_stream.num_samples
-    if num_samples and share:
-        num_samples = int(num_samples * (1 - share))
-    accelerator.print(
-        f"Training {type(model).__name__} ({model.num_parameters():,} parameters, {len(train_sample.class_names)} "
-        f"classes) on {settings.samples_per_epoch or num_samples or 'an unknown number of'} samples, "
-        f"{accelerator.num_processes} x {accelerator.device.type}."
-    )
-    for batches in (train_batches,) if share else (train_batches, eval_batches):  # otherwise the same stream twice
-        split = describe_split(batches.stream, accelerator.num_processes, settings.num_workers, batches.strategy)
-        accelerator.print("\n".join(split))
+    num_samples = samples_to_train_on(train_stream, settings)
+    _announce(accelerator, settings, model, train_batches, eval_batches, len(class_names), num_samples)
     start_trackers(accelerator, settings)
-    trained, report = train(
+    evaluation = task.evaluation(settings, model, processor, len(class_names))
+    trained, report = train_loop(
         accelerator,
         settings,
         model,
         train_batches,
         num_samples,
-        compute_loss,
-        lambda unwrapped: evaluate(unwrapped, eval_batches),
-        best_metric,
+        task.loss(settings, len(class_names)),
+        lambda unwrapped: evaluate(accelerator, unwrapped, eval_batches, settings.num_workers, evaluation),
+        task.best_metric,
     )
     report = describe_run(accelerator, settings) | report
     if report["interrupted"]:
@@ -119,7 +67,7 @@ def run_task(
             f"Stopped by {report['interrupted']}; the checkpoint is saved. Go on with --resume_from_checkpoint latest."
         )
     else:
-        weights = accelerator.get_state_dict(trained)  # by all processes, each of which may hold a shard
+        weights = accelerator.get_state_dict(trained)  # called by all processes, each of which may hold a shard
         if accelerator.is_main_process:
             save_run(output_dir, trained, weights, processor, report)
         accelerator.print(
@@ -130,12 +78,94 @@ def run_task(
     return report
 
 
+def open_streams(task: Task, settings: SplitSettings, processor: Any) -> tuple[Stream, Stream]:
+    """
+    The streams to train and to evaluate on: of one split where a share of it is held out.
+
+    Raises:
+        ValueError: the second is empty; and what the task's `open_stream` raises.
+    """
+    eval_split = settings.train_split if settings.eval_share else settings.eval_split
+    train_stream = task.open_stream(settings, settings.train_split, processor, training=True)
+    eval_stream = task.open_stream(settings, eval_split, processor)
+    if eval_stream.num_samples == 0:
+        raise ValueError(f"{eval_stream.name} is empty: there is nothing to evaluate on.")
+    return train_stream, eval_stream
+
+
+def training_batches(task: Task, settings: Any, sample: SampleMaker, state: Any) -> BatchStream:
+    """
+    This process' part of the training stream.
+
+    Args:
+        settings: [`TrainingSettings`], with the data's.
+        state: with Accelerate's `process_index` and `num_processes`.
+    """
+    return BatchStream(
+        sample.stream,
+        sample,
+        settings.batch_size,
+        rank=state.process_index,
+        world_size=state.num_processes,
+        seed=settings.seed,
+        shuffle_window=settings.shuffle_window,
+        repeats=settings.repeated_augmentation,
+        drop_last=True,
+        # Unshuffled, many processes train on the batches of one.
+        strategy=None if settings.shuffle_window else "examples",
+        keep=HeldOut(settings.eval_share, wanted=False) if settings.eval_share else None,
+        max_bad_share=settings.max_bad_share,
+        collate=task.collate_training,
+        group=task.group(settings, sample.stream),
+    )
+
+
+def evaluation_batches(task: Task, settings: Any, sample: SampleMaker, state: Any, batch_size: int) -> BatchStream:
+    """This process' part of the stream that a training is evaluated on. `settings`: those of splits and data."""
+    return BatchStream(
+        sample.stream,
+        sample,
+        batch_size,
+        rank=state.process_index,
+        world_size=state.num_processes,
+        keep=HeldOut(settings.eval_share, wanted=True) if settings.eval_share else None,
+        max_bad_share=settings.max_bad_share,
+        collate=task.collate_evaluation,
+    )
+
+
+def samples_to_train_on(stream: Stream, settings: SplitSettings) -> int | None:
+    """The length of a stream without the share that is held out; None if it is not known."""
+    return stream.num_samples and int(stream.num_samples * (1 - settings.eval_share))
+
+
 @dataclass
-class _Part:
-    """Chooses the held-out samples, or the others; a class, because loader workers may have to pickle it."""
+class HeldOut:
+    """Chooses the held-out samples, or the others, by name. A class, because loader processes may have to pickle it."""
 
     share: float
-    held_out: bool
+    wanted: bool
 
     def __call__(self, name: str) -> bool:
-        return is_held_out(name, self.share) == self.held_out
+        return is_held_out(name, self.share) == self.wanted
+
+
+def _announce(
+    accelerator: Accelerator,
+    settings: TrainingSettings,
+    model: PreTrainedModel | nn.Module,
+    train_batches: BatchStream,
+    eval_batches: BatchStream,
+    num_labels: int,
+    num_samples: int | None,
+) -> None:
+    """Prints what is about to be trained, on what, and how the streams are divided."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    accelerator.print(
+        f"Training {type(model).__name__} ({parameters:,} parameters, {num_labels} classes) on "
+        f"{settings.samples_per_epoch or num_samples or 'an unknown number of'} samples, "
+        f"{accelerator.num_processes} x {accelerator.device.type}."
+    )
+    for batches in (train_batches,) if settings.eval_share else (train_batches, eval_batches):
+        split = describe_split(batches.stream, accelerator.num_processes, settings.num_workers, batches.strategy)
+        accelerator.print("\n".join(split))

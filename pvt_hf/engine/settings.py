@@ -1,4 +1,9 @@
-"""Arguments of the training scripts: flags, or a YAML recipe that flags override."""
+"""
+Arguments of the training and evaluation commands: dataclasses of flags, or a YAML recipe that flags override.
+
+A command's arguments are one flat dataclass, put together from small ones. A function takes the small one that it
+reads, so its signature says which flags reach it.
+"""
 
 from __future__ import annotations
 
@@ -7,101 +12,167 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from accelerate.utils import DynamoBackend
 from transformers import HfArgumentParser, PreTrainedConfig
+
+from .recipes import read_recipe
 
 
 Arguments = TypeVar("Arguments")
 
 
-@dataclass
-class TrainingSettings:
-    """What every task's training has; read by `pvt_hf.engine.loop`."""
+def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+    """A field of a dataclass of arguments. Lists are defaults by copy."""
+    metadata: dict[str, Any] = {"help": help} | ({"choices": list(choices)} if choices else {})
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
-    output_dir: str = field(metadata={"help": "Folder for checkpoints, the final model, processor and run.json."})
-    dataset: str = field(metadata={"help": "Built-in data, a folder, or a Hub data set id."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    eval_share: float = field(default=0.0, metadata={"help": "Hold out this share of the training split instead."})
-    image_column: str = field(default="", metadata={"help": "If it cannot be found by its type."})
-    epochs: int = field(default=300, metadata={"help": "Passes over the training samples."})
-    max_steps: int = field(default=0, metadata={"help": "Optimiser steps in all, instead of --epochs; 0: by epochs."})
-    batch_size: int = field(default=128, metadata={"help": "Samples per step and process."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches per optimiser step."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate, not scaled by the batch size."})
-    schedule: str = field(
-        default="cosine",
-        metadata={"help": "Of the learning rate: cosine, poly, or step.", "choices": ["cosine", "poly", "step"]},
+
+def check_at_least(settings: Any, least: int, *names: str) -> None:
+    """Raises a ValueError that names the first of these arguments that is below `least`."""
+    for name in names:
+        if getattr(settings, name) < least:
+            bound = "must not be negative" if least == 0 else f"must be at least {least}"
+            raise ValueError(f"--{name} {bound}, got {getattr(settings, name)}.")
+
+
+def check_share(settings: Any, *names: str) -> None:
+    """Raises a ValueError that names the first of these arguments that is outside of 0 to 1."""
+    for name in names:
+        if not 0 <= getattr(settings, name) <= 1:
+            raise ValueError(f"--{name} is from 0 to 1, got {getattr(settings, name)}.")
+
+
+class Settings:
+    """Base of all dataclasses of arguments."""
+
+    def __post_init__(self) -> None:
+        """Checks the values. Each class checks its own and calls the next, so that they can be combined."""
+
+
+@dataclass(kw_only=True)
+class DeviceSettings(Settings):
+    """Where and how a command computes."""
+
+    cpu: bool = option(False, "Use the CPU even if there is a GPU.")
+    mixed_precision: str = option("no", "Precision of the forward pass.", choices=["no", "fp16", "bf16"])
+    num_workers: int = option(2, "Loader processes for each training or evaluation process; 0 loads in the process.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 0, "num_workers")
+
+
+@dataclass(kw_only=True)
+class DataSettings(Settings):
+    """What is read, whichever the task."""
+
+    dataset: str = field(metadata={"help": "Name of built-in data, a folder, or a Hub dataset id such as org/name."})
+    image_column: str = option("", "Column of the images; found by its type and name if not given.")
+    class_names: str = option(
+        "", "Names of the classes, in the order of the labels: 'cat,dog', a .txt file with one per line, or 'ade20k'."
     )
-    decay_epochs: list[float] = field(
-        default_factory=list, metadata={"help": "Of --schedule step: when the rate falls to a tenth."}
+    max_bad_share: float = option(
+        0.01, "Stop when a larger share of the samples is unusable (counted from 100 samples on), e.g. 0.05."
     )
-    backbone_learning_rate: float = field(
-        default=0.0, metadata={"help": "Peak learning rate of the backbone; 0: that of the rest."}
-    )
-    poly_power: float = field(default=0.9, metadata={"help": "Of --schedule poly: (1 - step / steps) to this power."})
-    min_learning_rate: float = field(default=1e-5, metadata={"help": "Where the schedule ends."})
-    warmup_epochs: float = field(default=5.0, metadata={"help": "Linear warm-up."})
-    warmup_steps: int = field(default=0, metadata={"help": "Linear warm-up in optimiser steps, instead of by epochs."})
-    warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Where the warm-up begins."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Not on norms, biases and the cls token."})
-    decay_all: bool = field(default=False, metadata={"help": "Weight decay on norms, biases and the cls token, too."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the global gradient norm; 0 does not."})
-    mixed_precision: str = field(
-        default="no", metadata={"help": "no, fp16 or bf16.", "choices": ["no", "fp16", "bf16"]}
-    )
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "Average the weights with this decay, and evaluate and save the average; 0: no."}
-    )
-    drop_path_zero_epochs: int = field(default=0, metadata={"help": "Epochs without drop path at the beginning."})
-    compile_backend: str = field(
-        default="", metadata={"help": "torch.compile the model: inductor, aot_eager, eager; '' does not."}
-    )
-    channels_last: bool = field(default=False, metadata={"help": "Memory format of images and convolutions."})
-    fsdp: bool = field(default=False, metadata={"help": "Shard model and optimiser over the devices (FSDP2)."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute blocks to save memory."})
-    cpu: bool = field(default=False, metadata={"help": "Train on the CPU even if there is a GPU."})
-    num_workers: int = field(default=2, metadata={"help": "Loader workers per process."})
-    shuffle_window: int = field(default=2000, metadata={"help": "Samples read ahead for shuffling, per worker."})
-    samples_per_epoch: int = field(default=0, metadata={"help": "For sources that do not know their length."})
-    repeated_augmentation: int = field(
-        default=1, metadata={"help": "Times that each sample comes, differently augmented, on different processes."}
-    )
-    max_bad_share: float = field(default=0.01, metadata={"help": "Largest share of unusable samples, of 100 or more."})
-    seed: int = field(default=0, metadata={"help": "Of weights, order, augmentation."})
-    eval_every_epochs: int = field(default=1, metadata={"help": "Evaluate every so many epochs, and at the end."})
-    save_every_steps: int = field(default=0, metadata={"help": "Checkpoint every so many steps; 0: after each epoch."})
-    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept; 0: all."})
-    resume_from_checkpoint: str = field(default="", metadata={"help": "A checkpoint folder, or 'latest'."})
-    skip_nonfinite: bool = field(default=False, metadata={"help": "Drop a step whose loss is not finite."})
-    log_every_steps: int = field(default=20, metadata={"help": "Steps between entries of the training curve."})
-    report_to: str = field(
-        default="none", metadata={"help": "Trackers, comma-separated: tensorboard, trackio, wandb; or none."}
+
+
+@dataclass(kw_only=True)
+class SplitSettings(Settings):
+    """Which samples are trained on, and which are held out."""
+
+    train_split: str = option("train", "Split to train on.")
+    eval_split: str = option("validation", "Split to evaluate on.")
+    eval_share: float = option(
+        0.0, "Hold out this share of the training split instead of reading --eval_split, e.g. 0.1."
     )
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs", "log_every_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        for name in (
-            "max_steps", "warmup_steps", "num_workers", "shuffle_window", "samples_per_epoch", "save_every_steps",
-            "save_total_limit",
-        ):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}.")
+        super().__post_init__()
         if not 0 <= self.eval_share < 1:
             raise ValueError(f"--eval_share is a share of at least 0 and below 1, got {self.eval_share}.")
+
+
+@dataclass(kw_only=True)
+class OptimizerSettings(Settings):
+    """AdamW and the schedule of its learning rate."""
+
+    learning_rate: float = option(1e-3, "Peak learning rate. It is not scaled by the batch size.")
+    backbone_learning_rate: float = option(0.0, "Peak learning rate of the backbone, e.g. 1e-5; 0: --learning_rate.")
+    schedule: str = option(
+        "cosine", "Curve of the learning rate after the warm-up.", choices=["cosine", "poly", "step"]
+    )
+    poly_power: float = option(0.9, "Exponent of --schedule poly: (1 - step / steps) ** power.")
+    decay_epochs: list[float] = option([], "Epochs at which --schedule step divides the rate by 10, e.g. 8 11.")
+    min_learning_rate: float = option(1e-5, "Learning rate at the end of --schedule cosine or poly.")
+    warmup_epochs: float = option(5.0, "Linear warm-up, in epochs, e.g. 0.5.")
+    warmup_steps: int = option(0, "Linear warm-up in optimiser steps, instead of --warmup_epochs, e.g. 500.")
+    warmup_learning_rate: float = option(1e-6, "Learning rate at the start of the warm-up.")
+    weight_decay: float = option(0.05, "Weight decay of all weights but norms, biases and the cls token.")
+    decay_all: bool = option(False, "Decay norms, biases and the cls token as well.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 0, "warmup_steps", "backbone_learning_rate")
+        if self.learning_rate <= 0:
+            raise ValueError(f"--learning_rate must be positive, got {self.learning_rate}.")
+        if (self.schedule == "step") != bool(self.decay_epochs):
+            raise ValueError(
+                f"--decay_epochs {self.decay_epochs} with --schedule {self.schedule}: --schedule step needs "
+                "--decay_epochs, and the others take none."
+            )
+
+
+@dataclass(kw_only=True)
+class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
+    """Arguments of the training loop; each task adds its own."""
+
+    output_dir: str = field(metadata={"help": "Folder for checkpoints, the final model, its processor and run.json."})
+    epochs: int = option(300, "Passes over the training samples.")
+    max_steps: int = option(0, "Optimiser steps of the whole training, instead of --epochs, e.g. 40000.")
+    batch_size: int = option(128, "Samples per batch and process.")
+    gradient_accumulation_steps: int = option(1, "Batches per optimiser step.")
+    max_grad_norm: float = option(0.0, "Clip the global gradient norm to this value, e.g. 1.0; 0: no clipping.")
+    ema_decay: float = option(
+        0.0, "Keep an exponential moving average of the weights, and evaluate and save it, e.g. 0.9999; 0: none."
+    )
+    drop_path_zero_epochs: int = option(0, "Epochs at the start without drop path, e.g. 100 of 300.")
+    compile_backend: str = option("", "Compile the model with torch.compile: inductor, aot_eager or eager; '': no.")
+    channels_last: bool = option(False, "Keep images and convolution weights in the channels-last memory format.")
+    fsdp: bool = option(False, "Shard model and optimiser over the GPUs (FSDP2).")
+    gradient_checkpointing: bool = option(False, "Recompute blocks in the backward pass to save memory.")
+    shuffle_window: int = option(2000, "Samples that each loader process reads ahead to shuffle; 0: source order.")
+    samples_per_epoch: int = option(0, "Length of an epoch, for sources that do not tell theirs, e.g. 1281167.")
+    repeated_augmentation: int = option(
+        1, "How often each sample is seen, augmented differently, on different processes, e.g. 3."
+    )
+    seed: int = option(0, "Seed of initial weights, sample order and augmentation.")
+    eval_every_epochs: int = option(1, "Epochs between evaluations. There is always one at the end.")
+    save_every_steps: int = option(0, "Optimiser steps between checkpoints, e.g. 1000; 0: one after each epoch.")
+    save_total_limit: int = option(2, "Checkpoints to keep; 0: all.")
+    resume_from_checkpoint: str = option("", "Checkpoint folder to resume from, or 'latest'.")
+    skip_nonfinite: bool = option(False, "Skip optimiser steps with a NaN or infinite loss instead of stopping.")
+    log_every_steps: int = option(20, "Optimiser steps between points of the training curve.")
+    report_to: str = option("none", "Trackers, separated by commas: tensorboard, trackio, wandb; or none.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(
+            self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs", "log_every_steps"
+        )
+        check_at_least(
+            self, 0, "max_steps", "shuffle_window", "samples_per_epoch", "save_every_steps", "save_total_limit"
+        )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay is at least 0 and below 1, got {self.ema_decay}.")
         if self.fsdp and (self.ema_decay or self.channels_last or self.compile_backend):
             raise ValueError(
-                "--fsdp does not go with --ema_decay, whose average is of whole weights, with --channels_last, because "
-                "torch shards contiguous weights only, or with --compile_backend, because Accelerate shards the "
-                "compiled model, and evaluation runs the other."
+                "--fsdp does not go with --ema_decay (the average needs whole weights), --channels_last (torch shards "
+                "contiguous weights only) or --compile_backend (Accelerate shards the compiled model, but the "
+                "uncompiled one is evaluated)."
             )
         if self.repeated_augmentation < 1 or (self.repeated_augmentation > 1 and self.shuffle_window == 0):
             raise ValueError(
@@ -111,23 +182,29 @@ class TrainingSettings:
         backends = [backend.value.lower() for backend in DynamoBackend]
         if self.compile_backend and self.compile_backend.lower() not in backends:
             raise ValueError(f"--compile_backend {self.compile_backend}: choose one of {', '.join(backends)}.")
-        if self.learning_rate <= 0:
-            raise ValueError(f"--learning_rate must be positive, got {self.learning_rate}.")
-        if self.backbone_learning_rate < 0:
-            raise ValueError(f"--backbone_learning_rate must not be negative, got {self.backbone_learning_rate}.")
-        if (self.schedule == "step") != bool(self.decay_epochs):
-            raise ValueError(
-                f"--decay_epochs {self.decay_epochs} with --schedule {self.schedule}: --schedule step falls at "
-                "--decay_epochs, and the others do not."
-            )
+
+
+@dataclass(kw_only=True)
+class EvaluationSettings(DeviceSettings):
+    """Arguments of the evaluation of a checkpoint; each task adds its own."""
+
+    model: str = field(metadata={"help": "Trained model of the task, of any architecture: a folder or Hub id."})
+    split: str = option("validation", "Split to evaluate on.")
+    batch_size: int = option(1, "Images per batch and process.")
+    trust_remote_code: bool = option(False, "Run the Python code that comes with the model. Read it first.")
+    output: str = option("", "JSON file for the results, e.g. results.json.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 1, "batch_size")
 
 
 def parse_overrides(flag: str, text: str, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     """
-    The fields of a configuration that `--flag` sets: a JSON object.
+    Reads the JSON object that `--flag` gives: fields of a configuration.
 
     Raises:
-        ValueError: not a JSON object, or a name that the configuration does not have, which it would keep silently.
+        ValueError: not a JSON object, or a field that `config_class` does not have.
     """
     try:
         values = json.loads(text)
@@ -149,37 +226,29 @@ def parse_arguments(argument_class: type[Arguments], arguments: Sequence[str] | 
     """
     Parses `[RECIPE.yaml] [--flag value ...]` into `argument_class`, a dataclass. Flags win over the recipe.
 
-    Exits with the usage for unknown flags; with a message for a recipe that is missing, not a mapping, or has keys
-    that are no arguments.
+    Exits with the usage for unknown flags, and with a message for a recipe that cannot be read or has keys that are no
+    arguments.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     dataclass_type: Any = argument_class
     parser = HfArgumentParser(dataclass_type)
     parser.usage = "%(prog)s [RECIPE.yaml] [--argument value ...]"
-    if arguments and arguments[0].endswith((".yaml", ".yml")):
-        recipe = Path(arguments.pop(0))
-        try:
-            values = yaml.safe_load(recipe.read_text())
-        except OSError as error:
-            parser.error(f"cannot read the recipe {recipe}: {error.strerror}")
-        except yaml.YAMLError as error:
-            parser.error(f"{recipe} is not valid YAML: {error}")
-        if not isinstance(values, dict):
-            parser.error(f"{recipe} must be a list of `argument: value` lines.")
-        known = {f.name: f for f in fields(dataclass_type)}
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            parser.error(f"{recipe} sets {', '.join(unknown)}, which this script does not have.")
-        flags = []
-        for name, value in values.items():
-            text = "" if value is None else value  # `name:` with nothing behind it
-            if isinstance(text, list):
-                flags += [f"--{name}", *map(str, text)]
-            else:
-                flags += [f"--{name}", json.dumps(text) if isinstance(text, dict) else str(text)]
-        arguments = flags + arguments
     try:
+        if arguments and arguments[0].endswith((".yaml", ".yml")):
+            recipe = arguments.pop(0)
+            values = read_recipe(recipe)
+            unknown = sorted(set(values) - {f.name for f in fields(dataclass_type)})
+            if unknown:
+                raise ValueError(f"{recipe} sets {', '.join(unknown)}, which this script does not have.")
+            arguments = [part for name, value in values.items() for part in _flag(name, value)] + arguments
         (parsed,) = parser.parse_args_into_dataclasses(arguments)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     return parsed
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """A line of a recipe as words of a command line. `name:` without a value is an empty text."""
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}", json.dumps(value) if isinstance(value, dict) else str("" if value is None else value)]

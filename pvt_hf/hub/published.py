@@ -1,8 +1,8 @@
 """
 The paper's checkpoints, one row for each model card: what the model is, its recipe, and the published figures.
 
-Figures are those that the paper or its official repository print (arXiv 2102.12122, Tables 2 to 7, 10 and 11); none of
-them was measured by us. Those of the classifiers stand in `variants.py`.
+All figures are from the paper (arXiv 2102.12122, Tables 2 to 7, 10 and 11) or its official repository. None was
+measured by us. Those of the classifiers are in `weights/variants.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..weights.variants import VARIANTS
+from .card_figures import Results, Source
 
 
 PAPER_URL = "https://arxiv.org/abs/2102.12122"
@@ -20,9 +21,9 @@ OFFICIAL_URL = "https://github.com/whai362/PVT"
 class DataSet:
     """
     Attributes:
-        name: as people call it.
-        hub_id: of the data set on the Hub, as model cards name it.
-        split: the one that the figures are of, as the data set calls it.
+        name: for readers.
+        hub_id: on the Hub, for the metadata of model cards.
+        split: the one that the figures were measured on, as the data set calls it.
         content: number of images and classes.
         terms: what its owners allow.
     """
@@ -58,32 +59,18 @@ ADE20K = DataSet(
 
 
 @dataclass(frozen=True)
-class Results:
-    """
-    Attributes:
-        figures: in percent, by the names that this package's evaluations give them.
-        setting: with what training and test they were reached.
-        table: of the paper; None for the official repository.
-    """
-
-    figures: dict[str, float]
-    setting: str
-    table: int | None = None
-
-
-@dataclass(frozen=True)
 class PublishedModel:
     """
     Attributes:
         name: of the card and of a repository, e.g. "retinanet-pvt-small".
         title: e.g. "RetinaNet, PVT-Small".
-        model_class: name of the class of this package.
-        variant: the backbone's row in `variants.py`.
-        data: what it is trained on, and what the figures are of.
+        model_class: a key of [`pvt_hf.families.MODELS`].
+        variant: the backbone's row in `weights/variants.py`.
+        data: training and evaluation data.
         recipe: file in `scripts/recipes`.
         hardware: of the paper's training.
         params_m: millions of parameters; None where the paper gives none.
-        gflops: multiply-adds of a forward pass in 10^9, with the size of the image and the table; "" if there are none.
+        gflops: multiply-adds of a forward pass in 10^9, with the image size and the table; "" where there are none.
         results: those of the recipe's training first, then those of other trainings or tests of the same model.
     """
 
@@ -99,6 +86,11 @@ class PublishedModel:
     results: tuple[Results, ...]
 
 
+def _paper(table: int) -> Source:
+    return Source(f"PVT paper, Table {table}", PAPER_URL)
+
+
+OFFICIAL = Source("official repository", OFFICIAL_URL)
 SIZES = ("tiny", "small", "medium", "large")
 BOXES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 BOXES_AND_MASKS = ("ap", "ap50", "ap75", "mask_ap", "mask_ap50", "mask_ap75")
@@ -126,14 +118,16 @@ _MASK_RCNN = {
     "medium": (63.9, (42.0, 64.4, 45.6, 39.0, 61.6, 42.1), (44.2, 66.0, 48.2, 40.5, 63.1, 43.5)),
     "large": (81.0, (42.9, 65.0, 46.6, 39.5, 61.9, 42.5), (44.5, 66.0, 48.3, 40.7, 63.4, 43.7)),
 }
-# What the tables give of one size only
+# Results that are published for one size only
 _MORE_RESULTS = {
     "pvt-small": (
-        Results({"accuracy@1": 79.764, "accuracy@5": 94.950}, "log of an evaluation, 224x224 centre crop of 256"),
+        Results({"accuracy@1": 79.764, "accuracy@5": 94.950}, OFFICIAL, "evaluation log, 224x224 centre crop of 256"),
     ),
-    "semantic-fpn-pvt-large": (Results({"mean_iou": 44.8}, "320,000 steps; several scales, each also mirrored", 5),),
+    "semantic-fpn-pvt-large": (
+        Results({"mean_iou": 44.8}, _paper(5), "320,000 steps; several scales, each also mirrored"),
+    ),
     "retinanet-pvt-small": (
-        Results(dict(zip(BOXES, (38.7, 59.3, 40.8))), "1x schedule: 12 epochs, shorter side 640", 11),
+        Results(dict(zip(BOXES, (38.7, 59.3, 40.8))), _paper(11), "1x schedule: 12 epochs, shorter side 640"),
     ),
 }
 _GFLOPS = {
@@ -145,7 +139,7 @@ _GFLOPS = {
 def _classifier(size: str) -> PublishedModel:
     variant = VARIANTS[f"pvt-{size}"]
     accuracy = round(100 - variant.paper_top1_error, 1)
-    results = Results({"accuracy@1": accuracy}, "224x224 centre crop of 256", 2)
+    results = Results({"accuracy@1": accuracy}, _paper(2), "224x224 centre crop of 256")
     return PublishedModel(
         variant.name, f"PVT-{size.capitalize()}", "PvtForImageClassification", variant.name, IMAGENET,
         f"imagenet_pvt_{size}.yaml", "8 V100, 128 images each", variant.paper_params_m,
@@ -157,8 +151,8 @@ def _semantic_fpn(size: str) -> PublishedModel:
     name = f"semantic-fpn-pvt-{size}"
     params, gflops, paper, released = _SEMANTIC_FPN[size]
     results = (
-        Results({"mean_iou": paper}, "80,000 steps of 16 images; single scale, no flip", 5),
-        Results({"mean_iou": released}, "released code: 40,000 steps of 32 images; single scale, no flip"),
+        Results({"mean_iou": paper}, _paper(5), "80,000 steps of 16 images; single scale, no flip"),
+        Results({"mean_iou": released}, OFFICIAL, "40,000 steps of 32 images; single scale, no flip"),
         *_MORE_RESULTS.get(name, ()),
     )
     return PublishedModel(
@@ -174,8 +168,8 @@ def _detector(
     params, once, three_times = rows[size]
     name = f"{key}-pvt-{size}"
     results = (
-        Results(dict(zip(columns, once)), ONE_TIME, table),
-        Results(dict(zip(columns, three_times)), THREE_TIMES, table),
+        Results(dict(zip(columns, once)), _paper(table), ONE_TIME),
+        Results(dict(zip(columns, three_times)), _paper(table), THREE_TIMES),
         *_MORE_RESULTS.get(name, ()),
     )
     images = "1 image" if name == "mask-rcnn-pvt-large" else "2 images"
@@ -194,7 +188,7 @@ PUBLISHED: dict[str, PublishedModel] = {
         PublishedModel(
             "trans2seg-pvt-small", "Trans2Seg, PVT-Small", "Trans2SegForSemanticSegmentation", "pvt-small", ADE20K,
             "ade20k_trans2seg_pvt_small.yaml", "4 V100, 4 images each", 32.1, "31.6 (Table 7)",
-            (Results({"mean_iou": 42.6}, "40,000 steps of 16 images; single scale, no flip", 7),),
+            (Results({"mean_iou": 42.6}, _paper(7), "40,000 steps of 16 images; single scale, no flip"),),
         ),
         *(
             _detector(size, "retinanet", "RetinaNet", "RetinaNetForObjectDetection", 3, BOXES, _RETINANET)
@@ -209,7 +203,7 @@ PUBLISHED: dict[str, PublishedModel] = {
         PublishedModel(
             "detr-pvt-small", "DETR, PVT-Small", "PvtDetrForObjectDetection", "pvt-small", COCO,
             "coco_detr_pvt_small_50e.yaml", "8 V100, 2 images each", None, "",
-            (Results(dict(zip(BOXES, (34.7, 55.7, 35.4, 12.0, 36.4, 56.7))), "50 epochs", 6),),
+            (Results(dict(zip(BOXES, (34.7, 55.7, 35.4, 12.0, 36.4, 56.7))), _paper(6), "50 epochs"),),
         ),
     )
 }  # fmt: skip

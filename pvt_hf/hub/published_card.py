@@ -1,226 +1,116 @@
-"""Model cards of the paper's checkpoints, from `published.py`, `variants.py`, the recipes, and evaluations of ours."""
+"""Model cards of the paper's checkpoints, from `published.py` and evaluations of ours."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..models.image_processing_pil_detection import PvtDetectionImageProcessorPil
-from ..models.image_processing_pil_detr import PvtDetrImageProcessorPil
-from ..models.image_processing_pil_instance import PvtInstanceImageProcessorPil
-from ..models.image_processing_pil_pvt import PvtImageProcessorPil
-from ..models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
+from ..families import MODELS, load
 from ..weights.variants import get_config, get_variant
-from .card import evaluation_figures, make_card
-from .card_sections import (
-    CITATION,
-    METRICS,
-    Figure,
-    eval_results,
-    limits_section,
-    metric_types,
-    preprocessing_section,
-    relation_section,
-    table,
-)
-from .card_usage import KINDS, usage_section
-from .published import ADE20K, IMAGENET, OFFICIAL_URL, PAPER_URL, PublishedModel, Results
+from .card import card_metadata, describe, render_card
+from .card_figures import Source, eval_results, evaluation_results, results_table
+from .published import ADE20K, IMAGENET, OFFICIAL_URL, PublishedModel
 
 
-ORGANISATION = "org"  # in place of the one that a checkpoint is pushed to
-RECIPES = "scripts/recipes"
-_BOX_PROCESSORS = {
-    "RetinaNetForObjectDetection": PvtDetectionImageProcessorPil,
-    "MaskRcnnForInstanceSegmentation": PvtInstanceImageProcessorPil,
-    "PvtDetrForObjectDetection": PvtDetrImageProcessorPil,
-}
-_INTENDED = {
-    "image-classification": "Naming the main object of a photograph by one of ImageNet-1K's 1000 classes; a start for "
-    "fine-tuning on other classes; a backbone for dense prediction.",
-    "image-segmentation": "Labelling every pixel of a photograph of a scene by one of ADE20K's 150 classes; a start "
-    "for fine-tuning on other classes.",
-    "object-detection": "Finding objects of COCO's 80 classes in photographs; a start for fine-tuning on others.",
-}
-_MASKS = "Finding objects of COCO's 80 classes in photographs, with masks; a start for fine-tuning on others."
+ORGANISATION = "org"  # placeholder for the one that a checkpoint is pushed to
 
 
-def build_published_card(
-    published: PublishedModel, repository: Path, evaluation: Mapping[str, Any] | None = None
-) -> ModelCard:
+def build_published_card(published: PublishedModel, evaluation: Mapping[str, Any] | None = None) -> ModelCard:
     """
     The card of a checkpoint of the paper.
 
-    The metadata's figures are the paper's, of the training that the recipe is of; with an `evaluation` they are its,
-    and the text has both.
+    The figures in its metadata are the paper's, of the training that the recipe repeats. With an `evaluation` they are
+    those of the evaluation, and the table has both.
 
     Args:
-        repository: folder of this repository, where the recipes are.
-        evaluation: content of an evaluation script's `--output`, of the published weights or of the recipe's.
+        evaluation: content of an evaluation script's `--output`, for the published weights or those of the recipe.
 
     Raises:
-        FileNotFoundError: the recipe is not there.
         ValueError: the evaluation is of another model.
     """
-    kind = KINDS[published.model_class]
-    recipe = (repository / RECIPES / published.recipe).read_text(encoding="utf-8")
-    processor = _processor(published, yaml.safe_load(recipe))
+    family, model = MODELS[published.model_class]
+    config = get_config(published.variant)
     data, repo_id = published.data, f"{ORGANISATION}/{published.name}"
-    first = published.results[0]
-    ours = evaluation_figures(evaluation, published.model_class) if evaluation is not None else []
-    figures = ours or [Figure(*entry) for entry in first.figures.items()]
-    source = ("evaluation with pvt_hf", f"https://huggingface.co/{repo_id}#evaluation")
-    if not ours:
-        source = (f"PVT paper, Table {first.table}", PAPER_URL)
+    results, main_results = published.results, [replace(published.results[0], setting="")]
+    measured = "None of these figures was measured by us."
+    if evaluation is not None:
+        url = f"https://huggingface.co/{repo_id}#evaluation"
+        main_results = evaluation_results(evaluation, Source("evaluation with pvt_hf", url), published.model_class)
+        on_device = [
+            replace(one, setting=", ".join(filter(None, [one.setting, f"on {evaluation['device']}"])))
+            for one in main_results
+        ]
+        results = (*results, *on_device)
+        measured = "Those with the source pvt_hf were measured by us."
+    entries, metrics = eval_results(main_results, data.hub_id, data.name, data.split)
     card_data = ModelCardData(
         license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag=kind.task,
-        tags=["vision", "pvt", kind.task],
         datasets=list(dict.fromkeys([data.hub_id, IMAGENET.hub_id])),
-        metrics=metric_types(figures),
+        metrics=metrics,
         model_name=published.name,
-        eval_results=eval_results(figures, data.hub_id, data.name, data.split, *source),
+        eval_results=entries,
+        **card_metadata(model, config),
     )
-    intended = _MASKS if published.model_class.startswith("MaskRcnn") else _INTENDED[kind.task]
-    parts = [
-        f"# {published.title}",
-        _description(published),
-        _facts(published),
-        usage_section(kind, repo_id, get_config(published.variant), processor),
-        f"## Intended use\n\n{intended}",
-        limits_section(get_config(published.variant)),
-        _training_data(published),
-        preprocessing_section(kind, processor),
-        _training(published, recipe),
-        _evaluation(published, ours, evaluation),
-        _environment(published),
-        relation_section(kind),
-        _licence(published),
-        CITATION,
-    ]
-    return make_card(card_data, parts)
+    options = {"do_reduce_labels": True} if data is ADE20K else {}
+    processor = load(family.processors["pil"])(**options)  # its defaults are the paper's evaluation
+    main_setting = ""
+    if family.paper_url and len(published.results) > 1:
+        main_setting = f'This card is for "{published.results[0].setting}". '
+    return render_card(
+        card_data, family, model, config, processor, repo_id, None,
+        title=published.title,
+        summary=_summary(published),
+        evaluated_on=f"On {data.name}, {data.split}. {main_setting}{measured}",
+        results_table=results_table(results),
+        training=_training(published),
+        data=_data(published),
+        licence=f"Apache-2.0: this package, and the [official code and weights]({OFFICIAL_URL}).",
+    )  # fmt: skip
 
 
-def _description(published: PublishedModel) -> str:
-    kind, variant = KINDS[published.model_class], get_variant(published.variant)
-    if not kind.paper:
-        file = str(variant.checkpoint_url).rsplit("/", 1)[-1]
+def _summary(published: PublishedModel) -> str:
+    variant = get_variant(published.variant)
+    counts = []
+    if published.params_m:
+        counts.append(f"{published.params_m} M parameters")
+    if published.gflops:
+        number, _, where = published.gflops.partition(" ")
+        counts.append(f"{number} GFLOPs of multiply-adds {where}")
+    text = describe(*MODELS[published.model_class], get_config(published.variant))
+    text += f" Trained on {published.data.name}."
+    text += f" The paper counts {' and '.join(counts)}." if counts else " The paper gives no parameters or GFLOPs."
+    if published.variant in ("pvt-small", "pvt-medium"):
+        text += " (Its Table 1 has 3 blocks in stage 2; its counts and the official code have 4.)"
+    if published.data is IMAGENET:
         return (
-            f"The {kind.what} of the [Pyramid Vision Transformer paper]({PAPER_URL}), trained on {published.data.name}."
-            f" The weights are those of the [official release]({variant.checkpoint_url}) (`{file}`), converted by "
-            f"`python scripts/convert_checkpoint.py --variant {variant.name} --output DIR`, which compares the result "
-            "with a separate implementation of the official forward pass. Not trained by us."
+            f"{text}\n\nThe weights are the [official ones]({variant.checkpoint_url}), converted by `python "
+            f"scripts/convert_checkpoint.py --variant {variant.name} --output DIR`. We did not train them."
         )
+    return (
+        f"{text}\n\nThis card is for weights that the recipe below gives. We have not run it, and publish no weights: "
+        "the figures are the paper's, for its own weights."
+    )
+
+
+def _training(published: PublishedModel) -> str:
     text = (
-        f"{kind.paper} on the backbone of the [Pyramid Vision Transformer paper]({PAPER_URL}), trained on "
-        f"{published.data.name}. This card is for the weights that the recipe below gives. No such training has been "
-        "run by us, and no weights are published here: figures are the paper's, of its own weights."
+        f"The recipe is `scripts/recipes/{published.recipe}`. Its comments say what comes from the paper, what from "
+        f"the official configuration, and where they differ. The paper's hardware: {published.hardware}."
     )
     if published.model_class.startswith("Trans2Seg"):
         text += (
-            " The head is built as Trans2Seg's paper describes it, which its released code is not in places "
-            "(`modeling_trans2seg.py` lists them). Which size of it the PVT paper used is not published."
+            " The head follows Trans2Seg's paper, from which its released code differs (`modeling_trans2seg.py` lists "
+            "where). The PVT paper does not say which size of it was used."
         )
     return text
 
 
-def _facts(published: PublishedModel) -> str:
-    config = get_config(published.variant)
-    blocks = str(list(config.depths))
-    if published.variant in ("pvt-small", "pvt-medium"):
-        blocks += " (Table 1 of the paper prints 3 in stage 2; its own counts and the official code have 4)"
-    return table(
-        ("", ""),
-        [
-            ("class", f"`{published.model_class}`"),
-            ("backbone", f"{published.variant}: channels {list(config.hidden_sizes)}, blocks {blocks}"),
-            ("classes", f"{len(_class_range(published))}, of {published.data.name} (`id2label` in `config.json`)"),
-            ("parameters", f"{published.params_m} M (the paper's)" if published.params_m else "not in the paper"),
-            ("GFLOPs (multiply-adds)", f"{published.gflops}, the paper's" if published.gflops else "not in the paper"),
-        ],
-    )
-
-
-def _class_range(published: PublishedModel) -> range:
-    return range({IMAGENET: 1000, ADE20K: 150}.get(published.data, 80))
-
-
-def _training_data(published: PublishedModel) -> str:
+def _data(published: PublishedModel) -> str:
     data = published.data
-    parts = [f"## Training data\n\n{data.name}: {data.content}. {data.terms}"]
-    if data is not IMAGENET:
-        parts.append(f"The backbone starts from a classifier of {IMAGENET.name}. {IMAGENET.terms}")
-    return "\n\n".join(parts)
-
-
-def _processor(published: PublishedModel, recipe: Mapping[str, Any]) -> Any:
-    """The image processor of the recipe's evaluation."""
-    if published.data is IMAGENET:
-        side = recipe["image_size"]
-        return PvtImageProcessorPil(
-            size={"shortest_edge": int(side / recipe["crop_ratio"])}, crop_size={"height": side, "width": side}
-        )
-    if published.data is ADE20K:
-        size = {name: recipe[name] for name in ("shortest_edge", "longest_edge")}
-        return PvtSemanticImageProcessorPil(size=size, do_reduce_labels=recipe["reduce_labels"])
-    size = {"shortest_edge": recipe["eval_shortest_edge"], "longest_edge": recipe["longest_edge"]}
-    return _BOX_PROCESSORS[published.model_class](size=size)
-
-
-def _training(published: PublishedModel, recipe: str) -> str:
+    text = f"{data.name}: {data.content}. {data.terms}"
     return (
-        "## Training\n\n"
-        f"The recipe, `{RECIPES}/{published.recipe}`, with what is the paper's, what is the official configurations', "
-        "and where they differ:\n\n"
-        f"```yaml\n{recipe.strip()}\n```"
-    )
-
-
-def _source(results: Results) -> str:
-    if results.table is None:
-        return f"[official repository]({OFFICIAL_URL})"
-    return f"[paper]({PAPER_URL}), Table {results.table}"
-
-
-def _evaluation(published: PublishedModel, ours: list[Figure], evaluation: Mapping[str, Any] | None) -> str:
-    rows = [
-        (METRICS[key].name, value, results.setting, _source(results))
-        for results in published.results
-        for key, value in results.figures.items()
-    ]
-    if evaluation is not None:
-        device = evaluation["device"]
-        rows += [
-            (METRICS[figure.key].name, figure.percent, figure.setting or "as above", f"pvt_hf, on {device}")
-            for figure in ours
-        ]
-    text = f"On {published.data.name}, {published.data.split}. "
-    if len(published.results) > 1 and KINDS[published.model_class].paper:
-        text += f'This card is for the training "{published.results[0].setting}"; the others are for comparison. '
-    text += "Measured by us: the last rows." if ours else "None of these figures was measured by us."
-    return "\n\n".join(["## Evaluation", text, table(("metric", "value", "training and test", "source"), rows)])
-
-
-def _environment(published: PublishedModel) -> str:
-    runs = "Running it does" if KINDS[published.model_class].paper else "Converting and running it do"
-    return (
-        "## Environmental note\n\n"
-        f"Hardware of the paper's training: {published.hardware}. Its duration, energy and place are not published, so "
-        f"that no emissions can be given. {runs} not need a GPU."
-    )
-
-
-def _licence(published: PublishedModel) -> str:
-    if published.data is IMAGENET:
-        return (
-            f"## Licence\n\nApache-2.0: the [official code and weights]({OFFICIAL_URL}), and this package. The terms "
-            "of the training data are above."
-        )
-    return (
-        "## Licence\n\nApache-2.0: this package, and the official weights that the backbone starts from. The terms of "
-        "the training data are above."
+        text if data is IMAGENET else f"{text}\n\nThe backbone was first trained on {IMAGENET.name}. {IMAGENET.terms}"
     )

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-
-# By the class of a saved model: the Auto classes that open its repository, and what each of them builds. A classifier
-# and a model without a head also hold the weights of what is further down; a backbone has no cls token, hence no model.
-AUTO_CLASSES: dict[str, dict[str, str]] = {
-    "PvtForImageClassification": {
-        "AutoModelForImageClassification": "PvtForImageClassification",
-        "AutoModel": "PvtModel",
-        "AutoBackbone": "PvtBackbone",
-    },
-    "PvtModel": {"AutoModel": "PvtModel", "AutoBackbone": "PvtBackbone"},
-    "PvtBackbone": {"AutoBackbone": "PvtBackbone"},
-    **{
-        name: dict.fromkeys(auto_classes, name)
-        for name, *auto_classes in (
-            ("SemanticFpnForSemanticSegmentation", "AutoModelForSemanticSegmentation"),
-            ("Trans2SegForSemanticSegmentation", "AutoModelForSemanticSegmentation"),
-            ("RetinaNetForObjectDetection", "AutoModelForObjectDetection"),
-            ("PvtDetrForObjectDetection", "AutoModelForObjectDetection"),
-            (
-                "MaskRcnnForInstanceSegmentation",
-                "AutoModelForObjectDetection",
-                "AutoModelForInstanceSegmentation",
-                "AutoModelForImageSegmentation",
-            ),
-        )
-    },
-}
+from .. import models
+from ..families import FAMILIES, MODELS, class_name, load
+from ..metrics.reports import write_json
+from ..weights.opening import open_complete
 
 
 def save_repository(
@@ -59,18 +33,17 @@ def save_repository(
     Writes all files of a Hub repository into `folder`.
 
     Args:
-        model: of a class of this package with its own weights; see `AUTO_CLASSES`.
+        model: of a class in [`pvt_hf.families.MODELS`].
         processor: of this package, in either backend, or of Transformers.
-        folder: absent or empty; it and its parents are made.
+        folder: absent or empty. It and its parents are created.
         with_code: also copies the files of this package that define model and processor, and names them in the
-            `auto_map` of both configurations, so that `trust_remote_code=True` opens the repository where this package
-            is not installed. Without, there is no `auto_map`.
+            `auto_map` of both configurations. `trust_remote_code=True` then opens the repository without this package.
         card: written as `README.md`.
-        max_shard_size: weights beyond it are split into several files, as in `save_pretrained`.
+        max_shard_size: larger weights are split into several files, as in `save_pretrained`.
 
     Raises:
         FileExistsError: `folder` is a file or has content.
-        ValueError: the model or the processor is not of this package: its code would not open the repository.
+        ValueError: the model or the processor is not of this package, whose code would not open the repository.
     """
     folder = Path(folder)
     _check_classes(model, processor)
@@ -90,38 +63,47 @@ def save_repository(
         card.save(folder / "README.md")
 
 
+def auto_classes(model_class: str) -> dict[str, str]:
+    """
+    The Auto classes that open a saved model, and the class ("file.Class") that each of them builds: the model's own
+    class, or that of a smaller model whose weights it holds.
+    """
+    family, model = MODELS[model_class]
+    parts = family.models[family.models.index(model) :]
+    return {auto_class: part.path for part in parts for auto_class in part.auto_classes}
+
+
 def auto_maps(model: PreTrainedModel, processor: BaseImageProcessor) -> tuple[dict[str, str], dict[str, Any]]:
     """
-    What `auto_map` of `config.json` and of `preprocessor_config.json` hold: by Auto class, "file.Class". Of an image
-    processor both backends are named; there is nothing for one that Transformers brings.
+    The `auto_map` of `config.json` and of `preprocessor_config.json`. That of an image processor has both backends; it
+    is empty for a processor of Transformers.
     """
-    module = import_module(type(model).__module__)
-    classes = {"AutoConfig": type(model.config)}
-    for auto_class, name in AUTO_CLASSES[type(model).__name__].items():
-        classes[auto_class] = getattr(module, name)
-    backends = {name: _reference(value) for name, value in _backends(processor).items()}
+    name = type(model).__name__
+    backends = _backends(processor)
     return (
-        {auto_class: _reference(value) for auto_class, value in classes.items()},
+        {"AutoConfig": MODELS[name][0].config, **auto_classes(name)},
         {"AutoImageProcessor": backends} if backends else {},
     )
 
 
 def code_files(model: PreTrainedModel, processor: BaseImageProcessor) -> list[Path]:
-    """The files of this package that model and processor need, by following their relative imports."""
-    roots = [inspect.getfile(value) for value in (type(model), *_backends(processor).values())]
-    files = {Path(file).resolve() for root in roots for file in (root, *get_relative_import_files(root))}
-    return sorted(files)
+    """The files of this package that model and processor need: theirs, and what those import from each other."""
+    folder = Path(models.__file__).resolve().parent
+    _, row = MODELS[type(model).__name__]
+    roots = [folder / f"{path.partition('.')[0]}.py" for path in (row.path, *_backends(processor).values())]
+    imported = [Path(file) for root in roots for file in get_relative_import_files(root)]
+    return sorted({*roots, *imported})
 
 
 def open_folder(folder: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
-    The model and the image processor of a folder that training, conversion or `save_pretrained` wrote. Code that lies
-    in the folder is not run: the classes are those of the installed package.
+    Opens the model and the image processor in a folder that training, conversion or `save_pretrained` wrote. Code in
+    the folder is not run: the classes are those of the installed package.
 
     Raises:
         OSError: there is no such folder, or it lacks a file.
-        ValueError: a JSON file cannot be read or describes no model or processor, `config.json` names another class
-            than those in `AUTO_CLASSES`, or the weights are not complete.
+        ValueError: a JSON file cannot be read or does not describe a model or processor, `config.json` names a class
+            that is not in [`pvt_hf.families.MODELS`], or the weights are incomplete.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -130,48 +112,40 @@ def open_folder(folder: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor
         raise FileNotFoundError(f"There is no {CONFIG_NAME} in {folder}, expected the folder of a saved model.")
     if not (folder / IMAGE_PROCESSOR_NAME).is_file():
         raise FileNotFoundError(
-            f"There is no {IMAGE_PROCESSOR_NAME} in {folder}: save the image processor there, "
-            "PvtImageProcessor().save_pretrained(FOLDER) for a classifier."
+            f"There is no {IMAGE_PROCESSOR_NAME} in {folder}: save the image processor there, for a classifier with "
+            f'`PvtImageProcessor().save_pretrained("{folder}")`.'
         )
     read_object(folder / IMAGE_PROCESSOR_NAME)  # for its checks
-    architecture = read_object(folder / CONFIG_NAME).get("architectures") or ["nothing"]
-    if not isinstance(architecture, list) or architecture[0] not in list(AUTO_CLASSES):  # a list: of anything
+    names = read_object(folder / CONFIG_NAME).get("architectures")
+    if not isinstance(names, list) or not names or names[0] not in list(MODELS):  # a list: the name may be of any type
         raise ValueError(
-            f"{folder / CONFIG_NAME} names {architecture!r} as its architecture, expected a list with one of "
-            f"{', '.join(AUTO_CLASSES)}."
+            f"{folder / CONFIG_NAME} has the architectures {names!r}, expected a list with one of {', '.join(MODELS)}."
         )
-    model_class = getattr(import_module("pvt_hf"), architecture[0])
+    model_class = load(MODELS[names[0]][1].path)
     try:
-        model, loaded = model_class.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
-    except SafetensorError as error:
-        raise ValueError(f"The weights in {folder} cannot be read, such as model.safetensors: {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # what values of other types come to
-        raise ValueError(f"{folder / CONFIG_NAME} describes no {architecture[0]}: {error}") from error
-    keys = sorted({*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])})
-    if keys:
-        raise ValueError(
-            f"{folder} is no trained {architecture[0]}: {len(keys)} tensors are missing or of another shape, "
-            f"{', '.join(keys[:4])}{' ...' * (len(keys) > 4)}."
-        )
+        config = model_class.config_class.from_pretrained(folder)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # values of wrong types
+        raise ValueError(f"{folder / CONFIG_NAME} does not describe a {names[0]}: {error}") from error
+    model = open_complete(model_class, folder, config=config)
     try:
         return model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # Transformers' message may be a list of all model types
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise ValueError(
-            f"{folder / IMAGE_PROCESSOR_NAME} describes no image processor: {reason}. Save it again with "
+            f"{folder / IMAGE_PROCESSOR_NAME} does not describe an image processor: {reason}. Save it again with "
             "`processor.save_pretrained(FOLDER)`."
         ) from error
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The content of a JSON file that has to hold an object. FileNotFoundError, or a ValueError if it does not."""
+    """The content of a JSON file that holds an object. FileNotFoundError if there is no file, otherwise ValueError."""
     if not file.is_file():
         raise FileNotFoundError(f"There is no JSON file {file}.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not text
-        raise ValueError(f"{file} is no JSON file: {error}") from error
+        raise ValueError(f"{file} is not a JSON file: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, expected an object with values by name.")
     return content
@@ -183,39 +157,31 @@ def _check_classes(model: PreTrainedModel, processor: BaseImageProcessor) -> Non
         origin = module.partition(".")[0]
         if origin == "transformers_modules":
             raise ValueError(
-                f"{name} is code that a repository brought ({module}). `import pvt_hf` first and open it again: "
-                "from_pretrained then builds the installed package's class, and its code is what is saved."
+                f"{name} comes from code in a repository ({module}). `import pvt_hf` first and open it again: "
+                "from_pretrained then builds the installed package's class, whose code can be saved."
             )
-        if origin not in origins or (value is model and name not in AUTO_CLASSES):
-            expected = ", ".join(AUTO_CLASSES) if value is model else "an image processor of pvt_hf or of Transformers"
+        if origin not in origins or (value is model and name not in MODELS):
+            expected = ", ".join(MODELS) if value is model else "an image processor of pvt_hf or of Transformers"
             raise ValueError(
-                f"{module}.{name} is not saved as a repository of this package, expected {expected}. Other classes "
+                f"{module}.{name} cannot be saved as a repository of this package, expected {expected}. Other classes "
                 "have their own push_to_hub."
             )
 
 
-def _backends(processor: BaseImageProcessor) -> dict[str, type]:
-    """Both classes of an image processor of this package, which lie in two files; none of another one."""
-    module, name = type(processor).__module__, type(processor).__name__
-    if not module.startswith("pvt_hf."):
+def _backends(processor: BaseImageProcessor) -> dict[str, str]:
+    """Both classes ("file.Class") of an image processor of this package; none for one of Transformers."""
+    name = type(processor).__name__.removesuffix("Pil")
+    if not type(processor).__module__.startswith("pvt_hf."):
         return {}
-    task, name = module.rpartition(".")[2].split("_")[-1], name.removesuffix("Pil")
-    return {
-        "pil": getattr(import_module(f"pvt_hf.models.image_processing_pil_{task}"), f"{name}Pil"),
-        "torchvision": getattr(import_module(f"pvt_hf.models.image_processing_{task}"), name),
-    }
-
-
-def _reference(value: type) -> str:
-    return f"{value.__module__.rpartition('.')[2]}.{value.__name__}"
+    return next(family.processors for family in FAMILIES.values() if class_name(family.processor) == name)
 
 
 def _write_auto_map(file: Path, auto_map: dict[str, Any]) -> None:
     """Replaces `auto_map`, also that of a backbone's configuration that came from another repository."""
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = read_object(file)
     for part in (settings, settings.get("backbone_config")):
         if isinstance(part, dict):
             part.pop("auto_map", None)
     if auto_map:
         settings["auto_map"] = auto_map
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(file, settings)

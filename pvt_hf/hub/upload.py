@@ -22,7 +22,7 @@ from .card import build_card
 from .repository import open_folder, read_object, save_repository
 
 
-# What an earlier push may have left and this one replaces: weights, and code that is needed no more
+# What an earlier push may have left, and this one deletes unless it writes it again: weights and code
 _OURS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -39,8 +39,8 @@ class Push:
     What [`push`] did, or would do.
 
     Attributes:
-        files: sizes in bytes of the repository's files, by name.
-        url: the commit's address; None of a dry run.
+        files: size in bytes of each uploaded file, by name.
+        url: of the commit; None after a dry run.
     """
 
     files: dict[str, int]
@@ -62,37 +62,33 @@ def push(
     conversion: dict[str, Any] | None = None,
     license: str | None = None,
     max_shard_size: int | str = "50GB",
-    commit_message: str = "Upload model",
 ) -> Push:
     """
-    Makes a repository of a model and its image processor, with a model card, and uploads it in one commit.
+    Uploads a model and its image processor, with a model card, in one commit.
 
-    What an earlier push left and this one does without (shards of the weights, code) is deleted in the same commit;
-    other files of the repository stay. After a connection was cut, the same call uploads what is still missing.
+    Weights and code of an earlier push that are no longer needed are deleted in the same commit. Other files stay.
+    After a lost connection, the same call uploads only what is still missing.
 
     Args:
-        model, processor, with_code, max_shard_size: as for [`pvt_hf.hub.repository.save_repository`].
-        repo_id: "organisation-or-user/name"; the repository is created if it does not exist.
-        revision: branch to commit to, created from the main one if it does not exist; the main one by default.
-        private: whether others do not see a repository that is created; one that they see already is refused.
-        token: of a Hub account with write access; by default the one that `hf auth login` or `HF_TOKEN` set.
-        dry_run: builds everything and uploads nothing; needs neither token nor network.
-        run: content of `run.json` of the training, for the card.
-        evaluation: content of the file that an evaluation script wrote, for the card.
-        conversion: content of the `conversion.json` of converted weights, for the card.
-        license: of the weights, for the card, as [`pvt_hf.hub.card.build_card`] takes it.
-        commit_message: the commit's title.
+        model, processor, max_shard_size: as for [`pvt_hf.hub.repository.save_repository`].
+        repo_id: "organisation-or-user/name". The repository is created if it does not exist.
+        revision: branch to commit to, created from the main one if it does not exist; by default the main one.
+        private: create the repository as a private one. A public one that exists already is refused.
+        with_code: also upload the code of the model, so that `trust_remote_code=True` opens it without this package.
+        token: of a Hub account with write access; by default that of `hf auth login` or `HF_TOKEN`.
+        dry_run: build everything and upload nothing. Needs no token and no network.
+        run, evaluation, conversion, license: for the card, as [`pvt_hf.hub.card.build_card`] takes them.
 
     Raises:
-        ValueError: `repo_id` is no such name, `revision` is a commit, the model or the processor cannot be pushed, the
-            repository is public and `private` was asked for, or the Hub refuses the content.
+        ValueError: `repo_id` is not a valid name, `revision` is a commit, the model or the processor cannot be pushed,
+            `private` was given for a public repository, or the Hub refuses the content.
         PermissionError: no token, one that the Hub does not know, or one without write access.
-        FileNotFoundError: the repository is not there, or is private and not visible to the token.
+        FileNotFoundError: the repository does not exist, or is private and not visible to the token.
         ConnectionError: offline mode, no connection, or the Hub failed.
     """
     check_repo_id(repo_id)
     if revision is not None and (re.fullmatch("[0-9a-f]{40}", revision) or not re.fullmatch(r"[\w./-]+", revision)):
-        raise ValueError(f"revision {revision!r} is a commit or no name, and cannot be added to: give a branch's name.")
+        raise ValueError(f"revision {revision!r} is not a branch: give the name of the branch to commit to.")
     if not dry_run:
         token = check_target(repo_id, token)
     with tempfile.TemporaryDirectory() as folder:
@@ -116,8 +112,8 @@ def push(
             api.create_repo(repo_id, private=private, exist_ok=True)
             if private and not api.model_info(repo_id).private:
                 raise ValueError(
-                    f"{repo_id} is public, and what is pushed there is seen by all. Make it private in its settings on "
-                    "the Hub, give another name, or push without `private`."
+                    f"{repo_id} is public already. Make it private in its settings on the Hub, give another name, or "
+                    "push without `private`."
                 )
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -133,7 +129,7 @@ def push(
                     *(CommitOperationAdd(path.name, path) for path in paths),
                     *(CommitOperationDelete(name) for name in replaced),
                 ],
-                commit_message=commit_message,
+                commit_message="Upload model",
                 revision=revision,
             )
     return Push(files, commit.commit_url)
@@ -141,16 +137,16 @@ def push(
 
 def push_folder(folder: str | Path, repo_id: str, *, evaluation_file: str | Path | None = None, **options: Any) -> Push:
     """
-    Pushes the model in a folder that training, conversion or `save_pretrained` wrote, with what `run.json` or
-    `conversion.json` there says.
+    Pushes the model in a folder that training, conversion or `save_pretrained` wrote. Its card has what `run.json` and
+    `conversion.json` in the folder say.
 
     Args:
         folder: as for [`pvt_hf.hub.repository.open_folder`].
-        evaluation_file: what an evaluation script wrote to its `--output`.
+        evaluation_file: an evaluation script's `--output`, for the card.
         options: as for [`push`].
 
     Raises:
-        as [`push`] and [`pvt_hf.hub.repository.open_folder`]; ValueError too for a JSON file that cannot be read.
+        as [`push`] and [`pvt_hf.hub.repository.open_folder`]; also ValueError for a JSON file that cannot be read.
     """
     check_repo_id(repo_id)
     model, processor = open_folder(folder)
@@ -167,52 +163,53 @@ def push_folder(folder: str | Path, repo_id: str, *, evaluation_file: str | Path
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises a ValueError unless `repo_id` is "organisation-or-user/name", of characters that the Hub takes."""
+    """Raises a ValueError unless `repo_id` is "organisation-or-user/name", in characters that the Hub allows."""
     try:
         validate_repo_id(repo_id)
         reason = "" if repo_id.count("/") == 1 else "it has no slash"
     except ValueError as error:
         reason = str(error)
     if reason:
-        raise ValueError(f"{repo_id!r} is no name of a repository, expected org/name, such as me/pvt-small: {reason}")
+        raise ValueError(f"{repo_id!r} is not a repository name, expected org/name, such as me/pvt-small: {reason}")
 
 
 def check_target(repo_id: str, token: str | None = None) -> str:
     """
-    Checks what can be known without asking the Hub: the name, whether the client may go there, whether there is a
-    token, which is returned.
+    Checks the name, offline mode and the token, without asking the Hub. Returns the token.
 
     Raises:
         ValueError, ConnectionError, PermissionError: as [`push`].
     """
     check_repo_id(repo_id)
     if is_offline_mode():
-        raise ConnectionError(f"HF_HUB_OFFLINE is set, so nothing goes to {repo_id}: unset it, or try a dry run.")
-    token = token.strip() if token else get_token()  # as the client does with its own: a newline is no part of it
+        raise ConnectionError(
+            f"HF_HUB_OFFLINE is set, so nothing can be pushed to {repo_id}: unset it, or try a dry run."
+        )
+    token = token.strip() if token else get_token()  # the client strips its own, too
     if not token:
         raise PermissionError(
-            f"There is no token, and the Hub takes {repo_id} from known users only: run `hf auth login`, or set "
-            "HF_TOKEN to a token with write access."
+            f"There is no token to push to {repo_id} with: run `hf auth login`, or set HF_TOKEN to a token with write "
+            "access."
         )
     return token
 
 
 @contextmanager
 def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
-    """Turns what the Hub's client raises into errors that say what happened and what to do."""
+    """Turns the errors of the Hub's client into errors that say what happened and what to do."""
     try:
         yield
-    except RuntimeError as error:  # of a weights file, with the reason as its cause
+    except RuntimeError as error:  # from the upload of a weights file, with the reason as its cause
         raise _explanation(error.__cause__ or error, repo_id, endpoint) from error
     except httpx.HTTPError as error:
         raise _explanation(error, repo_id, endpoint) from error
 
 
 def _explanation(error: BaseException, repo_id: str, endpoint: str) -> Exception:
-    again = "The same command again uploads only what is still missing."
+    again = "The same command uploads only what is still missing."
     if not isinstance(error, HfHubHTTPError):
         reason = f"{type(error).__name__}: {error}"
-        return ConnectionError(f"The way to {endpoint} is cut ({reason}). {again}")
+        return ConnectionError(f"No connection to {endpoint} ({reason}). {again}")
     status = error.response.status_code
     said = f"{status}, {error.server_message}" if error.server_message else str(status)
     if status == 401:
@@ -227,8 +224,8 @@ def _explanation(error: BaseException, repo_id: str, endpoint: str) -> Exception
         )
     if status == 404:
         return FileNotFoundError(
-            f"There is no repository {repo_id}, or it is private and this token does not see it ({said})."
+            f"There is no repository {repo_id}, or it is private and not visible to this token ({said})."
         )
     if status >= 500 or status in (408, 429):
-        return ConnectionError(f"{endpoint} failed ({said}). Try later. {again}")
-    return ValueError(f"The Hub refuses to change {repo_id} ({said}).")
+        return ConnectionError(f"{endpoint} failed ({said}). Try again later. {again}")
+    return ValueError(f"The Hub refused the change of {repo_id} ({said}).")

@@ -1,1 +1,1 @@
-"""Answers of trained models on single images, attention maps, and pictures of both."""
+"""Predictions for single images, attention maps, and pictures of both."""

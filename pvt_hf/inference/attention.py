@@ -1,4 +1,4 @@
-"""Where the patches of an image look: the reduced attention of every stage, of a PVT by itself or inside a head."""
+"""Attention maps of every stage of a PVT, by itself or as the backbone of another model: where each patch looks."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 
-# Pixels: smaller images leave the last stage too few keys to tell apart; the maps of larger ones fill the memory (a
-# stage's map has pixels^2 / (stride^4 * reduction^2) entries per head and block).
+# In pixels. Smaller images leave the last stage with too few keys to see a pattern; the maps of larger ones fill the
+# memory: a stage has pixels^2 / (stride^4 * reduction^2) entries per head and block.
 LEAST_AREA, LARGEST_AREA = 128**2, 448**2
 
 
 @dataclass(frozen=True)
 class StageAttention:
     """
-    The attention of a stage's last block, its heads averaged.
+    The attention of a stage's last block, averaged over the heads.
 
     Attributes:
-        grid: (rows, columns) of the patches that look.
-        key_grid: (rows, columns) of the reduced grid that they look at.
-        weights: (grid's rows * columns, key_grid's rows * columns) float32. A row sums to 1, less what a cls token got.
+        grid: (rows, columns) of the queries: the stage's patches.
+        key_grid: (rows, columns) of the keys: the reduced grid.
+        weights: (queries, keys) float32. A row sums to 1, minus the attention to a cls token.
     """
 
     grid: tuple[int, int]
@@ -35,26 +35,26 @@ class StageAttention:
     weights: np.ndarray
 
     def patch_at(self, down: float, across: float) -> tuple[int, int]:
-        """(row, column) of the patch at these shares of the image's height and width, from 0 to 1."""
+        """(row, column) of the patch at these fractions (0 to 1) of the image's height and width."""
         rows, columns = self.grid
         return min(int(down * rows), rows - 1), min(int(across * columns), columns - 1)
 
     def of_patch(self, row: int, column: int) -> np.ndarray:
-        """Where this patch looks: (key_grid's rows, columns)."""
+        """The attention map of one patch, on the key grid: (rows, columns)."""
         return self.weights[row * self.grid[1] + column].reshape(self.key_grid)
 
 
 def find_pvt(model: PreTrainedModel) -> PreTrainedModel | None:
-    """The model if it is a PVT, else the first that it contains, such as the backbone of a head; None without one."""
+    """The model itself if it is a PVT, else the first PVT inside it, such as a backbone; None if there is none."""
     for module in model.modules():
-        # Not by class: code loaded from a repository brings its own.
+        # By model type: a checkpoint with code of its own has classes of its own.
         if isinstance(module, PreTrainedModel) and module.config.model_type == "pvt":
             return module
     return None
 
 
 def _steps(config: PreTrainedConfig) -> list[int]:
-    """Pixels per side of what one key of each stage covers."""
+    """Side in pixels of the image area behind one key, for each stage."""
     strides = itertools.accumulate(config.patch_sizes, operator.mul)
     return [stride * ratio for stride, ratio in zip(strides, config.sequence_reduction_ratios)]
 
@@ -63,8 +63,18 @@ def attention_inputs(
     pvt: PreTrainedModel, processor: BaseImageProcessor, image: Image.Image, area: int
 ) -> torch.Tensor:
     """
-    The whole image, normalised as the model wants it, (1, channels, height, width): of about `area` pixels (kept from
-    LEAST_AREA to LARGEST_AREA) and of sides of which every stage sees every row and column (multiples of 32).
+    The whole image, resized and normalised for the model.
+
+    Both sides are multiples of the largest key area (32 pixels in a PVT), so that no stage ignores a row or column.
+
+    Args:
+        pvt: a model of type "pvt"; see [`find_pvt`].
+        processor: normalises the image.
+        image: PIL image.
+        area: the number of pixels to aim for; limited to LEAST_AREA ... LARGEST_AREA.
+
+    Returns:
+        pixel_values (1, channels, height, width).
     """
     step = math.lcm(*_steps(pvt.config))
     units = min(max(area, LEAST_AREA), LARGEST_AREA) / step**2
@@ -77,12 +87,14 @@ def attention_inputs(
 @torch.no_grad()
 def stage_attention(pvt: PreTrainedModel, pixel_values: torch.Tensor) -> list[StageAttention]:
     """
+    The attention of every stage for one image.
+
     Args:
         pvt: a model of type "pvt"; see [`find_pvt`].
         pixel_values: (1, channels, height, width).
 
     Returns:
-        One per stage that the model has (a backbone has none after the last one asked for).
+        One [`StageAttention`] per stage; a backbone builds no stages after the last of its `out_features`.
     """
     config = pvt.config
     pixel_values = pixel_values.to(pvt.device)
@@ -93,7 +105,7 @@ def stage_attention(pvt: PreTrainedModel, pixel_values: torch.Tensor) -> list[St
             break
         grid, ratio = grids[stage], config.sequence_reduction_ratios[stage]
         key_grid = (grid[0] // ratio, grid[1] // ratio)
-        # The cls token, if there is one, comes first among queries and among keys; its stage is not reduced.
+        # A cls token comes first, in queries and keys. (Its stage has no reduction.) Slicing from the end drops it.
         weights = attentions[end - 1][0].float().mean(dim=0)[-math.prod(grid) :, -math.prod(key_grid) :]
         stages.append(StageAttention(grid, key_grid, weights.cpu().numpy()))
     return stages

@@ -1,4 +1,4 @@
-"""Pictures: training curves, predictions, attention maps."""
+"""Pictures of predictions and attention maps."""
 
 from __future__ import annotations
 
@@ -13,47 +13,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers
-GOOD, BAD, INK, ACCENT = "#009E73", "#D55E00", "#222222", "#0072B2"
-
-
-def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = "") -> None:
-    """Loss and learning rate by step, and evaluation metrics, to a PNG. `history` as `pvt_hf.engine.loop` has it."""
-    import matplotlib.figure
-
-    steps = [entry for entry in history if "loss" in entry]
-    evaluations = [entry for entry in history if "loss" not in entry]
-    figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot([e["step"] for e in steps], [e["loss"] for e in steps], color=ACCENT, linewidth=1)
-    left.margins(y=0.2)
-    left.set(title="Training loss", xlabel="step", ylim=(0, None))
-    rate = left.twinx()
-    rate.plot([e["step"] for e in steps], [e["learning_rate"] for e in steps], color="#BBBBBB", linewidth=1)
-    rate.set_ylabel("learning rate", color="#888888")
-    names = [
-        name for name in (evaluations[-1] if evaluations else {}) if name.startswith(("accuracy", "mean_iou", "AP"))
-    ]
-    for name, color in zip(names, (GOOD, BAD, ACCENT, INK)):
-        values = [entry[name] for entry in evaluations]
-        right.plot([e["step"] for e in evaluations], values, marker=".", color=color, label=f"{name}: {values[-1]:.4f}")
-    right.set(title="Held-out samples", xlabel="step", ylim=(None, 1.005))
-    if names:
-        right.legend(loc="lower right")
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top"]].set_visible(False)
-    if title:
-        figure.suptitle(title)
-    figure.savefig(path, dpi=130)
+GOOD, BAD = "#009E73", "#D55E00"  # of Okabe and Ito's palette, for colour-blind readers
+INK = "#222222"
 
 
 def annotate_classes(image: Image.Image, predictions: Sequence[dict[str, Any]]) -> Image.Image:
     """
-    The image with a panel of its labels and scores beneath.
+    The image above a bar chart of its labels and scores.
 
     Args:
-        image: PIL image of any mode; it is shown upright at a width of 480 pixels or more.
+        image: PIL image of any mode, enlarged by a whole factor to a width of at least 480 pixels.
         predictions: pipeline output, best first: `[{"label": str, "score": float in [0, 1]}, ...]`.
     """
     image = image.convert("RGB")
@@ -82,7 +51,17 @@ def plot_predictions(
     truth: Sequence[str],
     path: str | Path,
 ) -> None:
-    """A contact sheet to a PNG: each image under its predicted label and score, the truth beside it if they differ."""
+    """
+    Writes a PNG with all images in a grid, each titled with its predicted label and score, and with the true label if
+    the prediction is wrong.
+
+    Args:
+        images: PIL images.
+        predicted: labels, one per image.
+        scores: from 0 to 1, one per image.
+        truth: the true labels, one per image.
+        path: of the PNG.
+    """
     import matplotlib.figure
 
     columns = min(8, len(images))
@@ -101,10 +80,10 @@ def plot_predictions(
 @functools.cache
 def class_colors(count: int) -> np.ndarray:
     """
-    Colours for classes, (count, 3) uint8 RGB; a class has the same one whatever the count.
+    One colour per class: (count, 3) uint8 RGB. A class keeps its colour whatever the count.
 
-    Each is, of some 3,400 that are neither very dark nor very light, the farthest in CIE L*a*b* from black, white and
-    those before it. (Beyond these they come again.)
+    Chosen greedily from about 3,400 colours of medium lightness: each is the one farthest, in CIE L*a*b*, from black,
+    white and all colours before it. Beyond that number the colours repeat.
     """
     levels = np.arange(0, 256, 17)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)  # (4096, 3)
@@ -125,14 +104,14 @@ def class_colors(count: int) -> np.ndarray:
 
 
 def class_shares(labels: np.ndarray) -> list[tuple[int, float]]:
-    """The classes that a (height, width) label map has and their shares of its pixels, the largest first."""
+    """(class, fraction of the pixels) for the classes in a (height, width) label map, largest fraction first."""
     classes, counts = np.unique(labels, return_counts=True)
     shares = zip(classes.tolist(), (counts / labels.size).tolist())
     return sorted(shares, key=lambda share: -share[1])
 
 
 def label_image(labels: np.ndarray, num_labels: int) -> Image.Image:
-    """A (height, width) label map as an image of its numbers: mode L, or I;16 if there are more than 255 classes."""
+    """A (height, width) label map as an image of class indices: mode L, or I;16 for more than 255 classes."""
     return Image.fromarray(labels.astype(np.uint8 if num_labels <= 255 else np.uint16))
 
 
@@ -140,17 +119,17 @@ def overlay_classes(
     image: Image.Image, labels: np.ndarray, id2label: Mapping[int, str], opacity: float = 0.6
 ) -> Image.Image:
     """
-    The image under the colours of its classes, at its own size, and beneath it a legend.
+    The image blended with the colours of its classes, and a legend below.
 
     Args:
         image: PIL image of any mode.
-        labels: (height, width) integers, of the image's size.
-        id2label: names; colours are those of [`class_colors`] for as many classes.
+        labels: (height, width) class indices, of the image's size.
+        id2label: class names. Colours come from [`class_colors`].
         opacity: of the colours, from 0 to 1.
 
     Returns:
-        An RGB image: the upper left `image.height` x `image.width` pixels are the blend. The legend has the classes
-        that are there, with their shares, the largest first, and makes a small image wider.
+        An RGB image. Its upper left `image.height` x `image.width` pixels are the blend; the legend lists the classes
+        in the image with their fractions, largest first. The result is wider than the image if the legend needs it.
     """
     image, colors = image.convert("RGB"), class_colors(max(id2label) + 1)
     blend = Image.blend(image, Image.fromarray(colors[labels]), opacity)
@@ -185,35 +164,42 @@ def overlay_objects(
     masks: torch.Tensor | None = None,
 ) -> Image.Image:
     """
-    The image with boxes, names and scores of objects in the colours of their classes, those of [`class_colors`].
+    The image with the boxes, names and scores of objects, in the colours of their classes ([`class_colors`]).
+
+    Boxes are not drawn by torchvision's `draw_bounding_boxes`: without a font file it writes 10 pixels high, whatever
+    the image's size, and labels may leave the image.
 
     Args:
         image: PIL image of any mode.
-        boxes_xyxy: (objects, 4) in pixels. labels, scores: one each.
-        masks: (objects, height, width) bool, of the image's size, drawn beneath the boxes.
+        boxes_xyxy: (objects, 4), in pixels.
+        labels: class index of each object.
+        scores: of each object, from 0 to 1. Objects are expected in descending order.
+        id2label: class names.
+        masks: (objects, height, width) bool, of the image's size, drawn below the boxes. Needs torchvision.
 
     Returns:
         An RGB image of the same size.
     """
-    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
-    from torchvision.utils import draw_segmentation_masks
-
     canvas = image.convert("RGB")
     if len(labels) == 0:
         return canvas
     palette = class_colors(max(id2label) + 1)
     colors = [tuple(palette[label].tolist()) for label in labels]
     if masks is not None:
+        # Imported here: only models that need torchvision themselves have masks.
+        from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+        from torchvision.utils import draw_segmentation_masks
+
         canvas = to_pil_image(draw_segmentation_masks(pil_to_tensor(canvas), masks, alpha=0.5, colors=colors))
     draw, width = ImageDraw.Draw(canvas), max(1, min(image.size) // 200)
     font = ImageFont.load_default(max(10, min(image.size) // 24))
-    # The likeliest are drawn last, over the others. Pillow wants boxes with an area, and so do people.
+    # Drawn last, and so on top: the highest scores. Pillow refuses boxes with a negative side.
     order = [i for i in reversed(range(len(labels))) if (boxes_xyxy[i, 2:] >= boxes_xyxy[i, :2]).all()]
     for i in order:
         draw.rectangle(boxes_xyxy[i].tolist(), outline=colors[i], width=width)
     for i in order:
         text = f"{id2label[labels[i]]} {scores[i]:.0%}"
-        # Inside the box, at its upper left corner, as far as that is in sight
+        # In the box's upper left corner, moved inside the image if it would be cut off
         left, top, right, bottom = draw.textbbox((0, 0), text, font)
         x = min(max(boxes_xyxy[i, 0].item(), 0), max(image.width - right - 2 * width, 0))
         y = min(max(boxes_xyxy[i, 1].item(), 0), max(image.height - bottom - 2 * width, 0))
@@ -225,40 +211,40 @@ def overlay_objects(
 
 def cls_attention(attention: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
     """
-    Where the cls token of the last stage looks.
+    The attention of the cls token to the patches, in the last stage.
 
     Args:
-        attention: (heads, 1 + rows * columns, 1 + rows * columns), one image of `outputs.attentions[-1]`.
-        grid: (rows, columns).
+        attention: (heads, 1 + rows * columns, 1 + rows * columns): `outputs.attentions[-1]` for one image.
+        grid: (rows, columns) of the last stage.
 
     Returns:
-        (heads, rows, columns) float32, each head summing to its share of attention on patches.
+        (heads, rows, columns) float32. A head's map sums to 1 minus the cls token's attention to itself.
     """
     return attention[:, 0, 1:].unflatten(1, grid).float().cpu().numpy()
 
 
 def overlay_attention(image: Image.Image, attention: np.ndarray, patch: Sequence[float] | None = None) -> Image.Image:
     """
-    The image in grey under the colours of an attention map, which is scaled to its own largest value.
+    The image in grey, blended with a colour map of the attention, scaled so that the largest value is 1.
 
     Args:
         image: PIL image of any mode.
-        attention: (rows, columns), of any grid over the whole image.
-        patch: box (x and y of two corners, in pixels) of what looks there, to be outlined.
+        attention: (rows, columns), on any grid over the whole image.
+        patch: box (left, top, right, bottom, in pixels) of the query patch, to be outlined.
 
     Returns:
         An RGB image of the same size.
     """
     from matplotlib import colormaps
 
-    # The least that can be divided by, if nothing is looked at
+    # The maximum of an empty map is 0: the smallest float avoids the division by zero.
     scaled = Image.fromarray((attention / max(attention.max(), np.finfo(np.float32).tiny)).astype(np.float32))
     colors = colormaps["magma"](np.asarray(scaled.resize(image.size, Image.Resampling.BICUBIC)), bytes=True)[..., :3]
     blend = Image.blend(image.convert("L").convert("RGB"), Image.fromarray(colors), 0.6)
     if patch is not None:
         left, top, right, bottom = patch
         draw, width = ImageDraw.Draw(blend), max(2, min(image.size) // 100)
-        # Around the patch, dark outside light: seen on every ground
+        # A white frame inside a dark one shows on any background.
         for distance, color in ((2 * width, INK), (width, "white")):
             box = (left - distance, top - distance, right + distance - 1, bottom + distance - 1)
             draw.rectangle(box, outline=color, width=width)
@@ -269,12 +255,13 @@ def plot_attention(
     images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str], path: str | Path
 ) -> None:
     """
-    One column per image to a PNG: the image, the heads' mean attention over it, and every head by itself.
+    Writes a PNG with one column per image: the image, the mean attention over the heads, and each head's.
 
     Args:
         images: PIL images.
-        maps: per image (heads, rows, columns) from [`cls_attention`]; each panel is scaled to its own largest value.
-        titles: per image.
+        maps: per image (heads, rows, columns), from [`cls_attention`]. Each panel is scaled by its own maximum.
+        titles: one per image.
+        path: of the PNG.
     """
     import matplotlib.figure
 

@@ -1,25 +1,53 @@
-"""What trained models answer on single images, in whole label maps, boxes and masks: for `predict.py` and `app.py`."""
+"""Predictions for single images: classes, label maps, boxes and masks. For `predict.py` and `app.py`."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from transformers import Pipeline, PreTrainedConfig, pipeline
-from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, logging
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    Pipeline,
+    PreTrainedConfig,
+    pipeline,
+)
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
+
+from ..weights.opening import check_model_path, open_complete
 
 
-# The pipeline that opens a model of the task, and the method that its processor has to have
-TASKS: dict[str, tuple[str, str | None]] = {
-    "image-classification": ("image-classification", None),
-    "semantic-segmentation": ("image-segmentation", "post_process_semantic_segmentation"),
-    "object-detection": ("object-detection", "post_process_object_detection"),
-    "instance-segmentation": ("object-detection", "post_process_instance_segmentation"),
+class Task(NamedTuple):
+    """
+    Attributes:
+        pipeline: the Transformers pipeline that runs the model.
+        auto_classes: the classes that open the model; the first that knows the checkpoint's configuration is taken.
+        method: the post-processing method that the image processor must have.
+    """
+
+    pipeline: str
+    auto_classes: tuple[Any, ...]
+    method: str | None = None
+
+
+TASKS = {
+    "image-classification": Task("image-classification", (AutoModelForImageClassification,)),
+    "semantic-segmentation": Task(
+        "image-segmentation",
+        (AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation),
+        "post_process_semantic_segmentation",
+    ),
+    "object-detection": Task("object-detection", (AutoModelForObjectDetection,), "post_process_object_detection"),
+    "instance-segmentation": Task(
+        "object-detection", (AutoModelForObjectDetection,), "post_process_instance_segmentation"
+    ),
 }
 _TASK_BY_ENDING = {
     "ForImageClassification": "image-classification",
@@ -31,7 +59,15 @@ _TASK_BY_ENDING = {
 
 
 class Objects(NamedTuple):
-    """The likeliest first: `boxes_xyxy` (objects, 4) and `masks` (objects, height, width) bool, in pixels."""
+    """
+    Detected objects, highest score first.
+
+    Attributes:
+        boxes_xyxy: (objects, 4) float32, in pixels.
+        labels: class indices.
+        scores: from 0 to 1.
+        masks: (objects, height, width) bool; None for models without masks.
+    """
 
     boxes_xyxy: torch.Tensor
     labels: list[int]
@@ -40,67 +76,90 @@ class Objects(NamedTuple):
 
 
 def task_of(config: PreTrainedConfig) -> str | None:
-    """One of [`TASKS`] by the name of the class that the checkpoint was saved from; None for all other classes."""
-    name = (config.architectures or [""])[0]
+    """
+    The task that a checkpoint was saved for: one of [`TASKS`], by the ending of its class name. None for other classes
+    (a bare backbone, for example). A configuration without a class name, as timm writes it, counts as a classifier.
+    """
+    name = (config.architectures or ["ForImageClassification"])[0]
     return next((task for ending, task in _TASK_BY_ENDING.items() if name.endswith(ending)), None)
 
 
-def open_pipeline(task: str, model: str, **options: Any) -> Pipeline:
+def open_pipeline(
+    model: str,
+    task: str | None = None,
+    *,
+    device: str = "cpu",
+    trust_remote_code: bool | None = None,
+    **options: Any,
+) -> tuple[str, Pipeline]:
     """
-    The pipeline of a checkpoint, fit for the functions below.
+    Opens a complete checkpoint with its image processor. The weights are read once.
 
     Args:
-        task: one of [`TASKS`].
         model: folder or Hub id.
-        options: of `transformers.pipeline`, such as `device`.
+        task: one of [`TASKS`]; by default the one that the checkpoint was saved for, see [`task_of`].
+        device: "cpu", "cuda", "cuda:1" ...
+        trust_remote_code: whether code that comes with the checkpoint may run; None asks on the terminal.
+        options: of the model's `from_pretrained`, such as `dtype` and `use_safetensors`.
+
+    Returns:
+        The task, and a pipeline for it that also fits [`label_map`] or [`find_objects`].
 
     Raises:
-        ValueError: it cannot be opened, another kind of model comes of it, or it lacks weights.
+        ValueError: the checkpoint cannot be opened, lacks weights or an image processor, or cannot do the task. The
+            message is one line.
     """
-    kind, method = TASKS[task]
+    try:
+        return _open(model, task, device, trust_remote_code, options)
+    except Exception as error:  # configurations, weights and the Hub's client raise a dozen types
+        if "trust_remote_code" in str(error):
+            reason = f"{model} brings code of its own, which runs only with trust_remote_code=True."
+            raise ValueError(reason) from error
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines and isinstance(error, ValueError | OSError | ImportError) else repr(error)
+        raise ValueError(reason if reason.startswith(model) else f"Cannot load {model}: {reason}") from error
+
+
+def _open(
+    model: str, task: str | None, device: str, trust_remote_code: bool | None, options: dict[str, Any]
+) -> tuple[str, Pipeline]:
+    check_model_path(model)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    class_name = (config.architectures or [type(config).__name__])[0]
+    task = task or task_of(config)
+    if task is None:
+        raise ValueError(f"{model} holds a {class_name}: give a classifier, a segmenter or a detector.")
+    kind, auto_classes, method = TASKS[task]
+    cannot = f"{model} holds a {class_name}, which cannot do {task}."
+    auto_class = next((auto_class for auto_class in auto_classes if _opens(auto_class, config)), None)
+    # Object detectors of Transformers may share a processor, and so its methods, with a model that has masks.
+    if auto_class is None or task == "instance-segmentation" and task_of(config) != task:
+        raise ValueError(cannot)
+
     folder = Path(model)
     if folder.is_dir() and not any((folder / name).is_file() for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
-        raise ValueError(
-            f"Cannot load {model}: it has no {IMAGE_PROCESSOR_NAME}. Save the model's image processor there."
-        )
-    try:
-        opened = pipeline(kind, model=model, **options)  # type: ignore[call-overload]  # by kind, of literals
-    except (OSError, ValueError, SafetensorError) as error:
-        source = "the folder" if folder.is_dir() else "no such folder here, and as a Hub id it"
-        lines = str(error).splitlines()
-        # Where `pipeline` tried several classes, it quotes the traceback of each
-        reason = next((line for line in lines if re.match(r"[\w.]*Error: ", line)), lines[0])
-        raise ValueError(f"Cannot load {model} for {kind}: {source} gave: {reason}") from error
-    name, processor = type(opened.model).__name__, opened.image_processor
-    # The image-segmentation pipeline opens others, with a message; Transformers' processors of DETR have methods for
-    # two kinds of models
-    if method and not hasattr(processor, method) or task.endswith("segmentation") and "Segmentation" not in name:
-        raise ValueError(f"{model} holds a {name} with a {type(processor).__name__}: no {task} comes of it.")
-    missing = _missing_weights(opened.model, model, options.get("model_kwargs", {}))
-    if missing:
-        raise ValueError(
-            f"Cannot load {model}: it is no trained {name}, without weights for {', '.join(missing[:4])}"
-            f"{' ...' * (len(missing) > 4)}."
-        )
-    return opened
+        raise ValueError(f"{model} has no {IMAGE_PROCESSOR_NAME}: save the model's image processor in that folder.")
+    processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+    if method and not hasattr(processor, method):
+        raise ValueError(f"{cannot} (Its {type(processor).__name__} has no {method}.)")
+
+    opened = open_complete(auto_class, model, config=config, trust_remote_code=trust_remote_code, **options)
+    # Only the segmentation pipeline looks for a tokenizer, and does without if there is none: OneFormer has one.
+    tokenizer = model if kind == "image-segmentation" else None
+    built = pipeline(kind, model=opened, image_processor=processor, tokenizer=tokenizer, device=device)  # type: ignore[call-overload]  # by kind, of literals
+    return task, built
 
 
-def _missing_weights(opened: Any, model: str, options: dict[str, Any]) -> list[str]:
-    """What is random in `opened`. A pipeline does not tell: the checkpoint is read a second time."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        _, loaded = type(opened).from_pretrained(model, config=opened.config, output_loading_info=True, **options)
-    finally:
-        logging.set_verbosity(verbosity)
-    return sorted(loaded["missing_keys"])
+def _opens(auto_class: Any, config: PreTrainedConfig) -> bool:
+    """Whether an Auto class has a model for this configuration, here or in the checkpoint's own code."""
+    return type(config) in auto_class._model_mapping or auto_class.__name__ in getattr(config, "auto_map", {})
 
 
 def label_map(segmenter: Pipeline, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
     """
-    The class of every pixel: (height, width) integers, of the image's size or of `size` (height, width).
+    The class of every pixel: (height, width) int64, at the image's size or at `size` (height, width).
 
-    Not the pipeline's own answer: its masks are told apart by names, which several classes may share.
+    The pipeline's own answer has one mask per class name, and several classes may share a name.
     """
     processor: Any = segmenter.image_processor
     outputs = segmenter.forward(segmenter.preprocess(image, subtask="semantic"))  # type: ignore[arg-type]
@@ -119,7 +178,8 @@ def find_objects(
     """
     Objects with a score above `threshold`, in pixels of the image or of a copy of `size` (height, width).
 
-    Not the pipelines' own answers: one cuts coordinates to whole numbers, the other lets no masks overlap.
+    The pipelines' own answers lose something: object detection rounds coordinates down to integers, image segmentation
+    lets no two masks overlap.
     """
     processor: Any = detector.image_processor
     outputs = detector.forward(detector.preprocess(image))

@@ -1,4 +1,4 @@
-"""What the configurations of heads share: a backbone, default classes and checks of ranges."""
+"""Base class of the configurations of heads: the backbone, the default number of classes, checks of ranges."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .configuration_pvt import build_backbone_config
 @strict
 class HeadConfig(PreTrainedConfig):
     """
-    Base of the configurations of heads, which set the two class attributes and check their fields in `_validate`.
+    Base class for configurations of heads. Subclasses set the class attributes and check their fields in `_validate`.
 
     Attributes:
-        default_out_features: stages of the PVT-Tiny that an absent `backbone_config` stands for.
+        default_out_features: stages of the PVT-Tiny that is used if no `backbone_config` is given.
         default_num_labels: number of classes if neither `num_labels` nor `id2label` is given.
     """
 
@@ -27,7 +27,7 @@ class HeadConfig(PreTrainedConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
 
-    if TYPE_CHECKING:  # what the constructor takes beside the fields; by default `default_num_labels`
+    if TYPE_CHECKING:  # an argument of the constructor that is not a field; the default is `default_num_labels`
         num_labels: int = 80
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -38,11 +38,11 @@ class HeadConfig(PreTrainedConfig):
         self._validate()
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`, with `num_labels`: the file leaves out default names of two classes."""
+        """The content of `config.json`, with `num_labels`: Transformers omits `id2label` with two default names."""
         return {**super().to_dict(), "num_labels": self.num_labels}
 
     def _validate(self) -> None:
-        """Raises a ValueError that names the field from which no model can be built."""
+        """Raises a ValueError that names an invalid field."""
 
     def _check_at_least(self, minimum: int, *names: str) -> None:
         for name in names:

@@ -16,41 +16,40 @@ class MaskRcnnConfig(HeadConfig):
     `detection/configs/_base_/models/mask_rcnn_r50_fpn.py`), on PVT-Tiny.
 
     Args:
-        backbone_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of any model that `AutoBackbone`
-            knows, which returns four feature maps at strides 4, 8, 16 and 32:
-            `out_features=["stage1", "stage2", "stage3", "stage4"]`. PVT-Tiny if not given.
-        fpn_channels (`int`, *optional*, defaults to 256): Channels of the neck, the proposal head and the mask head.
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to PVT-Tiny): Configuration of a model that
+            `AutoBackbone` knows. It must return four feature maps at strides 4, 8, 16 and 32:
+            `out_features=["stage1", "stage2", "stage3", "stage4"]`.
+        fpn_channels (`int`, *optional*, defaults to 256): Channels of the FPN, the proposal head and the mask head.
         box_head_size (`int`, *optional*, defaults to 1024): Width of the two fully connected layers of the box head.
-        num_mask_convs (`int`, *optional*, defaults to 4): 3x3 convolutions of the mask head.
+        num_mask_convs (`int`, *optional*, defaults to 4): Number of 3x3 convolutions in the mask head.
         anchor_scale (`float`, *optional*, defaults to 8): Side of the square anchor, in strides of its level.
-        anchor_ratios (`list[float]`, *optional*, defaults to `[0.5, 1.0, 2.0]`): Heights of anchors by their widths.
-        rpn_positive_iou (`float`, *optional*, defaults to 0.7): An anchor stands for an object from this overlap on.
-        rpn_negative_iou (`float`, *optional*, defaults to 0.3): Below this it is background; between them, ignored.
-            The anchors that overlap an object most stand for it from this overlap on, too.
-        rpn_num_samples (`int`, *optional*, defaults to 256): Anchors per image in the loss, half of them positive at
-            most.
-        num_train_candidates (`int`, *optional*, defaults to 2000): Best anchors per level that go into the suppression
-            of duplicates while training.
-        num_candidates (`int`, *optional*, defaults to 1000): And otherwise.
-        num_proposals (`int`, *optional*, defaults to 1000): Regions per image that come out of it.
-        rpn_nms_threshold (`float`, *optional*, defaults to 0.7): Overlap from which a proposal is a duplicate.
-        finest_scale (`int`, *optional*, defaults to 56): Regions below twice this size in pixels (square root of the
-            area) are cut out of the finest level.
-        box_positive_iou (`float`, *optional*, defaults to 0.5): A region stands for an object from this overlap on, and
-            is background below.
-        box_num_samples (`int`, *optional*, defaults to 512): Regions per image in the loss, a quarter of them positive
-            at most.
-        box_code_std (`list[float]`, *optional*, defaults to `[0.1, 0.1, 0.2, 0.2]`): By which codes of boxes are
-            divided.
-        score_threshold (`float`, *optional*, defaults to 0.05): Least score of a detection.
-        nms_threshold (`float`, *optional*, defaults to 0.5): Overlap above which a detection of the same class is a
-            duplicate.
-        max_detections (`int`, *optional*, defaults to 100): Detections per image.
-        num_labels (`int`, *optional*, defaults to 80): Number of classes, of COCO by default, without the background;
-            `id2label` gives them names. Not a field, but written to `config.json`.
+        anchor_ratios (`list[float]`, *optional*, defaults to `[0.5, 1.0, 2.0]`): Height / width of anchors.
+        rpn_positive_iou (`float`, *optional*, defaults to 0.7): Anchors are positive from this IoU with an object.
+        rpn_negative_iou (`float`, *optional*, defaults to 0.3): Anchors are background below this IoU with all objects,
+            and ignored between the two thresholds. The best anchors of an object are positive from this IoU on.
+        rpn_num_samples (`int`, *optional*, defaults to 256): Anchors per image in the proposal loss, at most half of
+            them positive.
+        num_train_candidates (`int`, *optional*, defaults to 2000): Highest-scoring anchors per level that enter NMS, in
+            training.
+        num_candidates (`int`, *optional*, defaults to 1000): The same in evaluation.
+        num_proposals (`int`, *optional*, defaults to 1000): Proposals per image after NMS, at most.
+        rpn_nms_threshold (`float`, *optional*, defaults to 0.7): IoU threshold of NMS among proposals.
+        finest_scale (`int`, *optional*, defaults to 56): Regions with a scale (square root of the area) below twice
+            this number of pixels are pooled from the finest level. Each doubling moves one level up.
+        box_positive_iou (`float`, *optional*, defaults to 0.5): Regions are positive from this IoU with an object, and
+            background below.
+        box_num_samples (`int`, *optional*, defaults to 512): Regions per image in the box and mask losses, at most a
+            quarter of them positive.
+        box_code_std (`list[float]`, *optional*, defaults to `[0.1, 0.1, 0.2, 0.2]`): Standard deviations by which box
+            offsets (dx, dy, dw, dh) are divided.
+        score_threshold (`float`, *optional*, defaults to 0.05): Minimum score of a detection.
+        nms_threshold (`float`, *optional*, defaults to 0.5): IoU threshold of NMS among detections of the same class.
+        max_detections (`int`, *optional*, defaults to 100): Detections per image, at most.
+        num_labels (`int`, *optional*, defaults to 80): Number of classes without background (80 in COCO). Not a field:
+            it follows `id2label`. It is written to `config.json`.
 
     Raises:
-        ValueError: a field that no model can be built from; the message names it.
+        ValueError: a field has an invalid value; the message names it.
 
     Example:
 

@@ -12,7 +12,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 
-# The per-stage fields, in the order in which a stage uses them.
+# Fields with one entry per stage
 _STAGE_FIELDS = (
     "patch_sizes",
     "strides",
@@ -27,52 +27,54 @@ _STAGE_FIELDS = (
 @strict
 class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
-    Configuration of [`PvtModel`], [`PvtForImageClassification`] and [`PvtBackbone`]. The defaults are PVT-Tiny
-    (paper Table 1; official `pvt_tiny` in `classification/pvt.py`), as published in the native layout as
+    Configuration of [`PvtModel`], [`PvtForImageClassification`] and [`PvtBackbone`]. The defaults are PVT-Tiny (paper
+    Table 1; official `pvt_tiny` in `classification/pvt.py`), the architecture of
     [Zetatech/pvt-tiny-224](https://huggingface.co/Zetatech/pvt-tiny-224).
 
-    Field names are those of Transformers' native `PvtConfig`, so that one `config.json` serves both. There are three
-    additions: `reduction_layer_norm_eps`, and the backbone's `out_features` / `out_indices`.
+    Field names are those of Transformers' native `PvtConfig`, so that one `config.json` serves both classes. There are
+    three more: `reduction_layer_norm_eps`, and the backbone's `out_features` and `out_indices`.
 
     Args:
         image_size (`int` or `(int, int)`, *optional*, defaults to 224):
-            Size in pixels, (height, width) if two numbers, of the images for which the position tables are built.
-            It bounds nothing: the model resizes its tables to any input. A square pair is stored as an int, the only
-            form that the native class accepts.
-        num_channels (`int`, *optional*, defaults to 3): Channels of an image.
-        num_encoder_blocks (`int`, *optional*, defaults to 4): Number of stages; every list below has this length.
+            Image size in pixels, one number for squares or (height, width), that the position tables are built for.
+            Inputs may have any size: the model resizes the tables. A square pair is stored as an int, the only form
+            that the native class accepts.
+        num_channels (`int`, *optional*, defaults to 3): Channels of the images.
+        num_encoder_blocks (`int`, *optional*, defaults to 4): Number of stages. Every list below has this length.
         depths (`list[int]`, *optional*, defaults to `[2, 2, 2, 2]`): Transformer blocks per stage. (Table 1 of the
-            paper prints depth 3 for stage 2 of Small and Medium; the code and the paper's own counts say 4.)
-        sequence_reduction_ratios (`list[int]`, *optional*, defaults to `[8, 4, 2, 1]`):
-            Side by which keys and values of a stage are reduced, R_i of the paper: R*R tokens become one.
+            paper prints 3 for stage 2 of Small and Medium. The official code has 4, which also matches the paper's
+            parameter counts.)
+        sequence_reduction_ratios (`list[int]`, *optional*, defaults to `[8, 4, 2, 1]`): Reduction ratio of keys and
+            values in each stage, R_i in the paper: an R x R square of tokens becomes one token.
         hidden_sizes (`list[int]`, *optional*, defaults to `[64, 128, 320, 512]`): Channels per stage.
-        patch_sizes (`list[int]`, *optional*, defaults to `[4, 2, 2, 2]`): Side of a stage's patches, in cells of the
-            stage before (pixels for the first).
-        strides (`list[int]`, *optional*, defaults to `[4, 2, 2, 2]`): Equal to `patch_sizes`: PVT's patches do not
-            overlap. (The native class uses the two lists in each other's place, which shows only if they differ.)
-        num_attention_heads (`list[int]`, *optional*, defaults to `[1, 2, 5, 8]`): Heads per stage.
-        mlp_ratios (`list[int]`, *optional*, defaults to `[8, 8, 4, 4]`): MLP hidden size over `hidden_sizes`.
-        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the MLP (exact GELU).
-        hidden_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout after embeddings, projections and MLP.
-        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout on attention weights.
-        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of linear weights, position
-            tables and cls token. Convolutions keep PyTorch's own initialisation, as in the official code.
-        drop_path_rate (`float`, *optional*, defaults to 0.0): Stochastic depth rate of the last block; rates grow
-            linearly from 0 at the first. Training recipes set it (0.1 for Tiny and Small, 0.3 for Medium and Large).
-        layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of the blocks' norms and of the final norm.
-        reduction_layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the norms that follow a
-            reduction of the grid: after each patch embedding and after each sequence reduction. The official code
-            leaves those at PyTorch's default. The native class has one epsilon for all norms; a `config.json` that
-            gives `layer_norm_eps` alone was written by it and keeps that meaning, so that its logits stay the same.
-        qkv_bias (`bool`, *optional*, defaults to `True`): Bias of query, key and value projections.
-        out_features (`list[str]`, *optional*): Stages that [`PvtBackbone`] returns, of `"stage1"` ... `"stage4"`;
-            the last one by default.
-        out_indices (`list[int]`, *optional*): The same by index, 0 for `"stage1"`.
-        num_labels (`int`, *optional*, defaults to 1000): Not a field: it follows `id2label`. It is written to
-            `config.json` all the same, because the native class reads the size of its head there.
+        patch_sizes (`list[int]`, *optional*, defaults to `[4, 2, 2, 2]`): Side of the patches of each stage, in cells
+            of the previous stage (in pixels for the first).
+        strides (`list[int]`, *optional*, defaults to `[4, 2, 2, 2]`): Must equal `patch_sizes`: PVT's patches do not
+            overlap. (The native class swaps the two lists, which has no effect as long as they are equal.)
+        num_attention_heads (`list[int]`, *optional*, defaults to `[1, 2, 5, 8]`): Attention heads per stage.
+        mlp_ratios (`list[int]`, *optional*, defaults to `[8, 8, 4, 4]`): Hidden size of the MLPs of each stage, in
+            multiples of its `hidden_sizes`.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the MLPs (exact GELU).
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout after embeddings, projections and MLPs.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout of attention weights.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of the initial values of linear
+            weights, position tables and cls token. Convolutions keep PyTorch's default, as in the official code.
+        drop_path_rate (`float`, *optional*, defaults to 0.0): Stochastic depth rate of the last block. Rates grow
+            linearly from 0 in the first block. Recipes set it: 0.1 for Tiny and Small, 0.3 for Medium and Large.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of the norms in the blocks and the final norm.
+        reduction_layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the norms after patch embeddings
+            and sequence reductions, which have PyTorch's default in the official code. The native class uses
+            `layer_norm_eps` for all norms. If a `config.json` has `layer_norm_eps` but not this field, the native class
+            wrote it, and this field takes the same value, so that logits do not change.
+        qkv_bias (`bool`, *optional*, defaults to `True`): Whether query, key and value projections have a bias.
+        out_features (`list[str]`, *optional*): Stages that [`PvtBackbone`] returns, from `"stage1"` to `"stage4"`. By
+            default the last one.
+        out_indices (`list[int]`, *optional*): The same as indices; 0 is `"stage1"`.
+        num_labels (`int`, *optional*, defaults to 1000): Number of classes. Not a field: it follows `id2label`. It is
+            written to `config.json`, where the native class reads it.
 
     Raises:
-        ValueError: a field that no PVT can be built from; the message names field and stage.
+        ValueError: a field has an invalid value; the message names field and stage.
 
     Example:
 
@@ -105,7 +107,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
-    if TYPE_CHECKING:  # what the constructor takes beside the fields
+    if TYPE_CHECKING:  # arguments of the constructor that are not fields
         num_labels: int = 1000
         out_features: list[str] | None = None
         out_indices: list[int] | tuple[int, ...] | None = None
@@ -117,7 +119,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         if kwargs.get("num_labels") is not None and kwargs["num_labels"] < 0:
             raise ValueError(f"num_labels must be at least 1, or 0 for no head, got {kwargs['num_labels']}.")
         self.image_size = _square_as_int(self.image_size)
-        kwargs.pop("stage_names", None)  # derived; a file may carry those of another depth
+        kwargs.pop("stage_names", None)  # derived below; those in a file may not fit an overridden number of stages
         self.stage_names = [f"stage{index}" for index in range(1, self.num_encoder_blocks + 1)]
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
@@ -127,11 +129,11 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PvtConfig:
         """
-        Builds a configuration from the content of a `config.json`; `kwargs` override it.
+        Builds a configuration from the content of a `config.json`; `kwargs` override its fields.
 
-        On top of the base class: overrides are validated like everything else, an override of `num_labels` or
-        `id2label` replaces the file's labels, and files of the native class keep their meaning (one epsilon; a head
-        of `num_labels` rows, whichever of them have names).
+        Differs from the base class in three ways: overrides are validated; an override of `num_labels` or `id2label`
+        replaces all labels of the file; files of the native class keep their meaning (one epsilon for all norms, and
+        `num_labels` classes even if `id2label` names fewer).
 
         Raises:
             ValueError: as the constructor.
@@ -154,7 +156,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`; see the class for `num_labels` and `image_size`."""
+        """The content of `config.json`, with `num_labels` and a square `image_size` as an int; see the class."""
         output = super().to_dict()
         output["num_labels"] = self.num_labels
         output["image_size"] = _square_as_int(output["image_size"])
@@ -162,12 +164,12 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Blocks of all stages together; Transformers counts hidden states by it."""
+        """Number of blocks in all stages. Transformers expects that many hidden states."""
         return sum(self.depths)
 
     @property
     def minimum_image_size(self) -> int:
-        """Smallest height or width in pixels at which every stage keeps a reduced key: 32 for the paper's models."""
+        """Smallest height or width, in pixels, that leaves every stage at least one key: 32 for the paper's models."""
         minimum, stride = 1, 1
         for patch_size, ratio in zip(self.patch_sizes, self.sequence_reduction_ratios):
             stride *= patch_size
@@ -175,7 +177,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         return minimum
 
     def grid_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Grid (rows, columns) of every stage for an image of `height` x `width` pixels; every step floors."""
+        """Grid (rows, columns) of every stage for an image of `height` x `width` pixels. All divisions round down."""
         grids = []
         for patch_size in self.patch_sizes:
             height, width = height // patch_size, width // patch_size
@@ -241,7 +243,7 @@ def _number_of_labels(config_dict: dict[str, Any]) -> int | None:
 
 
 def _name_all_labels(config_dict: dict[str, Any]) -> None:
-    """Makes `id2label` name `num_labels` classes: natively these are independent and the head has `num_labels` rows."""
+    """Extends or cuts `id2label` to `num_labels` names: in the native class they may differ; `num_labels` counts."""
     id2label, num_labels = config_dict.get("id2label"), config_dict.get("num_labels")
     if id2label is None or num_labels is None or len(id2label) == num_labels:
         return
@@ -256,17 +258,17 @@ def build_backbone_config(
     default_out_features: Sequence[str] = ("stage1", "stage2", "stage3", "stage4"),
 ) -> PreTrainedConfig:
     """
-    The configuration object that a head keeps as its `backbone_config`.
+    Builds the configuration object that a head keeps as its `backbone_config`.
 
-    A "pvt" becomes the `PvtConfig` of the package, or of the repository, that this file belongs to, whatever class it
-    came as: the native one has no backbone, and code that travels with a model may be loaded as several modules.
+    A "pvt" configuration of any class becomes the `PvtConfig` of this very file: the native class has no backbone, and
+    Transformers may load this file from a model's folder several times, as different modules.
 
     Args:
-        backbone_config: a configuration or its `to_dict()`; None for PVT-Tiny.
-        default_out_features: stages of that PVT-Tiny.
+        backbone_config: a configuration or its `to_dict()`. None means PVT-Tiny.
+        default_out_features: the `out_features` of that PVT-Tiny.
 
     Raises:
-        ValueError: an unknown `model_type`, or what [`PvtConfig`] raises.
+        ValueError: unknown `model_type`, or as [`PvtConfig`].
     """
     if backbone_config is None:
         return PvtConfig(out_features=list(default_out_features))
@@ -279,8 +281,8 @@ def build_backbone_config(
         return PvtConfig.from_dict(backbone_config)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"backbone_config has the model_type {model_type!r}, which Transformers does not know: give one that "
-            'AutoBackbone has a class for ("pvt", "resnet", "swin", "pvt_v2", "timm_backbone" ...).'
+            f"backbone_config has the model_type {model_type!r}, which Transformers does not know: use one with an "
+            'AutoBackbone class ("pvt", "resnet", "swin", "pvt_v2", "timm_backbone" ...).'
         )
     return CONFIG_MAPPING[model_type].from_dict(dict(backbone_config))
 

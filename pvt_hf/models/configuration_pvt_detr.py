@@ -1,4 +1,4 @@
-"""Configuration of DETR (arXiv 2005.12872) on PVT: Transformers' own, with another backbone by default."""
+"""Configuration of DETR (arXiv 2005.12872) on PVT: Transformers' `DetrConfig` with a PVT backbone by default."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class PvtDetrConfig(DetrConfig):
     Configuration of [`PvtDetrForObjectDetection`]: the fields of Transformers' `DetrConfig`, with the defaults of the
     PVT paper (section 5.4; official `detection/configs/detr_pvt_s_8x2_50ep_coco.py`), on PVT-Tiny.
 
-    A class of its own, because a saved `DetrConfig` would resolve a "pvt" backbone to Transformers' native
-    configuration, which has no backbone.
+    This class exists because a saved `DetrConfig` resolves a "pvt" backbone to Transformers' native configuration,
+    which has no backbone class.
 
     Args:
-        backbone_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of any model that `AutoBackbone`
-            knows; the last of its feature maps is read. PVT-Tiny with `out_features=["stage4"]` if not given.
-        auxiliary_loss (`bool`, *optional*, defaults to `True`): Whether every layer of the decoder has a loss.
-        num_labels (`int`, *optional*, defaults to 80): Number of classes, of COCO by default, without "no object".
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of a model that `AutoBackbone` knows.
+            Its last feature map is read. Defaults to PVT-Tiny with `out_features=["stage4"]`.
+        auxiliary_loss (`bool`, *optional*, defaults to `True`): Whether every decoder layer has a loss.
+        num_labels (`int`, *optional*, defaults to 80): Number of classes (80 in COCO), without "no object".
 
     Example:
 
@@ -41,7 +41,7 @@ class PvtDetrConfig(DetrConfig):
 
     auxiliary_loss: bool = True
 
-    if TYPE_CHECKING:  # what the constructor takes beside the fields
+    if TYPE_CHECKING:  # an argument of the constructor that is not a field
         num_labels: int = 80
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -51,7 +51,7 @@ class PvtDetrConfig(DetrConfig):
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`, with `num_labels`: the file leaves out default names of two classes."""
+        """The content of `config.json`, with `num_labels`: Transformers omits `id2label` with two default names."""
         return {**super().to_dict(), "num_labels": self.num_labels}
 
 

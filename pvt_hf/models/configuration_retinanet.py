@@ -16,25 +16,30 @@ class RetinaNetConfig(HeadConfig):
     `detection/configs/_base_/models/retinanet_r50_fpn.py`), on PVT-Tiny.
 
     Args:
-        backbone_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of any model that `AutoBackbone`
-            knows, which returns three feature maps at strides 8, 16 and 32:
-            `out_features=["stage2", "stage3", "stage4"]`. PVT-Tiny if not given.
-        fpn_channels (`int`, *optional*, defaults to 256): Channels of the neck and of the heads.
-        num_head_convs (`int`, *optional*, defaults to 4): 3x3 convolutions in each of the two heads, before the last.
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to PVT-Tiny): Configuration of a model that
+            `AutoBackbone` knows. It must return three feature maps at strides 8, 16 and 32:
+            `out_features=["stage2", "stage3", "stage4"]`.
+        fpn_channels (`int`, *optional*, defaults to 256): Channels of the FPN and of the two branches of the head.
+        num_head_convs (`int`, *optional*, defaults to 4): Number of 3x3 convolutions in each branch of the head, before
+            the predicting one.
         anchor_scale (`float`, *optional*, defaults to 4): Side of the smallest square anchor, in strides of its level.
-        anchor_scales_per_octave (`int`, *optional*, defaults to 3): Sizes of anchors between a level and the next.
-        anchor_ratios (`list[float]`, *optional*, defaults to `[0.5, 1.0, 2.0]`): Heights of anchors by their widths.
-        positive_iou (`float`, *optional*, defaults to 0.5): An anchor stands for an object from this overlap on.
-        negative_iou (`float`, *optional*, defaults to 0.4): Below this one it is background; between them, ignored.
-        focal_alpha (`float`, *optional*, defaults to 0.25): Weight of the positives in the focal loss.
-        focal_gamma (`float`, *optional*, defaults to 2): How much the focal loss makes light of what is known well.
-        prior_probability (`float`, *optional*, defaults to 0.01): Score of every class before any training.
-        num_candidates (`int`, *optional*, defaults to 1000): Anchors per level, the best, that are returned.
-        num_labels (`int`, *optional*, defaults to 80): Number of classes, of COCO by default; `id2label` gives them
-            names. Not a field, but written to `config.json`.
+        anchor_scales_per_octave (`int`, *optional*, defaults to 3): Number of anchor sizes per level, spread evenly (in
+            the logarithm) up to the smallest size of the next level.
+        anchor_ratios (`list[float]`, *optional*, defaults to `[0.5, 1.0, 2.0]`): Height / width of anchors.
+        positive_iou (`float`, *optional*, defaults to 0.5): Anchors are positive from this IoU with an object.
+        negative_iou (`float`, *optional*, defaults to 0.4): Anchors are background below this IoU with all objects, and
+            ignored between the two thresholds. The best anchors of an object are always positive.
+        focal_alpha (`float`, *optional*, defaults to 0.25): Weight of positive anchors in the focal loss; background
+            has 1 - alpha.
+        focal_gamma (`float`, *optional*, defaults to 2): Focusing exponent: down-weights easy anchors.
+        prior_probability (`float`, *optional*, defaults to 0.01): Score of every class at initialisation, which keeps
+            the loss of the many background anchors small.
+        num_candidates (`int`, *optional*, defaults to 1000): Highest-scoring anchors per level in the output.
+        num_labels (`int`, *optional*, defaults to 80): Number of classes (80 in COCO). Not a field: it follows
+            `id2label`. It is written to `config.json`.
 
     Raises:
-        ValueError: a field that no model can be built from; the message names it.
+        ValueError: a field has an invalid value; the message names it.
 
     Example:
 

@@ -14,19 +14,20 @@ class SemanticFpnConfig(HeadConfig):
     official `segmentation/configs/_base_/models/fpn_r50.py`), on PVT-Tiny.
 
     Args:
-        backbone_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of any model that `AutoBackbone`
-            knows, which returns four feature maps at strides 4, 8, 16 and 32:
-            `out_features=["stage1", "stage2", "stage3", "stage4"]`. PVT-Tiny if not given.
-        fpn_channels (`int`, *optional*, defaults to 256): Channels of the neck.
-        head_channels (`int`, *optional*, defaults to 128): Channels of the head, in front of the classifier.
-        classifier_dropout_prob (`float`, *optional*, defaults to 0.1): Probability with which the classifier's input
-            loses a channel while training.
-        semantic_loss_ignore_index (`int`, *optional*, defaults to 255): Label of pixels that count in no loss.
-        num_labels (`int`, *optional*, defaults to 150): Number of classes, of ADE20K by default; `id2label` gives them
-            names. Not a field, but written to `config.json`.
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to PVT-Tiny): Configuration of a model that
+            `AutoBackbone` knows. It must return four feature maps at strides 4, 8, 16 and 32:
+            `out_features=["stage1", "stage2", "stage3", "stage4"]`.
+        fpn_channels (`int`, *optional*, defaults to 256): Channels of the FPN.
+        head_channels (`int`, *optional*, defaults to 128): Channels of the head, before the classifier.
+        classifier_dropout_prob (`float`, *optional*, defaults to 0.1): Probability of dropping a channel of the
+            classifier's input (Dropout2d).
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255): Label of pixels without a class, which the loss
+            ignores.
+        num_labels (`int`, *optional*, defaults to 150): Number of classes (150 in ADE20K). Not a field: it follows
+            `id2label`. It is written to `config.json`.
 
     Raises:
-        ValueError: a field that no model can be built from; the message names it.
+        ValueError: a field has an invalid value; the message names it.
 
     Example:
 

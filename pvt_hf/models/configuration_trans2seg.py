@@ -13,32 +13,34 @@ class Trans2SegConfig(HeadConfig):
     Configuration of [`Trans2SegForSemanticSegmentation`].
 
     Args:
-        backbone_config (`PreTrainedConfig` or `dict`, *optional*): Configuration of any model that `AutoBackbone`
-            knows. Two of its feature maps are read: the finest adds detail, the coarsest is what the transformer works
-            on. `out_features=["stage1", "stage4"]` is the pair of the PVT paper, strides 4 and 32;
-            `["stage1", "stage3"]` gives the transformer stride 16 and builds no stage 4. PVT-Tiny if not given.
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to PVT-Tiny): Configuration of a model that
+            `AutoBackbone` knows. Two of its feature maps are read: the coarsest goes through the transformer, the
+            finest adds detail in the head. `out_features=["stage1", "stage4"]` has the strides of the PVT paper, 4 and
+            32; `["stage1", "stage3"]` runs the transformer at stride 16 and builds no stage 4.
         hidden_size (`int`, *optional*, defaults to 256): Channels of the transformer.
         encoder_layers (`int`, *optional*, defaults to 4): Blocks of the encoder.
         decoder_layers (`int`, *optional*, defaults to 4): Blocks of the decoder.
-        num_attention_heads (`int`, *optional*, defaults to 8): Heads of every attention, and attention maps per class.
-        mlp_ratio (`int`, *optional*, defaults to 3): Expansion of the MLPs.
-        head_channels (`int`, *optional*, defaults to 40): Channels that the convolution head spends on each class.
-            Memory and time of the head are proportional to it.
-        position_grid (`int` or `list[int]`, *optional*, defaults to 32): Rows and columns of the encoder's learned
-            position table, which is resized to the grid of the image.
+        num_attention_heads (`int`, *optional*, defaults to 8): Attention heads; also the attention maps per class.
+        mlp_ratio (`int`, *optional*, defaults to 3): Hidden size of the MLPs, in multiples of `hidden_size`.
+        head_channels (`int`, *optional*, defaults to 40): Channels per class in the convolution head. Its memory and
+            time are proportional to it.
+        position_grid (`int` or `list[int]`, *optional*, defaults to 32): (rows, columns) of the encoder's learned
+            position table, or one number for both. The table is resized to the grid of the image.
         hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the MLPs.
-        layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the transformer's norms.
-        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of linear weights, position
-            table and cls token.
-        semantic_loss_ignore_index (`int`, *optional*, defaults to 255): Label of pixels that count in no loss.
-        num_labels (`int`, *optional*, defaults to 150): Number of classes, of ADE20K by default; `id2label` gives them
-            names. Not a field, but written to `config.json`.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the transformer's layer norms.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of the initial values of linear
+            weights, position table and cls token.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255): Label of pixels without a class, which the loss
+            ignores.
+        num_labels (`int`, *optional*, defaults to 150): Number of classes (150 in ADE20K). Not a field: it follows
+            `id2label`. It is written to `config.json`.
 
-    Where the dimensions come from: the PVT paper prints two figures for PVT-Small with 150 classes; no dimension was
-    published, nor any code of the combination. Width 256, 4 + 4 blocks, 8 heads, MLP ratio 3 and a table of 32x32 are
-    the "medium" setting of the Trans2Seg code. The settings of its head, 32 channels ("small") and 64 ("medium"), would
-    give 28.2 and 36.8 GFLOPs here; 40 comes near the paper. Counted as the paper counts (multiply-adds of convolutions,
-    linear layers and attention products; no norms, activations or resizing) for an image of 512x512:
+    Source of the defaults: the PVT paper prints parameters and GFLOPs for PVT-Small with 150 classes, but neither the
+    dimensions nor the code of this combination were published. Width 256, 4 + 4 blocks, 8 heads, MLP ratio 3 and a
+    32x32 position table are the "medium" setting of the Trans2Seg code. Its heads have 32 ("small") or 64 channels
+    ("medium"), which give 28.2 or 36.8 GFLOPs here; 40 channels come closer to the paper. GFLOPs are counted as in the
+    paper (multiply-adds of convolutions, linear layers and attention products; no norms, activations or resizing) for
+    a 512x512 image:
 
     | | parameters | GFLOPs |
     |---|---|---|
@@ -46,11 +48,11 @@ class Trans2SegConfig(HeadConfig):
     | these defaults | 31.40 M | 29.9 |
     | with the MLPs that we leave out | 32.98 M | 31.8 |
 
-    The last row adds the released code's MLPs along the 16x16 positions of the score maps, one per decoder block, which
-    tie the weights to one image size.
+    The last row adds MLPs of the released code that mix the 16x16 positions of the score maps, one per decoder block.
+    They would tie the weights to one image size.
 
     Raises:
-        ValueError: a field that no model can be built from; the message names it.
+        ValueError: a field has an invalid value; the message names it.
 
     Example:
 

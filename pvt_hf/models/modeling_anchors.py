@@ -1,12 +1,12 @@
 """
-What detectors with anchors share (RetinaNet, the region proposals of Mask R-CNN): anchors, their assignment to objects,
-and the checks and conversions of labels.
+Shared by RetinaNet and the region proposals of Mask R-CNN: anchors, their assignment to objects, and checks and
+conversions of labels.
 
-The rules are those of mmdetection 2.x, with which the official PVT detectors were trained (`AnchorGenerator`,
-`MaxIoUAssigner`, `DeltaXYWHBBoxCoder`). torchvision's box coder computes the same and is used. Its `AnchorGenerator`
-and `Matcher` do not: the first rounds anchors and takes strides from the sizes of image and grid, so that they are not
-the same in both directions; the second gives an anchor that is the best of an object to the object that the anchor
-overlaps most, which may be another.
+The rules are those of mmdetection 2.x, which trained the official PVT detectors (`AnchorGenerator`, `MaxIoUAssigner`,
+`DeltaXYWHBBoxCoder`). torchvision's box coder computes the same and is used. Its `AnchorGenerator` and `Matcher` differ
+and are not: the former rounds anchors, and divides image size by grid size to get strides, which may differ between the
+two directions; the latter assigns an object's best anchor to the object that this anchor overlaps most, which may be
+another object.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ if is_torchvision_available():
     from torchvision.models.detection._utils import BoxCoder
     from torchvision.ops import box_convert, box_iou
 
-# Overlaps of so many objects with all anchors are held at once: at 800x1344, 32 x 201,600 of them are 26 MB.
+# Limits memory: the IoU of 32 objects with all 201,600 anchors of an 800x1344 image takes 26 MB.
 OBJECTS_AT_ONCE = 32
-SIZE_DIVISOR = 32  # images are padded to multiples of it before they are padded to the size of the batch
+SIZE_DIVISOR = 32  # mmdetection pads each image to a multiple of this, then to the size of the batch
 
-NEGATIVE, IGNORED = -1, -2
+NEGATIVE, IGNORED = -1, -2  # in place of an object's index: background, and not counted in the loss
 
 
 def require_torchvision(name: str) -> None:
-    """Raises an ImportError that says how to get torchvision, if it is missing."""
+    """Raises an ImportError if torchvision is not installed. `name`: of the class that needs it."""
     if not is_torchvision_available():
-        raise ImportError(f"{name} computes with torchvision's operators: `pip install torchvision`.")
+        raise ImportError(f"{name} needs torchvision's operators: `pip install torchvision`.")
 
 
 def base_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> torch.Tensor:
     """
-    The anchors of one cell, ratio by ratio, each in all sizes.
+    The anchors of one cell: for each ratio, all sizes.
 
     Args:
         sizes: square roots of the areas, in pixels.
-        ratios: heights divided by widths.
+        ratios: height / width.
 
     Returns:
-        (len(ratios) * len(sizes), 4) fp32, xyxy around (0, 0).
+        (len(ratios) * len(sizes), 4) fp32, xyxy in pixels, centred at (0, 0).
     """
     size, ratio = torch.tensor(sizes, dtype=torch.float32), torch.tensor(ratios, dtype=torch.float32)
     half_widths = (size[None] / ratio.sqrt()[:, None]).flatten() / 2
@@ -54,12 +54,12 @@ def base_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> torch.Tenso
 
 class AnchorGrid(nn.Module):
     """
-    The anchors of all levels of a pyramid. An anchor's centre is its cell's index times the level's stride.
+    The anchors of all levels of a pyramid. An anchor's centre is the index of its cell times the stride of its level.
 
     Args:
-        strides: pixels per cell, by level. They hold for any size of the image, also where the grid was rounded.
-        sizes: square roots of anchors' areas in pixels, by level, as many for each level.
-        ratios: heights divided by widths.
+        strides: pixels per cell, for each level. They do not depend on the image size, even if grids were rounded.
+        sizes: square roots of the anchors' areas, in pixels, for each level; the same number for all levels.
+        ratios: height / width.
     """
 
     def __init__(self, strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float]):
@@ -70,7 +70,7 @@ class AnchorGrid(nn.Module):
         self.anchors_per_cell = len(self.sizes[0]) * len(self.ratios)
 
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Per level (rows * columns * anchors_per_cell, 4) fp32, xyxy in pixels; cells by row, then their anchors."""
+        """For each level (rows * columns * anchors_per_cell, 4) fp32, xyxy in pixels, in row-major order of cells."""
         anchors = []
         for feature_map, stride, sizes in zip(feature_maps, self.strides, self.sizes):
             rows, columns = feature_map.shape[-2:]
@@ -84,11 +84,12 @@ class AnchorGrid(nn.Module):
 
     def inside(self, feature_maps: Sequence[torch.Tensor], image_sizes: torch.Tensor) -> torch.Tensor:
         """
-        Which anchors belong to cells of the image and not of the padding that a batch adds to it. As in mmdetection,
-        padding up to a multiple of 32 counts as image.
+        Which anchors belong to cells inside the image, not in padding. As in mmdetection, padding up to a multiple of
+        32 counts as inside.
 
         Args:
-            image_sizes: (batch, 2), (height, width) without padding.
+            feature_maps: (batch, channels, rows_i, columns_i), for each level.
+            image_sizes: (batch, 2), (height, width) in pixels, without padding.
 
         Returns:
             (batch, anchors of all levels) bool.
@@ -105,7 +106,7 @@ class AnchorGrid(nn.Module):
 
 
 def box_coder(standard_deviations: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> BoxCoder:
-    """torchvision's coder of boxes relative to others: (dx, dy, dw, dh), divided by their standard deviations."""
+    """torchvision's coder of box offsets (dx, dy, dw, dh) from other boxes, divided by `standard_deviations`."""
     return BoxCoder(weights=tuple(1 / deviation for deviation in standard_deviations))
 
 
@@ -118,22 +119,25 @@ def assign_to_objects(
     low_quality_iou: float | None,
 ) -> torch.Tensor:
     """
-    Which object each box stands for, by overlap.
+    Assigns an object, background or nothing to each box, by IoU.
 
-    A box below `negative_iou` with all objects is background; from `positive_iou` on it stands for the object that it
-    overlaps most; in between it is ignored. Then every object also gets the boxes that overlap it most of all (several
-    if they are equal), whatever else these overlap, if that is at least `low_quality_iou` and above zero.
+    A box is background if its IoU is below `negative_iou` with all objects. It is assigned the object that it overlaps
+    most if that IoU is at least `positive_iou`. In between it is ignored. Afterwards each object also gets its best
+    boxes (several if their IoU is equal), even those assigned to another object, if their IoU is at least
+    `low_quality_iou` and above 0.
+
+    Follows mmdetection's `MaxIoUAssigner` with `min_pos_iou=low_quality_iou`. Deviation: there, an object that overlaps
+    no box gets all boxes with an IoU of 0.
 
     Args:
         boxes_xyxy: (boxes, 4).
         object_boxes_xyxy: (objects, 4), in the same units.
-        low_quality_iou: None for no such boxes.
+        positive_iou: see above.
+        negative_iou: see above.
+        low_quality_iou: see above; None skips that step.
 
     Returns:
-        (boxes,) int64: the object's index, `NEGATIVE` or `IGNORED`.
-
-    mmdetection's `MaxIoUAssigner` with `min_pos_iou=low_quality_iou`. Unlike there, an object that overlaps no box at
-    all does not take all the boxes that it does not overlap.
+        (boxes,) int64: index of the object, `NEGATIVE` or `IGNORED`.
     """
     count = len(boxes_xyxy)
     best_iou = boxes_xyxy.new_zeros(count)
@@ -148,7 +152,7 @@ def assign_to_objects(
             most = iou.amax(dim=1, keepdim=True)  # (objects, 1)
             is_best = (iou == most) & (most >= low_quality_iou) & (most > 0)
             indices = torch.arange(len(iou), device=iou.device)[:, None] + first
-            # Where several objects want a box, the last of them gets it.
+            # If a box is the best of several objects, the last object gets it.
             low_quality = torch.maximum(low_quality, torch.where(is_best, indices, NEGATIVE).amax(dim=0))
     assigned = torch.where(best_iou < negative_iou, NEGATIVE, IGNORED)
     assigned = torch.where((best_iou >= positive_iou) & (best_iou > 0), best, assigned)
@@ -157,18 +161,21 @@ def assign_to_objects(
 
 def image_sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
     """
-    (batch, 2) int64: (height, width) of each image without its padding, which is at the right and below.
+    The size of each image without padding, which is at the right and bottom.
 
     Args:
         pixel_values: (batch, channels, height, width).
         pixel_mask: (batch, height, width), 1 for the image and 0 for padding; None if nothing is padded.
 
+    Returns:
+        (batch, 2) int64: (height, width) in pixels.
+
     Raises:
-        ValueError: a mask of another shape, or one without any pixel. (Not looked at inside a compiled graph.)
+        ValueError: the mask has another shape, or an image has no pixels. (The latter is not checked in compiled code.)
     """
     batch, _, height, width = pixel_values.shape
     if pixel_mask is None:
-        # Not torch.tensor([height, width]), which would freeze the size into an exported graph
+        # torch.tensor([height, width]) would freeze the size in an exported graph.
         sides = (torch.full((batch,), side, device=pixel_values.device) for side in (height, width))
         return torch.stack(list(sides), dim=1)
     if pixel_mask.shape != (batch, height, width):
@@ -179,14 +186,14 @@ def image_sizes_of(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) 
     mask = pixel_mask.bool()
     sizes = torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1)
     if not torch.compiler.is_compiling() and not sizes.all():
-        raise ValueError("pixel_mask says that an image is all padding: it must be 1 where the image is.")
+        raise ValueError("pixel_mask marks an image as all padding: it must be 1 where the image is.")
     return sizes
 
 
 def check_detection_labels(labels: list[dict[str, torch.Tensor]], batch: int, num_labels: int) -> None:
     """
-    Raises a ValueError that says what is wrong with the labels of a batch: their number, keys, shapes or values.
-    (Values are not looked at inside a compiled graph.)
+    Raises a ValueError if the labels of a batch have a wrong number, wrong keys, types, shapes or values. (Values are
+    not checked in compiled code.)
     """
     if not isinstance(labels, (list, tuple)) or len(labels) != batch:
         given = f"{len(labels)}" if isinstance(labels, (list, tuple)) else f"a {type(labels).__name__}"
@@ -234,26 +241,28 @@ def check_detection_labels(labels: list[dict[str, torch.Tensor]], batch: int, nu
 
 
 def boxes_in_pixels(boxes_cxcywh: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
-    """(..., objects, 4) normalised cxcywh and (..., 2) (height, width) to (..., objects, 4) fp32 xyxy in pixels."""
+    """
+    Boxes (..., objects, 4), cxcywh from 0 to 1, to fp32 xyxy in pixels of images with sizes (..., 2), (height, width).
+    """
     return box_convert(boxes_cxcywh.float(), "cxcywh", "xyxy") * _width_height_twice(image_size)
 
 
 def clip_to_image(boxes_xyxy: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
     """
-    (..., boxes, 4) in pixels, clipped to (0, 0, width, height) of (..., 2) (height, width). torchvision's function
-    wants the size as numbers, which would wait for the device, and break a compiled graph.
+    Boxes (..., boxes, 4), xyxy in pixels, clipped to images with sizes (..., 2), (height, width). torchvision's
+    function takes the size as Python numbers, which would wait for the device and break a compiled graph.
     """
     return torch.minimum(boxes_xyxy.clamp(min=0), _width_height_twice(image_size))
 
 
 def normalised_boxes(boxes_xyxy: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
-    """(..., boxes, 4) xyxy in pixels to normalised cxcywh from 0 to 1, clipped to the image of (..., 2)."""
+    """Boxes (..., boxes, 4), xyxy in pixels, to cxcywh from 0 to 1, clipped to images with sizes (..., 2)."""
     clipped = clip_to_image(boxes_xyxy, image_size)
     return box_convert(clipped / _width_height_twice(image_size), "xyxy", "cxcywh")
 
 
 def _width_height_twice(image_size: torch.Tensor) -> torch.Tensor:
-    """(..., 2) (height, width) to (..., 1, 4)."""
+    """Sizes (..., 2), (height, width), to (..., 1, 4), (width, height, width, height)."""
     return image_size[..., [1, 0, 1, 0]].unsqueeze(-2)
 
 

@@ -1,9 +1,9 @@
 """
-Feature pyramid network (FPN, arXiv 1612.03144): the neck that the dense-prediction heads share.
+Feature pyramid network (FPN, arXiv 1612.03144): the neck of Semantic FPN, RetinaNet and Mask R-CNN.
 
-It computes what mmdetection's and mmsegmentation's `FPN` compute in the configurations of the official PVT code:
-1x1 laterals, nearest top-down path, 3x3 outputs, biases, no norm and no activation. Levels beyond those of the backbone
-(two convolutions in RetinaNet, a subsampled map in Mask R-CNN) belong to the heads that want them.
+Computes what the `FPN` of mmdetection and mmsegmentation computes in the official PVT configurations: 1x1 lateral
+convolutions, a top-down path with nearest-neighbour upsampling, 3x3 output convolutions, all with bias, without norm
+and activation. Heads add coarser levels themselves (two convolutions in RetinaNet, a subsampled map in Mask R-CNN).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from transformers import initialization as init
 
 class FpnConv2d(nn.Conv2d):
     """
-    A convolution of a feature pyramid: Xavier-uniform weights, zero bias. A class of its own, because Transformers
-    initialises modules that hold parameters one by one: a head's `_init_weights` calls `reset_parameters` for this one.
+    A convolution of the FPN: Xavier-uniform weights, zero bias. It is a class so that the `_init_weights` of a head,
+    which Transformers calls for every module, can tell it from the head's own convolutions.
     """
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws new values, except for tensors that were loaded."""
+        """Initialises weight and bias, unless they were loaded."""
         init.xavier_uniform_(self.weight)
         if self.bias is not None:
             init.zeros_(self.bias)
@@ -31,11 +31,11 @@ class FpnConv2d(nn.Conv2d):
 
 class FeaturePyramidNetwork(nn.Module):
     """
-    Gives every level of a feature pyramid the semantics of the coarser ones, and all of them the same channels.
+    Brings all levels of a feature pyramid to the same channels and, top-down, adds to each the upsampled coarser one.
 
     Args:
         in_channels: channels of the backbone's feature maps, finest first.
-        out_channels: channels of every map that comes out.
+        out_channels: channels of every output map.
     """
 
     def __init__(self, in_channels: Sequence[int], out_channels: int):
@@ -48,11 +48,11 @@ class FeaturePyramidNetwork(nn.Module):
     def forward(self, feature_maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """
         Args:
-            feature_maps: one per level, (batch, in_channels[i], rows_i, columns_i), finest first. Neighbouring levels
-                need not differ by a factor of exactly two.
+            feature_maps: one per level, (batch, in_channels[i], rows_i, columns_i), finest first. Sizes of adjacent
+                levels need not differ by a factor of exactly two.
 
         Returns:
-            As many maps, (batch, out_channels, rows_i, columns_i).
+            One map per level, (batch, out_channels, rows_i, columns_i).
         """
         maps = [conv(feature_map) for conv, feature_map in zip(self.lateral_convs, feature_maps)]
         for level in range(len(maps) - 1, 0, -1):

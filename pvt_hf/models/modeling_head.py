@@ -1,4 +1,4 @@
-"""What the models with a head share: a backbone that they build, and what Transformers asks of a model class."""
+"""Base class of the models with a head: builds the backbone, and declares what Transformers needs to know."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from .modeling_pvt import build_backbone
 
 class HeadPreTrainedModel(PreTrainedModel):
     """
-    Base of the models with a head, which call [`HeadPreTrainedModel.add_backbone`] and set `_no_split_modules`.
+    Base class of the models with a head. Subclasses call [`HeadPreTrainedModel.add_backbone`] and set
+    `_no_split_modules`.
     """
 
     config: HeadConfig
-    backbone: Any  # a PreTrainedModel that is a BackboneMixin, too, for which Python has no type
+    backbone: Any  # a PreTrainedModel and BackboneMixin; Python has no type for both
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    # Attention is the backbone's, which refuses what it cannot do.
+    # Attention runs in the backbone, which refuses implementations that it does not support.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Trainer's count of items knows nothing of pixels or objects: the losses are means, which it averages over steps.
+    # Losses are means over pixels or objects, which Trainer does not count. It then averages them over steps.
     accepts_loss_kwargs = False
 
     def add_backbone(self, wanted: str, minimum: int, maximum: int | None = None) -> list[int]:
@@ -35,29 +36,30 @@ class HeadPreTrainedModel(PreTrainedModel):
         Builds `self.backbone`, with random weights.
 
         Args:
-            wanted: which feature maps the head reads, for the error.
-            minimum, maximum: how many it can read.
+            wanted: description of the feature maps that the head reads, for the error message.
+            minimum: smallest number of feature maps.
+            maximum: largest number of feature maps; None for no limit.
 
         Returns:
             Channels of the feature maps, finest first.
 
         Raises:
-            ValueError: the backbone returns another number of feature maps.
+            ValueError: the backbone returns too few or too many feature maps.
         """
         backbone_config = self.config.backbone_config
-        assert isinstance(backbone_config, PreTrainedConfig)  # HeadConfig makes one of what it is given
+        assert isinstance(backbone_config, PreTrainedConfig)  # HeadConfig has built it
         self.backbone = build_backbone(backbone_config)
         channels = self.backbone.channels
         if len(channels) < minimum or maximum is not None and len(channels) > maximum:
             raise ValueError(
                 f"{type(self).__name__} reads {wanted}; this {backbone_config.model_type!r} backbone gives "
-                f"{len(channels)} (out_features {self.backbone.out_features}, of {self.backbone.stage_names}): name "
-                "them in backbone_config, by out_features or out_indices."
+                f"{len(channels)} (out_features {self.backbone.out_features} of {self.backbone.stage_names}): set "
+                "out_features or out_indices of backbone_config."
             )
         return channels
 
     def get_input_embeddings(self) -> nn.Module:
-        """What reads the image in the backbone, where the backbone says so."""
+        """The first layer of the backbone, if the backbone defines it."""
         return self.backbone.get_input_embeddings()
 
 

@@ -1,11 +1,10 @@
 """
 Mask R-CNN (arXiv 1703.06870) on any backbone: instance segmentation as in section 5.2 of the PVT paper.
 
-What is computed follows mmdetection's `FPN`, `StandardRoIHead`, `Shared2FCBBoxHead` and `FCNMaskHead` in the official
-configuration `detection/configs/_base_/models/mask_rcnn_r50_fpn.py` of https://github.com/whai362/PVT. torchvision's
-Mask R-CNN differs where it cuts regions out (`MultiScaleRoIAlign` is not aligned, and takes the levels for regions of
-224 instead of 4 x 56 pixels by another formula) and in the loss of boxes (smooth L1); its `roi_align`, sampler, box
-coder and suppression of duplicates are used here.
+Follows mmdetection's `FPN`, `StandardRoIHead`, `Shared2FCBBoxHead` and `FCNMaskHead` in the official configuration
+`detection/configs/_base_/models/mask_rcnn_r50_fpn.py` of https://github.com/whai362/PVT. Uses torchvision's
+`roi_align`, sampler, box coder and NMS, but not its Mask R-CNN: that pools regions without alignment and chooses their
+levels by another formula (`MultiScaleRoIAlign`), and has a smooth L1 box loss.
 """
 
 from __future__ import annotations
@@ -58,16 +57,17 @@ POSITIVE_SHARE = 0.25
 class MaskRcnnInstanceSegmentationOutput(ModelOutput):
     """
     Args:
-        loss: scalar fp32, the sum of `loss_dict`, if labels are given.
+        loss: fp32 scalar, the sum of `loss_dict`; if labels are given.
         loss_dict: `loss_rpn_classification`, `loss_rpn_box`, `loss_classification`, `loss_box` and `loss_mask` (0 if
-            the labels have no masks), scalars.
-        pred_scores: (batch, max_detections) fp32, the best first, 0 behind the last detection. None while training.
+            labels have no masks), scalars.
+        pred_scores: (batch, max_detections) fp32, highest first. This and all other predictions are None in training.
         pred_labels: (batch, max_detections) int64.
-        pred_boxes: (batch, max_detections, 4) fp32, (centre x, centre y, width, height) from 0 to 1 of the image
-            without its padding.
-        pred_masks: (batch, max_detections, 28, 28) fp32, logits of the pixels inside the box, for the predicted label.
-        num_detections: (batch,) int64. What is behind so many is 0.
-        hidden_states, attentions: as the backbone gives them, on request.
+        pred_boxes: (batch, max_detections, 4) fp32, (centre x, centre y, width, height) from 0 to 1, relative to the
+            image without padding.
+        pred_masks: (batch, max_detections, 28, 28) fp32, logits inside the box, for the predicted label.
+        num_detections: (batch,) int64. Predictions beyond this number are 0.
+        hidden_states: of the backbone, on request.
+        attentions: of the backbone, on request.
     """
 
     loss: torch.Tensor | None = None
@@ -84,13 +84,13 @@ class MaskRcnnInstanceSegmentationOutput(ModelOutput):
 @dataclass
 class Regions:
     """
-    Regions of a batch to train on.
+    Sampled regions of a batch, with their targets. In each image, positive regions come first.
 
     Attributes:
-        rois: (regions, 5) fp32, the image's index and xyxy in pixels.
-        classes: (regions,) int64, num_labels for the background.
-        codes: (regions, 4) fp32, box codes of the object; 0 for the background.
-        masks: (positive regions, 28, 28) fp32, 0 or 1; None if the labels have none.
+        rois: (regions, 5) fp32: index of the image, and xyxy in pixels.
+        classes: (regions,) int64; num_labels for background.
+        codes: (regions, 4) fp32, offsets to the object's box; 0 for background.
+        masks: (positive regions, 28, 28) fp32, 0 or 1; None if the labels have no masks.
     """
 
     rois: torch.Tensor
@@ -100,33 +100,33 @@ class Regions:
 
 
 class RegionPooler(nn.Module):
-    """Cuts regions out of the level of a pyramid that suits their size, by aligned RoIAlign."""
+    """Pools regions from the level of a pyramid that fits their size, by RoIAlign with `aligned=True`."""
 
     def __init__(self, finest_scale: int):
         super().__init__()
         self.finest_scale = finest_scale
 
     def levels(self, rois: torch.Tensor) -> torch.Tensor:
-        """(regions,) int64: floor(log2(square root of the area / finest_scale)), from 0 to 3."""
+        """Level of each region, (regions,) int64: floor(log2(sqrt(area) / finest_scale)), clamped to 0 ... 3."""
         sides = (rois[:, 3:] - rois[:, 1:3]).clamp(min=0)
         scale = sides.prod(dim=1).sqrt()
         return (scale / self.finest_scale + 1e-6).log2().floor().clamp(0, len(STRIDES) - 1).long()
 
     def forward(self, feature_maps: list[torch.Tensor], rois: torch.Tensor, size: int) -> torch.Tensor:
-        """(regions, channels, size, size), in the dtype of the maps."""
+        """Returns (regions, channels, size, size) in the dtype of the maps."""
         levels = self.levels(rois)
         pooled = rois.new_zeros(len(rois), feature_maps[0].shape[1], size, size)
         for level, (feature_map, stride) in enumerate(zip(feature_maps, STRIDES)):
             (chosen,) = torch.where(levels == level)
-            # Also without any regions, so that all parameters of all processes have gradients. In fp32, since there is
-            # no half-precision RoIAlign for the CPU.
+            # Runs even without regions, so that every parameter gets a gradient on every process. In fp32, because
+            # RoIAlign has no half precision on CPUs.
             regions = roi_align(feature_map.float(), rois[chosen], size, 1 / stride, sampling_ratio=0, aligned=True)
             pooled = pooled.index_add(0, chosen, regions)
         return pooled.to(feature_maps[0].dtype)
 
 
 class MaskRcnnBoxHead(nn.Module):
-    """Two fully connected layers; classes with the background last, and a box for each class."""
+    """Two fully connected layers, then scores of the classes (background last) and box offsets for each class."""
 
     def __init__(self, config: MaskRcnnConfig):
         super().__init__()
@@ -136,14 +136,14 @@ class MaskRcnnBoxHead(nn.Module):
         self.box_regressor = nn.Linear(config.box_head_size, config.num_labels * 4)
 
     def forward(self, regions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(regions, channels, 7, 7) to logits (regions, num_labels + 1) and codes (regions, num_labels, 4)."""
+        """(regions, channels, 7, 7) to logits (regions, num_labels + 1) and offsets (regions, num_labels, 4)."""
         hidden = nn.functional.relu(self.fc1(regions.flatten(1)))
         hidden = nn.functional.relu(self.fc2(hidden))
         return self.classifier(hidden), self.box_regressor(hidden).unflatten(1, (-1, 4))
 
 
 class MaskRcnnMaskHead(nn.Module):
-    """3x3 convolutions, an enlargement by two, and a mask for each class."""
+    """3x3 convolutions, an upsampling by 2, and a mask for each class."""
 
     def __init__(self, config: MaskRcnnConfig):
         super().__init__()
@@ -162,12 +162,12 @@ class MaskRcnnMaskHead(nn.Module):
 
 
 class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
-    """A backbone, FPN, region proposals, and Mask R-CNN's two heads. The backbone starts from random weights."""
+    """Backbone, FPN, region proposals, box head and mask head. The backbone starts from random weights."""
 
     config: MaskRcnnConfig
     config_class = MaskRcnnConfig
     _no_split_modules = ["FeaturePyramidNetwork", "RegionProposalNetwork", "MaskRcnnBoxHead", "MaskRcnnMaskHead"]
-    # How many regions there are depends on the image: a compiled graph breaks there.
+    # No _can_compile_fullgraph: the number of regions depends on the image, which breaks the graph.
 
     def __init__(self, config: MaskRcnnConfig):
         require_torchvision(type(self).__name__)
@@ -183,9 +183,9 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        As mmdetection: Xavier-uniform in the neck and the fully connected layers, standard deviation 0.01 in the
-        proposal network and the classifier of regions, 0.001 in their boxes, Kaiming-normal by outputs in the mask
-        head. The backbone initialises itself.
+        As mmdetection: Xavier-uniform in the neck and the fully connected layers; normal with standard deviation 0.01
+        in the proposal network and the classifier of the box head, 0.001 in its box regressor; Kaiming-normal (fan-out)
+        in the mask head. The backbone initialises itself.
         """
         super()._init_weights(module)
         if isinstance(module, FpnConv2d):
@@ -212,15 +212,15 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
     ) -> MaskRcnnInstanceSegmentationOutput:
         """
         Args:
-            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone takes.
-            pixel_mask: (batch, height, width), 1 for the image and 0 for padding at the right and below.
-            labels: per image `class_labels` (objects,) integers, `boxes` (objects, 4), normalised cxcywh as
-                `pred_boxes`, and, for all images or none, `masks` (objects, height, width), 0 or 1. Without masks only
-                boxes are trained, as in Faster R-CNN. Other keys are not looked at.
+            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone accepts.
+            pixel_mask: (batch, height, width), 1 for the image and 0 for padding at the right and bottom.
+            labels: for each image a dict with `class_labels` (objects,), integers; `boxes` (objects, 4), cxcywh from 0
+                to 1, relative to the image without padding; and, for all images or none, `masks` (objects, height,
+                width), 0 or 1. Without masks only boxes are trained, as in Faster R-CNN. Other keys are ignored.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
-            ValueError: what the backbone raises for its input; labels or a mask of wrong shapes or values.
+            ValueError: labels or mask have wrong shapes or values; or the backbone refuses its input.
         """
         objects: list[torch.Tensor] | None = None
         if labels is not None:
@@ -253,11 +253,12 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         self, proposals: list[torch.Tensor], objects: list[torch.Tensor], labels: list[dict[str, torch.Tensor]]
     ) -> Regions:
         """
-        Chooses regions to train on, at most a quarter of them on objects, from the proposals and the objects' boxes.
+        Samples regions for the losses from proposals and objects' boxes. At most a quarter are positive.
 
         Args:
-            proposals, objects: per image (n, 4), xyxy in pixels.
-            labels: as of `forward`.
+            proposals: for each image (n, 4), xyxy in pixels.
+            objects: for each image (objects, 4), xyxy in pixels.
+            labels: as in `forward`.
         """
         sampler = BalancedPositiveNegativeSampler(self.config.box_num_samples, POSITIVE_SHARE)
         coder = box_coder(self.config.box_code_std)
@@ -286,8 +287,8 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
 
     def region_losses(self, maps: list[torch.Tensor], regions: Regions) -> dict[str, torch.Tensor]:
         """
-        Cross-entropy and L1 of the boxes, divided by the number of regions; binary cross-entropy of the masks of the
-        objects' classes, a mean over pixels of positive regions.
+        Cross-entropy of classes and L1 loss of box offsets, both divided by the number of regions; binary cross-entropy
+        of the masks of the objects' classes, averaged over the pixels of positive regions.
         """
         logits, codes = self.box_head(self.pooler(maps, regions.rois, BOX_REGION_SIZE))
         total = max(len(regions.rois), 1)
@@ -296,7 +297,7 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         distance = (codes[positive, classes].float() - regions.codes[positive]).abs().sum()
         entropy = nn.functional.cross_entropy(logits.float(), regions.classes, reduction="sum")
 
-        # Without masks the head runs on no regions, so that its parameters have gradients as those of other processes.
+        # Without masks, the head runs on zero regions, so that its parameters get gradients as on other processes.
         with_masks = positive if regions.masks is not None else positive[:0]
         masks = self.mask_head(self.pooler(maps, regions.rois[with_masks], MASK_REGION_SIZE))
         masks = masks[torch.arange(len(with_masks), device=masks.device), classes[: len(with_masks)]].float()
@@ -312,7 +313,7 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
     def detect(
         self, maps: list[torch.Tensor], proposals: list[torch.Tensor], image_sizes: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The detections of the output: boxes and classes of the proposals, then masks of what is left of them."""
+        """The predictions of the output: boxes and classes of the proposals, NMS, then masks of what remains."""
         limit = self.config.max_detections
         logits, codes = self.box_head(self.pooler(maps, as_rois(proposals), BOX_REGION_SIZE))
         scores = logits.float().softmax(dim=-1)[:, :-1]  # (regions, num_labels)
@@ -344,11 +345,16 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         self, scores: torch.Tensor, codes: torch.Tensor, proposals: torch.Tensor, image_size: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        The detections of an image, the best first: boxes (n, 4) xyxy in pixels, scores (n,), labels (n,).
+        Decodes the boxes of one image and applies threshold and NMS.
 
         Args:
-            scores: (regions, num_labels). codes: (regions, num_labels, 4).
-            proposals: (regions, 4) xyxy in pixels. image_size: (2,).
+            scores: (regions, num_labels), from 0 to 1.
+            codes: (regions, num_labels, 4), predicted box offsets.
+            proposals: (regions, 4), xyxy in pixels.
+            image_size: (2,), (height, width) in pixels.
+
+        Returns:
+            Highest score first: boxes (n, 4), xyxy in pixels; scores (n,); labels (n,).
         """
         region, label = torch.where(scores > self.config.score_threshold)
         scores = scores[region, label]
@@ -359,7 +365,7 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
 
 
 def as_rois(boxes: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Per image (n, 4) boxes to (all, 5): the image's index and its box."""
+    """Boxes (n, 4) of each image to (all, 5): the image's index and the box."""
     return torch.cat(
         [torch.cat([part.new_full((len(part), 1), index), part], dim=1) for index, part in enumerate(boxes)]
     )
@@ -368,10 +374,12 @@ def as_rois(boxes: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> torch.Tenso
 @torch.no_grad()
 def mask_targets(masks: torch.Tensor, of_object: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
     """
-    What the mask head should say in each box: the object's mask within it, at 28x28.
+    Targets of the mask head: for each box, its object's mask inside the box, resized to 28x28.
 
     Args:
-        masks: (objects, height, width), 0 or 1. of_object: (boxes,) int64. boxes_xyxy: (boxes, 4) in pixels.
+        masks: (objects, height, width), 0 or 1.
+        of_object: (boxes,) int64, index of each box's object.
+        boxes_xyxy: (boxes, 4), in pixels.
 
     Returns:
         (boxes, 28, 28) fp32, 0 or 1.
@@ -383,13 +391,13 @@ def mask_targets(masks: torch.Tensor, of_object: torch.Tensor, boxes_xyxy: torch
 
 
 def check_masks(labels: list[dict[str, torch.Tensor]], image_size: tuple[int, int] | torch.Size) -> None:
-    """Raises a ValueError for masks of only some images, or of another number or size than expected."""
+    """Raises a ValueError if only some images have masks, or masks have the wrong number or size."""
     have = [index for index, label in enumerate(labels) if "masks" in label]
     if have and len(have) < len(labels):
         without = next(index for index in range(len(labels)) if index not in have)
         raise ValueError(
             f"labels[{have[0]}] has masks and labels[{without}] has none: give masks for all images (of shape (0, "
-            "height, width) for one without objects), or for no image, to train on boxes alone."
+            "height, width) without objects), or for none, to train boxes only."
         )
     for index in have:
         expected = (len(labels[index]["boxes"]), *image_size)
@@ -400,7 +408,7 @@ def check_masks(labels: list[dict[str, torch.Tensor]], image_size: tuple[int, in
             )
 
 
-# Pipelines look the name up in these tables and print an error if it is not there.
+# Pipelines print an error for class names that are not in these tables.
 for _names, _auto_class in (
     (MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, AutoModelForObjectDetection),
     (MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES, AutoModelForInstanceSegmentation),

@@ -1,8 +1,9 @@
 """
 Pyramid Vision Transformer (PVT, arXiv 2102.12122): model, image classifier and backbone, at any image size.
 
-Parameter names are those of Transformers' native PVT, so weights go both ways. What is computed follows the official
-code, `classification/pvt.py` and `detection/pvt.py` of https://github.com/whai362/PVT (Apache-2.0), branch v2.
+Parameter names are those of Transformers' native PVT, so each class loads the other's weights. The computation follows
+the official code: `classification/pvt.py` and `detection/pvt.py` of https://github.com/whai362/PVT (Apache-2.0), branch
+v2.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from .configuration_pvt import PvtConfig
 
 
 def to_feature_map(hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """(batch, rows * columns, channels) to (batch, channels, rows, columns), a channels-last view: no copy."""
+    """(batch, rows * columns, channels) to (batch, channels, rows, columns), as a channels-last view without a copy."""
     return hidden_states.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
-    """(batch, channels, rows, columns) to (batch, rows * columns, channels), a view if channels come last in memory."""
+    """(batch, channels, rows, columns) to (batch, rows * columns, channels), a view if memory is channels-last."""
     return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
 
 
@@ -42,17 +43,17 @@ def resize_position_table(
     table: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int], num_prefix_tokens: int = 0
 ) -> torch.Tensor:
     """
-    Bilinear resize of a learned position table (paper section 4.2; official `_get_pos_embed`).
+    Resizes a learned position table (paper section 4.2; official `_get_pos_embed`): bilinear, in fp32, with
+    align_corners=False, without antialiasing.
 
     Args:
         table: (1, num_prefix_tokens + rows * columns, channels), row-major, any float dtype.
-        grid: (rows, columns) that the table was built for.
-        new_grid: (rows, columns) wanted.
-        num_prefix_tokens: leading rows without a place in the image (1 for the cls token), kept as they are.
+        grid: (rows, columns) of the table.
+        new_grid: (rows, columns) of the result.
+        num_prefix_tokens: leading rows that belong to no patch (1 for a cls token). They are kept unchanged.
 
     Returns:
-        (1, num_prefix_tokens + new rows * new columns, channels) in the dtype of `table`. Interpolation is done in
-        fp32, align_corners=False, without antialiasing.
+        (1, num_prefix_tokens + new rows * new columns, channels), in the dtype of `table`.
     """
     prefix, table_2d = table[:, :num_prefix_tokens], table[:, num_prefix_tokens:]
     table_2d = to_feature_map(table_2d, grid)  # (1, channels, rows, columns)
@@ -62,7 +63,7 @@ def resize_position_table(
 
 
 class PvtDropPath(nn.Module):
-    """Stochastic depth: drops a residual branch per sample while training, rescaling what is kept by 1 / keep."""
+    """Stochastic depth: in training, zeroes a residual branch per sample and scales the others by 1 / keep_prob."""
 
     def __init__(self, drop_prob: float):
         super().__init__()
@@ -81,12 +82,12 @@ class PvtDropPath(nn.Module):
 
 class PvtPatchEmbeddings(nn.Module):
     """
-    Opens a stage: (batch, channels, height, width) to tokens (batch, [1 +] rows * columns, hidden_size).
+    The first layer of a stage: (batch, channels, height, width) to tokens (batch, [1 +] rows * columns, hidden_size).
 
-    Patch projection, LayerNorm, the cls token if there is one (after the norm, as in the official code), positions.
+    Patch projection, LayerNorm, optional cls token (after the norm, as in the official code), position embeddings.
 
-    The official code uses the table as it is whenever the input has as many patches as *stage 1* was built for, which
-    crashes at 448x448 and scrambles positions at 112x448. Here each stage compares with its own grid.
+    Deviation: each stage resizes its position table unless the grid is its own. The official code compares the number
+    of patches with that of *stage 1* instead, which crashes at 448x448 and scrambles positions at 112x448.
     """
 
     def __init__(self, config: PvtConfig, stage: int, has_cls_token: bool, num_prefix_rows: int):
@@ -96,7 +97,7 @@ class PvtPatchEmbeddings(nn.Module):
         image_size = config.image_size
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.grid = config.grid_sizes(height, width)[stage]
-        # Rows of the table in front of the patches: one in the last stage, used if there is a cls token.
+        # Rows of the table before those of the patches: one in the last stage, for the cls token, used or not
         self.num_prefix_rows = num_prefix_rows
 
         rows, columns = self.grid
@@ -108,7 +109,7 @@ class PvtPatchEmbeddings(nn.Module):
 
     def positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """The position table (1, [1 +] rows * columns, hidden_size) for a `grid` of (rows, columns)."""
-        # A comparison of sizes would be frozen into a traced graph. Resizing to the same size is exact, only slower.
+        # Tracing would freeze the result of a comparison. Resizing to the same size changes nothing, it is only slower.
         tracing = torch.jit.is_tracing() or torch.compiler.is_exporting()
         table: torch.Tensor = self.position_embeddings
         if tracing or grid != self.grid:
@@ -135,7 +136,10 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(batch, heads, tokens, head_dim) in; (batch, query tokens, heads, head_dim) and the attention map out."""
+    """
+    Takes query, key and value (batch, heads, tokens, head_dim). Returns (batch, query tokens, heads, head_dim) and the
+    attention weights (batch, heads, query tokens, key tokens).
+    """
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -147,8 +151,9 @@ def eager_attention_forward(
 
 class PvtEfficientSelfAttention(nn.Module):
     """
-    Spatial-reduction attention (paper section 3.3): queries from every token, keys and values from a grid reduced
-    by `sequence_reduction_ratio` per side. Rows and columns beyond a multiple of the ratio reach no key, as officially.
+    Spatial-reduction attention (paper section 3.3): one query per token, keys and values from a grid reduced by
+    `sequence_reduction_ratio` per side. Rows and columns beyond a multiple of the ratio are not attended to, as in the
+    official code.
     """
 
     def __init__(self, config: PvtConfig, stage: int):
@@ -185,7 +190,7 @@ class PvtEfficientSelfAttention(nn.Module):
         value = self.value(reduced).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
 
         attention: Callable = eager_attention_forward
-        # Only the eager function has the maps to return.
+        # Only the eager function returns attention weights.
         if not kwargs.get("output_attentions", self.config.output_attentions):
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         context, weights = attention(
@@ -259,15 +264,15 @@ class PvtLayer(GradientCheckpointingLayer):
 
 class PvtEncoder(nn.Module):
     """
-    The stages of the pyramid, up to `num_stages`. With `has_cls_token`, the last stage has the cls token and the
-    final norm follows (the classifier); without, there is neither (dense prediction, official `detection/pvt.py`).
+    The stages of the pyramid, or the first `num_stages`. With `has_cls_token`, for classification, the last stage has a
+    cls token and a final norm follows. Without, for dense prediction (official `detection/pvt.py`), there is neither.
     """
 
     def __init__(self, config: PvtConfig, has_cls_token: bool, num_stages: int | None = None):
         super().__init__()
         stages = range(config.num_encoder_blocks if num_stages is None else num_stages)
         last = config.num_encoder_blocks - 1
-        # linspace(0, rate, blocks) on plain numbers: the model may be built on the meta device
+        # As torch.linspace, but in plain Python: the model may be built on the meta device.
         steps = max(config.num_hidden_layers - 1, 1)
         rates = iter([config.drop_path_rate * block / steps for block in range(config.num_hidden_layers)])
         self.patch_embeddings = nn.ModuleList(
@@ -286,7 +291,7 @@ class PvtEncoder(nn.Module):
     def run_stage(
         self, stage: int, feature_map: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, tuple[int, int]]:
-        """The tokens (batch, [1 +] rows * columns, hidden_size) of a stage after its last block, and its grid."""
+        """Runs a stage. Returns tokens (batch, [1 +] rows * columns, hidden_size) and the grid (rows, columns)."""
         hidden_states, grid = self.patch_embeddings[stage](feature_map)
         for layer in self.block[stage]:  # type: ignore[attr-defined]  # a ModuleList, which torch types as Module
             hidden_states = layer(hidden_states, grid, **kwargs)
@@ -314,7 +319,7 @@ class PvtPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # The native layout: the output of every block, then that of the final norm.
+    # As in the native class: the output of every block, then of the final norm
     _can_record_outputs = {
         "hidden_states": [
             OutputRecorder(PvtLayer, capture_initial_hidden_state=False),
@@ -323,16 +328,16 @@ class PvtPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(PvtAttention, index=1),
     }
 
-    if TYPE_CHECKING:  # Transformers would look PvtModel up before it is there
-        pvt: PvtModel  # of a classifier
-        encoder: PvtEncoder  # of the others
+    if TYPE_CHECKING:  # at run time, Transformers would evaluate the annotation before PvtModel is defined
+        pvt: PvtModel  # in a classifier
+        encoder: PvtEncoder  # in the other models
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        The official initialisation: truncated normal for linear weights, tables and cls token; PyTorch's default for
-        convolutions (patch projection, sequence reduction), which the official code leaves untouched. The native
-        class draws those from the truncated normal too.
+        The official initialisation: truncated normal for linear weights, position tables and cls token; PyTorch's
+        default for convolutions (patch projection and sequence reduction). The native class uses the truncated normal
+        for convolutions, too.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -354,7 +359,7 @@ class PvtPreTrainedModel(PreTrainedModel):
         return encoder.patch_embeddings[0].projection  # type: ignore[return-value]  # attributes of a torch Module
 
     def _check_pixel_values(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Raises a ValueError for what no PVT can read; casts to the dtype of the weights, as the other models do."""
+        """Raises a ValueError for invalid input. Returns it in the dtype of the weights, as other models cast it."""
         if pixel_values is None:
             raise ValueError("pixel_values is missing: give a tensor (batch, channels, height, width).")
         if pixel_values.ndim != 4:
@@ -376,8 +381,8 @@ class PvtPreTrainedModel(PreTrainedModel):
         minimum = self.config.minimum_image_size
         if height < minimum or width < minimum:
             raise ValueError(
-                f"pixel_values is {height}x{width} pixels, and a stage would be left without a key below "
-                f"{minimum}x{minimum}: resize or pad the images to at least that."
+                f"pixel_values is {height}x{width} pixels, but below {minimum}x{minimum} a stage has no keys left: "
+                "resize or pad the images to at least that."
             )
         return pixel_values.to(self.get_input_embeddings().weight.dtype)
 
@@ -385,7 +390,7 @@ class PvtPreTrainedModel(PreTrainedModel):
 class PvtModel(PvtPreTrainedModel):
     """PVT without a head: the tokens of the last stage after the final norm."""
 
-    # Opening a classifier for its features is no fault
+    # A classifier may be opened for its features
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
 
     def __init__(self, config: PvtConfig):
@@ -397,26 +402,26 @@ class PvtModel(PvtPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
         """
         Args:
-            pixel_values: (batch, num_channels, height, width), float; any height and width of at least
-                `config.minimum_image_size` (32 for the paper's models). What exceeds a multiple of 32 at the right
-                and bottom is not seen, as in the official code.
+            pixel_values: (batch, num_channels, height, width), float. Any height and width of at least
+                `config.minimum_image_size` (32 for the paper's models). Grids are rounded down: pixels at the right and
+                bottom beyond a multiple of 32 may be ignored, as in the official code.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
-            `last_hidden_state` (batch, 1 + rows * columns, hidden_sizes[-1]): the normed tokens, cls first.
+            `last_hidden_state` (batch, 1 + rows * columns, hidden_sizes[-1]): tokens after the final norm, cls first.
             `hidden_states`: one entry per block (batch, tokens, channels), then `last_hidden_state`.
-            `attentions`: one per block (batch, heads, query tokens, reduced key tokens), computed eagerly whichever
-            attention implementation is set.
+            `attentions`: one per block (batch, heads, query tokens, reduced key tokens), always computed by the eager
+            implementation.
 
         Raises:
-            ValueError: wrong rank, dtype, number of channels, or an image below the minimum.
+            ValueError: wrong number of dimensions or channels, wrong dtype, or images that are too small.
         """
         pixel_values = self._check_pixel_values(pixel_values)
         return BaseModelOutput(last_hidden_state=self.encoder(pixel_values, **kwargs))
 
 
 class PvtForImageClassification(PvtPreTrainedModel):
-    """PVT with a linear classifier on the normed cls token (official `PyramidVisionTransformer`)."""
+    """PVT with a linear classifier on the cls token after the final norm (official `PyramidVisionTransformer`)."""
 
     def __init__(self, config: PvtConfig):
         super().__init__(config)
@@ -436,12 +441,12 @@ class PvtForImageClassification(PvtPreTrainedModel):
         Args:
             pixel_values: as in [`PvtModel`].
             labels: (batch,) class indices; (batch, num_labels) floats for `problem_type` "multi_label_classification";
-                (batch,) or (batch, num_labels) floats for "regression". Where `config.problem_type` is not set, it
-                follows from `num_labels` and the dtype, as in all Transformers classifiers.
+                (batch,) or (batch, num_labels) floats for "regression". If `config.problem_type` is not set, it follows
+                from `num_labels` and the dtype, as in all Transformers classifiers.
 
         Returns:
-            `loss` (if labels are given), `logits` (batch, num_labels), and `hidden_states` and `attentions` on request
-            as in [`PvtModel`].
+            `loss` if labels are given; `logits` (batch, num_labels); on request, `hidden_states` and `attentions` as in
+            [`PvtModel`].
         """
         outputs = self.pvt(pixel_values, **kwargs)
         logits = self.classifier(outputs.last_hidden_state[:, 0])
@@ -453,13 +458,13 @@ class PvtForImageClassification(PvtPreTrainedModel):
 
 class PvtBackbone(BackboneMixin, PvtPreTrainedModel):
     """
-    The feature pyramid for dense prediction: raw outputs of the stages in `config.out_features`, no cls token, no
-    norm (official `detection/pvt.py`). Weights of a classification checkpoint load as they are.
+    The feature pyramid for dense prediction: outputs of the stages in `config.out_features`, without cls token and
+    final norm (official `detection/pvt.py`). Loads the weights of classification checkpoints unchanged.
 
-    Stages after the last one asked for are not built, so that every parameter has a gradient.
+    Stages after the last one in `out_features` are not built, so that every parameter gets a gradient.
     """
 
-    # The parts of a classification checkpoint that a backbone does without
+    # Parts of a classification checkpoint that a backbone does not have
     _keys_to_ignore_on_load_unexpected = [r"cls_token$", r"encoder\.layer_norm\.", r"^classifier\."]
 
     def __init__(self, config: PvtConfig):
@@ -478,12 +483,12 @@ class PvtBackbone(BackboneMixin, PvtPreTrainedModel):
             pixel_values: as in [`PvtModel`].
 
         Returns:
-            `feature_maps`: per stage in `out_features` (batch, hidden_sizes[i], rows_i, columns_i), contiguous, at
-            strides 4, 8, 16, 32 (for the paper's patch sizes), grids rounded down.
+            `feature_maps`: for each stage in `out_features` (batch, hidden_sizes[i], rows_i, columns_i), contiguous, at
+            strides 4, 8, 16 and 32 with the paper's patch sizes. Grids are rounded down.
             `hidden_states`: one entry per block (batch, rows * columns, channels). `attentions` as in [`PvtModel`].
 
         Raises:
-            ValueError: as [`PvtModel`], or `out_features` was set to a stage that the backbone was built without.
+            ValueError: as [`PvtModel`], or `out_features` was changed to a stage that was not built.
         """
         feature_map = self._check_pixel_values(pixel_values)
         built = self.stage_names[: len(self.encoder.block)]
@@ -503,8 +508,9 @@ class PvtBackbone(BackboneMixin, PvtPreTrainedModel):
 
 def build_backbone(backbone_config: PreTrainedConfig) -> PreTrainedModel:
     """
-    The backbone of a head, with random weights: a "pvt" is this file's. Not by class, because code loaded from a folder
-    may bring the configuration and this file as different modules.
+    Builds the backbone of a head, with random weights. "pvt" always means the class of this file. AutoBackbone would
+    look it up by the configuration's class, which may come from another copy of the module if code is loaded from a
+    model's folder.
     """
     if backbone_config.model_type == "pvt":
         return PvtBackbone._from_config(backbone_config)

@@ -1,6 +1,7 @@
 """
 DETR (arXiv 2005.12872) on PVT, as in section 5.4 of the PVT paper: Transformers' `DetrForObjectDetection` with a
-backbone that travels with it. Parameter names, outputs, matching and, on one process, losses are Transformers' own.
+backbone whose code is saved with the model. Parameter names, outputs, matching and, on one process, losses are those of
+Transformers.
 """
 
 from __future__ import annotations
@@ -36,23 +37,24 @@ def detr_loss(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[dict[str, torch.Tensor]] | None]:
     """
-    Transformers' `ForObjectDetectionLoss`, with the same arguments and results, whose box terms are means over the
-    objects of an average process (DETR, section 3.1; facebookresearch/detr `SetCriterion.forward`), of at least one.
+    Transformers' `ForObjectDetectionLoss`, with the same arguments and results, but correct on several processes: box
+    losses are divided by the mean number of objects per process, or 1 if that is less (DETR, section 3.1;
+    facebookresearch/detr `SetCriterion.forward`).
 
-    Transformers 5.23 divides the average by the number of processes once more, so that boxes weigh eight times as much
-    against classes on eight devices as on one.
+    Transformers 5.23 divides that mean by the number of processes once more. On eight devices, boxes then weigh eight
+    times as much against classes as on one.
     """
     loss, losses, auxiliary_outputs = ForObjectDetectionLoss(
         logits, labels, device, pred_boxes, config, *auxiliary, **kwargs
     )
-    # As Transformers has it: without Accelerate no process knows of another
+    # As in Transformers: without Accelerate, processes do not know of each other
     if is_accelerate_available() and PartialState._shared_state and (processes := PartialState().num_processes) > 1:
         objects = torch.tensor(float(sum(len(label["class_labels"]) for label in labels)), device=device)
         mean = reduce(objects)
         ratio = (mean / processes).clamp(min=1) / mean.clamp(min=1)
         weights = {"loss_bbox": config.bbox_loss_coefficient, "loss_giou": config.giou_loss_coefficient}
         for name, value in losses.items():
-            weight = weights.get(re.sub(r"_\d+$", "", name))  # loss_bbox_0 is that of the first decoder layer
+            weight = weights.get(re.sub(r"_\d+$", "", name))  # loss_bbox_0 belongs to the first decoder layer
             if weight is not None:
                 losses[name] = value * ratio
                 loss = loss + weight * (losses[name] - value)
@@ -61,14 +63,16 @@ def detr_loss(
 
 class PvtDetrForObjectDetection(DetrForObjectDetection):
     """
-    DETR on a [`PvtBackbone`], or on any other backbone. It starts from random weights.
+    DETR on a [`PvtBackbone`] or any other backbone, which starts from random weights.
 
-    `forward` is that of `DetrForObjectDetection`, and checks the labels first: boxes in pixels, or the class of "no
-    object", would be learnt without a word. Boxes of labels and predictions are relative to the image without its
-    padding, as in the paper and as [`PvtDetrImageProcessor`] makes them (Transformers' processor relates them to the
-    padded image). New weights are those of the original code (facebookresearch/detr `detr.py`, `transformer.py` in
-    `models`): Xavier-uniform in encoder and decoder, queries of unit variance, PyTorch's own in projection and heads.
-    In Transformers all are normal with a standard deviation of 0.02, and a small model learns much later.
+    Differs from `DetrForObjectDetection` in three ways:
+
+    - Labels are checked, because boxes in pixels or the class "no object" would be learnt without an error.
+    - Boxes of labels and predictions are relative to the image without padding, as in the paper and in
+      [`PvtDetrImageProcessor`]. (Transformers' processor makes them relative to the padded image.)
+    - New weights are initialised as in the original code (facebookresearch/detr, `models/detr.py` and
+      `models/transformer.py`): Xavier-uniform in encoder and decoder, queries with unit variance, PyTorch's default in
+      projection and heads. In Transformers all are normal with standard deviation 0.02, and small models learn later.
     """
 
     config: PvtDetrConfig
@@ -76,9 +80,10 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
 
     def __init__(self, config: PvtDetrConfig):
         backbone_config = config.backbone_config
-        assert isinstance(backbone_config, PreTrainedConfig)  # PvtDetrConfig makes one of what it is given
+        assert isinstance(backbone_config, PreTrainedConfig)  # PvtDetrConfig has built it
         if backbone_config.model_type == "pvt":
-            # DETR asks AutoBackbone, which goes by class: of code loaded from a folder there may be several modules.
+            # DETR asks AutoBackbone, which looks up the configuration's class. Code loaded from a model's folder may
+            # bring another copy of that class.
             AutoBackbone.register(type(backbone_config), PvtBackbone, exist_ok=True)
         super().__init__(config)
         self.loss_function = detr_loss
@@ -101,28 +106,28 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
     ) -> Any:
         """
         Args:
-            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone takes.
-            pixel_mask: (batch, height, width), 1 for the image and 0 for padding at the right and below.
-            labels: per image `class_labels` (objects,) int64 and `boxes` (objects, 4), cxcywh from 0 to 1 of the image
-                without its padding. Other keys are not looked at.
-            kwargs: whatever else `DetrForObjectDetection` takes.
+            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone accepts.
+            pixel_mask: (batch, height, width), 1 for the image and 0 for padding at the right and bottom.
+            labels: for each image a dict with `class_labels` (objects,), int64, and `boxes` (objects, 4), cxcywh from 0
+                to 1, relative to the image without padding. Other keys are ignored.
+            kwargs: other arguments of `DetrForObjectDetection`.
 
         Returns:
-            `DetrObjectDetectionOutput`: `loss` and `loss_dict` if labels are given, `logits` (batch, num_queries,
-            num_labels + 1), the last of "no object", `pred_boxes` (batch, num_queries, 4) as those of labels, and more.
+            `DetrObjectDetectionOutput`: `loss` and `loss_dict` if labels are given; `logits` (batch, num_queries,
+            num_labels + 1), "no object" last; `pred_boxes` (batch, num_queries, 4), as in labels; and more.
 
         Raises:
-            ValueError: what the backbone raises for its input; a mask of another size or of padding alone; labels of
-                wrong types, shapes or values.
+            ValueError: the mask has another size, or marks a whole image as padding; labels have wrong types, shapes or
+                values; or the backbone refuses its input.
         """
         if pixel_mask is not None:
-            image_sizes_of(pixel_values, pixel_mask)  # for its checks: of another size, it would do as if it fitted
+            image_sizes_of(pixel_values, pixel_mask)  # for its checks: DETR would resize a mask of another size
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
         return super().forward(pixel_values, pixel_mask=pixel_mask, labels=labels, **kwargs)
 
 
-# Pipelines look the name up in this table and print an error if it is not there.
+# Pipelines print an error for class names that are not in this table.
 MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["pvt_detr"] = "PvtDetrForObjectDetection"
 AutoModelForObjectDetection.register(PvtDetrConfig, PvtDetrForObjectDetection, exist_ok=True)
 

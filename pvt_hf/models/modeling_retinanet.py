@@ -2,10 +2,10 @@
 RetinaNet (Focal Loss for Dense Object Detection, arXiv 1708.02002) on any backbone: object detection as in section 5.2
 of the PVT paper.
 
-What is computed follows mmdetection's `FPN`, `RetinaHead` and its assignment and losses in the official configuration
-`detection/configs/_base_/models/retinanet_r50_fpn.py` of https://github.com/whai362/PVT. torchvision's RetinaNet has
-other anchors and another assignment (see `modeling_anchors.py`), and an activation before the last level; its focal
-loss and box coder are used here.
+Follows mmdetection's `FPN` and `RetinaHead`, with its assignment and losses, in the official configuration
+`detection/configs/_base_/models/retinanet_r50_fpn.py` of https://github.com/whai362/PVT. Uses torchvision's focal loss
+and box coder, but not its RetinaNet, which has other anchors, another assignment (see `modeling_anchors.py`) and an
+activation before the last level.
 """
 
 from __future__ import annotations
@@ -49,14 +49,15 @@ NUM_LEVELS = 5
 class RetinaNetObjectDetectionOutput(ModelOutput):
     """
     Args:
-        loss: scalar fp32, the sum of `loss_dict`, if labels are given.
+        loss: fp32 scalar, the sum of `loss_dict`; if labels are given.
         loss_dict: `loss_classification` and `loss_box`, scalars.
-        logits: (batch, candidates, num_labels), of independent classes (sigmoid). Candidates are, level by level
-            and in the order of their cells, the `num_candidates` anchors with the highest score of any class, or all of
-            a level that has no more. Those in the padding of a batch have the lowest number of the dtype.
-        pred_boxes: (batch, candidates, 4) fp32, their boxes as (centre x, centre y, width, height), from 0 to 1 of the
-            image without its padding, clipped to it.
-        hidden_states, attentions: as the backbone gives them, on request.
+        logits: (batch, candidates, num_labels). Classes are independent (sigmoid). Candidates are the `num_candidates`
+            anchors of each level whose best class has the highest scores (all anchors of levels with fewer), ordered by
+            level and cell. Logits of anchors in padding are the lowest number of the dtype.
+        pred_boxes: (batch, candidates, 4) fp32, (centre x, centre y, width, height) from 0 to 1, relative to the image
+            without padding and clipped to it.
+        hidden_states: of the backbone, on request.
+        attentions: of the backbone, on request.
     """
 
     loss: torch.Tensor | None = None
@@ -68,7 +69,7 @@ class RetinaNetObjectDetectionOutput(ModelOutput):
 
 
 class RetinaNetNeck(nn.Module):
-    """FPN over three feature maps, and two coarser maps by strided convolutions, the first on the backbone's last."""
+    """FPN over three feature maps, and two coarser levels by strided convolutions of the backbone's last map."""
 
     def __init__(self, in_channels: list[int], out_channels: int):
         super().__init__()
@@ -79,7 +80,7 @@ class RetinaNetNeck(nn.Module):
         )
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-        """Five maps, (batch, out_channels, rows_i, columns_i), strides 8 to 128."""
+        """Returns five maps (batch, out_channels, rows_i, columns_i), strides 8 to 128."""
         maps = self.pyramid(feature_maps)
         coarse = feature_maps[-1]
         for conv in self.extra_convs:
@@ -89,7 +90,7 @@ class RetinaNetNeck(nn.Module):
 
 
 class RetinaNetHead(nn.Module):
-    """The same convolutions on every level, one branch for classes and one for boxes."""
+    """Two branches of convolutions, for classes and boxes, shared by all levels."""
 
     def __init__(self, config: RetinaNetConfig, anchors_per_cell: int):
         super().__init__()
@@ -106,7 +107,7 @@ class RetinaNetHead(nn.Module):
         self.num_labels = config.num_labels
 
     def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (batch, anchors, num_labels) and box codes (batch, anchors, 4) of one level's map."""
+        """Logits (batch, anchors, num_labels) and box offsets (batch, anchors, 4) for the map of one level."""
         classes = boxes = feature_map
         for conv in self.class_convs:
             classes = nn.functional.relu(conv(classes))
@@ -121,7 +122,7 @@ def by_anchor(feature_map: torch.Tensor, values: int) -> torch.Tensor:
 
 
 class RetinaNetForObjectDetection(HeadPreTrainedModel):
-    """A backbone, FPN and RetinaNet's heads. The backbone starts from random weights."""
+    """Backbone, FPN and RetinaNet's head. The backbone starts from random weights."""
 
     config: RetinaNetConfig
     config_class = RetinaNetConfig
@@ -143,8 +144,8 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        As mmdetection: Xavier-uniform in the neck, standard deviation 0.01 in the heads, whose classifier begins with
-        the prior probability. The backbone initialises itself.
+        As mmdetection: Xavier-uniform in the neck, normal with standard deviation 0.01 in the head. The classifier's
+        bias gives every class the prior probability. The backbone initialises itself.
         """
         super()._init_weights(module)
         if isinstance(module, FpnConv2d):
@@ -167,14 +168,14 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
     ) -> RetinaNetObjectDetectionOutput:
         """
         Args:
-            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone takes.
-            pixel_mask: (batch, height, width), 1 for the image and 0 for padding at the right and below.
-            labels: per image `class_labels` (objects,) integers and `boxes` (objects, 4), normalised cxcywh as
-                `pred_boxes`. Other keys are not looked at.
+            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone accepts.
+            pixel_mask: (batch, height, width), 1 for the image and 0 for padding at the right and bottom.
+            labels: for each image a dict with `class_labels` (objects,), integers, and `boxes` (objects, 4), cxcywh
+                from 0 to 1, relative to the image without padding. Other keys are ignored.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
-            ValueError: what the backbone raises for its input; labels or a mask of wrong shapes or values.
+            ValueError: labels or mask have wrong shapes or values; or the backbone refuses its input.
         """
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
@@ -211,12 +212,16 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
         image_sizes: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """
-        The focal loss of the classes and the L1 loss of the box codes, each divided by the number of positive anchors
-        of the batch, where an image without any counts as one.
+        The focal loss of classes and the L1 loss of box offsets, each divided by the number of positive anchors in the
+        batch. An image without positive anchors counts as one.
 
         Args:
-            logits: (batch, anchors, num_labels). codes: (batch, anchors, 4).
-            anchors: (anchors, 4) xyxy in pixels. inside: (batch, anchors) bool. image_sizes: (batch, 2).
+            logits: (batch, anchors, num_labels).
+            codes: (batch, anchors, 4), predicted box offsets.
+            anchors: (anchors, 4), xyxy in pixels.
+            inside: (batch, anchors) bool, False in padding.
+            labels: as in `forward`.
+            image_sizes: (batch, 2), (height, width) in pixels, without padding.
 
         Returns:
             `loss_classification` and `loss_box`, fp32 scalars.
@@ -234,7 +239,7 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
             )
             assigned = torch.where(is_inside, assigned, IGNORED)
             positive = assigned >= 0
-            # One more object, of no meaning, for anchors that stand for none: shapes then depend on no values.
+            # A dummy object for anchors without one, so that shapes do not depend on values.
             objects = torch.cat([objects, anchors[:1]])
             classes = torch.cat([label["class_labels"].long(), label["class_labels"].new_zeros(1, dtype=torch.long)])
             chosen = torch.where(positive, assigned, len(objects) - 1)
@@ -257,7 +262,7 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
         distance = (codes.float() - torch.stack(code_targets)).abs()
         return {
             "loss_classification": (focal * is_counted[..., None]).sum() / total,
-            # where, not a product: codes of anchors that stand for nothing are far from any object, even infinitely
+            # torch.where, not a product: the distance to the dummy object may be infinite.
             "loss_box": torch.where(positive[..., None], distance, 0.0).sum() / total,
         }
 
@@ -270,10 +275,10 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
         inside: torch.Tensor,
         image_sizes: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best anchors of each level: `logits` and `pred_boxes` of the output."""
+        """The highest-scoring anchors of each level: `logits` and `pred_boxes` of the output."""
         coder = box_coder()
         kept_logits, kept_boxes = [], []
-        # shape[0], not len(): that would freeze the size into an exported graph
+        # shape[0], because len() would freeze the size in an exported graph
         inside_by_level = inside.split([level.shape[0] for level in anchors], dim=1)
         for level_logits, level_codes, level_anchors, is_inside in zip(logits, codes, anchors, inside_by_level):
             level_logits = level_logits.masked_fill(~is_inside[..., None], torch.finfo(level_logits.dtype).min)
@@ -291,7 +296,7 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
         return torch.cat(kept_logits, dim=1), normalised_boxes(torch.cat(kept_boxes, dim=1), image_sizes)
 
 
-# Pipelines look the name up in this table and print an error if it is not there.
+# Pipelines print an error for class names that are not in this table.
 MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["retinanet"] = "RetinaNetForObjectDetection"
 AutoModelForObjectDetection.register(RetinaNetConfig, RetinaNetForObjectDetection, exist_ok=True)
 

@@ -1,10 +1,10 @@
 """
 Region proposals (Faster R-CNN, arXiv 1506.01497) on a feature pyramid: the first stage of Mask R-CNN.
 
-What is computed follows mmdetection's `RPNHead` and its training in the official configuration
-`detection/configs/_base_/models/mask_rcnn_r50_fpn.py` of https://github.com/whai362/PVT. torchvision's region proposal
-network differs in its anchors and in the assignment (see `modeling_anchors.py`), and its loss of boxes is a smooth L1;
-its sampler, box coder and suppression of duplicates are used here.
+Follows mmdetection's `RPNHead` and its training in the official configuration
+`detection/configs/_base_/models/mask_rcnn_r50_fpn.py` of https://github.com/whai362/PVT. Uses torchvision's sampler,
+box coder and NMS, but not its region proposal network, which has other anchors, another assignment (see
+`modeling_anchors.py`) and a smooth L1 box loss.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ POSITIVE_SHARE = 0.5
 
 
 class RegionProposalNetwork(nn.Module):
-    """One 3x3 convolution and two 1x1 ones, shared by all levels: of each anchor, whether it is an object and where."""
+    """
+    A 3x3 convolution and two 1x1 convolutions, shared by all levels. They predict for each anchor whether it is an
+    object, and the offset to the object's box.
+    """
 
     def __init__(self, config: MaskRcnnConfig):
         super().__init__()
@@ -47,13 +50,13 @@ class RegionProposalNetwork(nn.Module):
     ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor] | None]:
         """
         Args:
-            feature_maps: five, (batch, fpn_channels, rows_i, columns_i), strides 4 to 64.
-            image_sizes: (batch, 2), (height, width) without padding.
-            objects: per image (objects, 4), xyxy in pixels, for the losses.
+            feature_maps: five maps (batch, fpn_channels, rows_i, columns_i), strides 4 to 64.
+            image_sizes: (batch, 2), (height, width) in pixels, without padding.
+            objects: for each image (objects, 4), xyxy in pixels, to compute losses; None otherwise.
 
         Returns:
-            Per image (at most num_proposals, 4) fp32, xyxy in pixels, without gradient, the likeliest first.
-            With objects, `loss_rpn_classification` and `loss_rpn_box`, fp32 scalars; None without.
+            Proposals, for each image (at most num_proposals, 4) fp32, xyxy in pixels, highest score first, without
+            gradient; and `loss_rpn_classification` and `loss_rpn_box`, fp32 scalars, or None without `objects`.
         """
         logits, codes = [], []
         for feature_map in feature_maps:
@@ -78,7 +81,7 @@ class RegionProposalNetwork(nn.Module):
         inside: torch.Tensor,
         image_sizes: torch.Tensor,
     ) -> list[torch.Tensor]:
-        """Per image, the best anchors of each level, moved to where the codes say, without duplicates in a level."""
+        """For each image, the boxes of the highest-scoring anchors of each level, after NMS within the level."""
         limit = self.config.num_train_candidates if self.training else self.config.num_candidates
         coder, proposals = box_coder(), []
         inside_by_level = inside.split([len(level) for level in anchors], dim=1)
@@ -106,7 +109,7 @@ class RegionProposalNetwork(nn.Module):
         inside: torch.Tensor,
         objects: list[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """Binary cross-entropy and L1 over a sample of the anchors, both divided by the size of the sample."""
+        """Binary cross-entropy and L1 loss over a sample of anchors, both divided by the size of the sample."""
         sampler = BalancedPositiveNegativeSampler(self.config.rpn_num_samples, POSITIVE_SHARE)
         coder, objects_of, sampled_of, targets = box_coder(), [], [], []
         for image_objects, is_inside in zip(objects, inside):
@@ -118,7 +121,7 @@ class RegionProposalNetwork(nn.Module):
                 low_quality_iou=self.config.rpn_negative_iou,
             )
             assigned = torch.where(is_inside, assigned, IGNORED)
-            (positive,), (negative,) = sampler([assigned + 1])  # 0 for background, below for what is ignored
+            (positive,), (negative,) = sampler([assigned + 1])  # expects 0 for background, -1 for ignored
             positive, negative = positive.bool(), negative.bool()
             objects_of.append(positive)
             sampled_of.append(positive | negative)

@@ -2,9 +2,9 @@
 Semantic FPN (Panoptic Feature Pyramid Networks, arXiv 1901.02446) on any backbone: semantic segmentation as in
 section 5.3 of the PVT paper.
 
-What is computed follows mmsegmentation's `FPN`, `FPNHead` and `BaseDecodeHead` in the official configuration
-`segmentation/configs/_base_/models/fpn_r50.py` of https://github.com/whai362/PVT. There BatchNorm is synchronised
-between GPUs; here `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)` does it.
+Follows mmsegmentation's `FPN`, `FPNHead` and `BaseDecodeHead` in the official configuration
+`segmentation/configs/_base_/models/fpn_r50.py` of https://github.com/whai362/PVT. That configuration synchronises
+BatchNorm between GPUs; to do so here, call `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .modeling_head import HeadPreTrainedModel
 
 
 def resize_bilinear(feature_map: torch.Tensor, size: tuple[int, int] | torch.Size) -> torch.Tensor:
-    """(batch, channels, rows, columns) to `size`, align_corners=False, without antialiasing."""
-    # A comparison of sizes would be frozen into a traced graph. Resizing to the same size is exact, only slower.
+    """Resizes (batch, channels, rows, columns) to `size`, with align_corners=False, without antialiasing."""
+    # Tracing would freeze the result of a comparison. Resizing to the same size changes nothing, it is only slower.
     tracing = torch.jit.is_tracing() or torch.compiler.is_exporting()
     if not tracing and feature_map.shape[-2:] == size:
         return feature_map
@@ -35,19 +35,19 @@ def resize_bilinear(feature_map: torch.Tensor, size: tuple[int, int] | torch.Siz
 
 def semantic_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """
-    Mean cross-entropy over the pixels that have a label.
+    Mean cross-entropy over labelled pixels. Logits are resized to the size of the labels (bilinear, in fp32).
 
     Args:
-        logits: (batch, num_labels, rows, columns), resized to the labels, bilinear and in fp32.
-        labels: (batch, height, width), any integer dtype: class indices, `ignore_index` where there is none.
-        ignore_index: the label that counts as none.
+        logits: (batch, num_labels, rows, columns).
+        labels: (batch, height, width), any integer dtype: class indices or `ignore_index`.
+        ignore_index: label of pixels without a class.
 
     Returns:
-        A scalar in fp32. It is zero, with zero gradients, if no pixel has a label.
+        A scalar in fp32: zero, with zero gradients, if no pixel has a class.
 
     Raises:
-        ValueError: labels of another rank, batch size or a floating dtype, or a value that is neither a class nor
-            `ignore_index`. (Values are not looked at inside a compiled graph.)
+        ValueError: labels have a wrong shape or a floating dtype, or a value is neither a class nor `ignore_index`.
+            (Values are not checked in compiled code.)
     """
     if labels.ndim != 3 or labels.shape[0] != logits.shape[0] or labels.is_floating_point():
         raise ValueError(
@@ -70,7 +70,7 @@ def semantic_segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, ignor
 
 
 class SemanticFpnConvLayer(nn.Module):
-    """3x3 convolution without bias, BatchNorm, ReLU: (batch, in_channels, rows, columns) to out_channels."""
+    """3x3 convolution without bias, BatchNorm and ReLU. Keeps rows and columns."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -83,8 +83,8 @@ class SemanticFpnConvLayer(nn.Module):
 
 class SemanticFpnHead(nn.Module):
     """
-    Brings every level to the finest one, adds them up and classifies each cell. Level i takes max(1, i) convolutions,
-    each followed by a bilinear enlargement by 2 except at the finest level.
+    Brings all levels to the resolution of the finest, adds them up and classifies each cell. Level i (0 is the finest)
+    has max(1, i) convolutions; from level 1 on, a bilinear upsampling by 2 follows each.
     """
 
     def __init__(self, config: SemanticFpnConfig, num_levels: int):
@@ -108,14 +108,14 @@ class SemanticFpnHead(nn.Module):
                 if level > 0:
                     rows, columns = feature_map.shape[-2:]
                     feature_map = resize_bilinear(feature_map, (2 * rows, 2 * columns))
-            # Where grids were rounded down, doubling them misses the finest one by a few cells.
+            # If grids were rounded down, doubling them misses the finest grid by a few cells.
             feature_map = resize_bilinear(feature_map, finest_size)
             total = feature_map if total is None else total + feature_map
         return self.classifier(self.dropout(total))  # (batch, num_labels, rows, columns)
 
 
 class SemanticFpnForSemanticSegmentation(HeadPreTrainedModel):
-    """A backbone, the FPN neck and the Semantic FPN head. The backbone starts from random weights."""
+    """Backbone, FPN neck and Semantic FPN head. The backbone starts from random weights."""
 
     config: SemanticFpnConfig
     config_class = SemanticFpnConfig
@@ -132,8 +132,8 @@ class SemanticFpnForSemanticSegmentation(HeadPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        As mmsegmentation: Xavier-uniform in the neck, Kaiming-normal by outputs in the head's 3x3 convolutions,
-        standard deviation 0.01 in the classifier. The backbone initialises itself.
+        As mmsegmentation: Xavier-uniform in the neck, Kaiming-normal (fan-out) in the 3x3 convolutions of the head,
+        normal with standard deviation 0.01 in the classifier. The backbone initialises itself.
         """
         super()._init_weights(module)
         if isinstance(module, FpnConv2d):
@@ -152,18 +152,18 @@ class SemanticFpnForSemanticSegmentation(HeadPreTrainedModel):
     ) -> SemanticSegmenterOutput:
         """
         Args:
-            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone takes.
-            labels: (batch, height, width) integers, `config.semantic_loss_ignore_index` where a pixel has no label.
-                Usually of the images' size; the logits are resized to whatever size they have.
+            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone accepts.
+            labels: (batch, height, width) integers: class indices, or `config.semantic_loss_ignore_index` for pixels
+                without a class. Any height and width, usually those of the images: logits are resized to them.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
-            `logits` (batch, num_labels, rows, columns) at the resolution of the finest feature map, stride 4.
-            `loss` (if labels are given): the mean cross-entropy over labelled pixels, fp32.
-            `hidden_states` and `attentions` on request, as the backbone gives them.
+            `logits` (batch, num_labels, rows, columns), at the resolution of the finest feature map (stride 4).
+            `loss` if labels are given: mean cross-entropy over labelled pixels, fp32.
+            `hidden_states` and `attentions` of the backbone, on request.
 
         Raises:
-            ValueError: what the backbone raises for its input; labels of a wrong shape, dtype or value.
+            ValueError: labels have a wrong shape, dtype or value; or the backbone refuses its input.
         """
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
         logits = self.head(self.neck(outputs.feature_maps))
@@ -175,7 +175,7 @@ class SemanticFpnForSemanticSegmentation(HeadPreTrainedModel):
         )
 
 
-# Pipelines look the name up in this table and print an error if it is not there.
+# Pipelines print an error for class names that are not in this table.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["semantic_fpn"] = "SemanticFpnForSemanticSegmentation"
 AutoModelForSemanticSegmentation.register(SemanticFpnConfig, SemanticFpnForSemanticSegmentation, exist_ok=True)
 

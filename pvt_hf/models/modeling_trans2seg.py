@@ -2,28 +2,27 @@
 Trans2Seg (Segmenting Transparent Object in the Wild with Transformer, arXiv 2101.08461) on any backbone: semantic
 segmentation with a transformer decoder, as in section 5.4 of the PVT paper.
 
-Every class has one learned prototype. A decoder lets the prototypes look at the image; where each of them would look
-next is the class's attention map, and a small convolution head turns map and features into the class's logits.
+Each class has a learned prototype. In a decoder, the prototypes attend to the image. The attention scores after the
+last block are the attention maps of the class; a small convolution head turns maps and features into logits.
 
-This is the design that section 4 of the Trans2Seg paper describes. The released code (`segmentron/models/trans2seg.py`
-and `segmentron/modules/transformer.py` of https://github.com/xieenze/Trans2Seg) computes something else in places; what
-differs here:
+The model follows section 4 of the Trans2Seg paper. The released code (`segmentron/models/trans2seg.py` and
+`segmentron/modules/transformer.py` of https://github.com/xieenze/Trans2Seg) deviates from the paper in places.
+Deviations from the code:
 
-- Residuals are residuals. There the query is replaced by the attention's output, and query, features and scores are
-  each added to themselves before their MLPs, that is, doubled. The prototypes are then added again in front of every
-  block but the first, to bring back what was lost; a true residual keeps them, so here they are added once.
-- Heads and classes keep their axes. There a transpose is missing, so that a "head" mixes the channels of several
+- Residual connections are real. In the code, the attention's output replaces the query, and query, features and scores
+  are each added to themselves (doubled) before their MLPs. To make up for the loss, it adds the prototypes again before
+  every block except the first. Here residuals keep them, so they enter once.
+- Heads and classes stay separate axes. In the code a transpose is missing, so that a "head" mixes channels of several
   classes.
-- No MLP along the positions of a score map, which ties the weights to one image size and depends on the order of
-  positions. Inputs may have any size.
-- All blocks count. There the scores come from inside the last block and the rest of that block is computed in vain.
-  Here the scores follow the last block, from its prototypes and features: `decoder_layers` updates, as in the paper,
-  then two projections of their own.
-- The position table is resized from any grid to any grid, not only square ones.
-- Resizing uses align_corners=False, as all of this package does and as the post-processing expects, instead of True.
-- The last convolution has no bias: one number added to all classes changes no softmax, and would never learn.
+- No MLP mixes the positions of a score map. It would tie the weights to one image size; here inputs may have any size.
+- Every block contributes. In the code, scores come from inside the last block, and the rest of that block has no
+  effect. Here they come after the last block, from its prototypes and features and two projections of their own: the
+  prototypes are updated `decoder_layers` times, as in the paper.
+- The position table may have any grid, and is resized to any grid. In the code both must be square.
+- Resizing uses align_corners=False instead of True, as everywhere in this package, including the post-processing.
+- The last convolution has no bias. It would add the same number to all classes, which the softmax cancels.
 
-Synchronised BatchNorm: `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)`.
+For synchronised BatchNorm, call `torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)`.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ from .modeling_pvt import eager_attention_forward, resize_position_table, to_fea
 from .modeling_semantic_fpn import resize_bilinear, semantic_segmentation_loss
 
 
-# Classes that the head computes together in evaluation. In training it takes all, as BatchNorm's statistics ask for.
+# Classes per pass of the head in evaluation. In training all go together, because BatchNorm takes statistics over them.
 CLASSES_AT_ONCE = 25
 
 
@@ -61,7 +60,7 @@ def split_heads(hidden_states: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 class Trans2SegAttention(nn.Module):
-    """Multi-head attention of `queries` (batch, n, channels) to `tokens` (batch, m, channels); returns as `queries`."""
+    """Multi-head attention of `queries` (batch, n, channels) to `tokens` (batch, m, channels): (batch, n, channels)."""
 
     def __init__(self, config: Trans2SegConfig):
         super().__init__()
@@ -120,8 +119,8 @@ class Trans2SegEncoder(nn.Module):
     """
     The coarsest feature map (batch, in_channels, rows, columns) to tokens (batch, rows * columns, hidden_size).
 
-    Projection, a cls token in front (which the released code has, and drops at the end: a place for what concerns the
-    whole image), positions, blocks, norm.
+    Projection, cls token, position embeddings, blocks, norm. As in the released code, the cls token is dropped at the
+    end; blocks may use it for information about the whole image.
     """
 
     def __init__(self, config: Trans2SegConfig, in_channels: int):
@@ -137,7 +136,7 @@ class Trans2SegEncoder(nn.Module):
 
     def positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """The position table (1, 1 + rows * columns, hidden_size) for a `grid` of (rows, columns)."""
-        # A comparison of sizes would be frozen into a traced graph. Resizing to the same size is exact, only slower.
+        # Tracing would freeze the result of a comparison. Resizing to the same size changes nothing, it is only slower.
         tracing = torch.jit.is_tracing() or torch.compiler.is_exporting()
         if not tracing and grid == self.grid:
             return self.position_embeddings
@@ -156,7 +155,7 @@ class Trans2SegEncoder(nn.Module):
 class Trans2SegDecoderLayer(GradientCheckpointingLayer):
     """
     Pre-norm block: prototypes += attention(norm(prototypes), norm(tokens)), prototypes += mlp(norm(prototypes)), and
-    tokens += mlp(norm(tokens)) with an MLP of their own.
+    tokens += mlp(norm(tokens)) with a second MLP.
     """
 
     def __init__(self, config: Trans2SegConfig):
@@ -179,10 +178,9 @@ class Trans2SegDecoder(nn.Module):
     """
     Tokens of the encoder (batch, rows * columns, hidden_size) to scores (batch, num_labels, heads, rows * columns).
 
-    The scores are scaled dot products of prototypes and tokens *before* any softmax, as in the Trans2Seg paper, whose
-    attention map is the product of prototypes and features, and in its code. A softmax over the positions would let
-    every class, present or not, share out the same total over the image: an absent class would get a map as strong as
-    a present one's, a large object a weaker one than a small object, and all values would shrink as the image grows.
+    The scores are scaled dot products of prototypes and tokens *without* softmax, as in the Trans2Seg paper and code.
+    With a softmax over positions, the map of every class would have the same sum: an absent class would get as much as
+    a present one, large objects would get lower values than small ones, and all values would shrink with image size.
     """
 
     def __init__(self, config: Trans2SegConfig):
@@ -208,15 +206,15 @@ class Trans2SegDecoder(nn.Module):
 
 class BufferCopies:
     """
-    A context in which a module has copies of its buffers, which are thrown away at the end: a second pass over the same
-    batch leaves BatchNorm's running statistics as they are. May be entered again.
+    A context in which a module works on copies of its buffers, discarded at the end. A second forward pass over the
+    same batch then does not change BatchNorm's running statistics. May be entered several times.
     """
 
     def __init__(self, module: nn.Module):
         self.modules = [child for child in module.modules() if child._buffers]
 
     def __enter__(self) -> None:
-        # Neither swapped for none at all nor written back: autograd has seen these tensors.
+        # The originals are put back as objects, not overwritten: autograd may hold references to them.
         self.buffers = [dict(module.named_buffers(recurse=False)) for module in self.modules]
         for module, buffers in zip(self.modules, self.buffers):
             for name, buffer in buffers.items():
@@ -229,7 +227,7 @@ class BufferCopies:
 
 
 class Trans2SegConvLayer(nn.Module):
-    """Convolution without bias, BatchNorm, ReLU: (batch, in_channels, rows, columns) to out_channels, same size."""
+    """Convolution without bias, BatchNorm and ReLU. Keeps rows and columns."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, groups: int = 1):
         super().__init__()
@@ -243,26 +241,26 @@ class Trans2SegConvLayer(nn.Module):
 
 
 def depthwise_layer(channels: int) -> Trans2SegConvLayer:
-    """The first half of a separable convolution; a `Trans2SegConvLayer` of 1x1 is the second."""
+    """The first half of a separable convolution. The second is a 1x1 `Trans2SegConvLayer`."""
     return Trans2SegConvLayer(channels, channels, kernel_size=3, groups=channels)
 
 
 class Trans2SegHead(nn.Module):
     """
-    The small convolution head: a logit per class and cell, by the same weights for every class.
+    The small convolution head: one logit per class and cell, with the same weights for every class.
 
-    For each class: features and the class's attention maps, concatenated, through two separable convolutions; enlarged
-    to the finest feature map and added to a projection of it; a third separable convolution and a 1x1 convolution to
-    one channel. BatchNorm takes its statistics over images and classes together.
+    For each class, features and attention maps are concatenated and go through two separable convolutions. The result
+    is upsampled to the finest feature map and added to its projection. A third separable convolution and a 1x1
+    convolution give one channel. BatchNorm takes statistics over images and classes together.
 
-    What does not depend on the class is computed once. A depthwise convolution and its norm treat channels apart, and
-    a 1x1 convolution of concatenated channels is the sum of one of each part; so features and attention maps go through
-    the first separable convolution separately and are added, with no copy of the features per class. (Statistics of the
-    copies would be the same, but for Bessel's correction of the running variance.)
+    What does not depend on the class is computed once: features and attention maps go through the first separable
+    convolution separately and are then added, so that features are not copied for each class. This is the same as
+    concatenating, because depthwise convolution and norm treat channels separately, and a 1x1 convolution of
+    concatenated channels is a sum over the parts. (Only Bessel's correction of the running variance differs.)
 
-    The two steps at the finest resolution are computed again in the backward pass (always, in training), so that of
-    their activations, each num_labels * head_channels maps per image, one is kept and not five. Inside `torch.compile`
-    that choice is left to the compiler.
+    In training, the two steps at the finest resolution are computed again in the backward pass. That keeps one instead
+    of five activations, each of num_labels * head_channels maps per image. Inside `torch.compile`, the compiler decides
+    what to recompute.
     """
 
     def __init__(self, config: Trans2SegConfig, fine_channels: int):
@@ -282,8 +280,8 @@ class Trans2SegHead(nn.Module):
 
     def refine(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
         """
-        Detail for every class: (batch, classes, channels, rows, columns) and the projected finest map (batch, channels,
-        H, W) to (batch * classes, channels, H, W).
+        Upsamples the coarse map (batch, classes, channels, rows, columns), adds the projected finest map (batch,
+        channels, H, W) and runs a depthwise convolution. Returns (batch * classes, channels, H, W).
         """
         batch, classes = coarse.shape[:2]
         enlarged = resize_bilinear(coarse.flatten(0, 1), fine.shape[-2:]).unflatten(0, (batch, classes))
@@ -294,7 +292,7 @@ class Trans2SegHead(nn.Module):
         return self.classifier(self.fine_pointwise(refined))
 
     def recomputed(self, function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-        """`function(*inputs)`; in training its activations are dropped, and made again in the backward pass."""
+        """`function(*inputs)`. In training, its activations are not kept but recomputed in the backward pass."""
         if not self.training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return function(*inputs)
         # The second pass would update the running statistics a second time.
@@ -328,13 +326,13 @@ class Trans2SegHead(nn.Module):
         fine = self.fine_projection(fine)
         if self.training:
             return self.score_classes(features, scores, fine)
-        # With fixed statistics no class depends on another, so that memory need not grow with their number.
+        # In evaluation, BatchNorm's statistics are fixed and classes independent: a few at a time save memory.
         parts = [self.score_classes(features, part, fine) for part in scores.split(CLASSES_AT_ONCE, dim=1)]
         return torch.cat(parts, dim=1)
 
 
 class Trans2SegForSemanticSegmentation(HeadPreTrainedModel):
-    """A backbone, the Trans2Seg transformer and its convolution head. The backbone starts from random weights."""
+    """Backbone, Trans2Seg transformer and convolution head. The backbone starts from random weights."""
 
     config: Trans2SegConfig
     config_class = Trans2SegConfig
@@ -343,7 +341,7 @@ class Trans2SegForSemanticSegmentation(HeadPreTrainedModel):
 
     def __init__(self, config: Trans2SegConfig):
         super().__init__(config)
-        channels = self.add_backbone("two feature maps, the finest and the coarsest of the backbone's", 2)
+        channels = self.add_backbone("at least two feature maps, of which it uses the finest and the coarsest", 2)
         self.encoder = Trans2SegEncoder(config, in_channels=channels[-1])
         self.decoder = Trans2SegDecoder(config)
         self.head = Trans2SegHead(config, fine_channels=channels[0])
@@ -352,11 +350,10 @@ class Trans2SegForSemanticSegmentation(HeadPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        Truncated normal for linear weights, positions and cls token; Kaiming-normal by inputs for convolutions (of a
-        depthwise one, each channel has one input). Normal of unit variance for prototypes, like the queries of DETR:
-        they are what tells the classes apart, and have to stay larger than what the first blocks add to all of them
-        alike. (0.02 in the released code, which adds them again in front of the blocks.)
-        The backbone initialises itself.
+        Truncated normal for linear weights, position table and cls token; Kaiming-normal (fan-in) for convolutions.
+        Prototypes are normal with unit variance, like the queries of DETR: they distinguish the classes, and must
+        outweigh what the first blocks add to all of them alike. (The released code uses 0.02, but adds the prototypes
+        again before each block.) The backbone initialises itself.
         """
         super()._init_weights(module)
         std = self.config.initializer_range
@@ -379,25 +376,25 @@ class Trans2SegForSemanticSegmentation(HeadPreTrainedModel):
     ) -> SemanticSegmenterOutput:
         """
         Args:
-            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone takes.
-            labels: (batch, height, width) integers, `config.semantic_loss_ignore_index` where a pixel has no label.
-                Usually of the images' size; the logits are resized to whatever size they have.
+            pixel_values: (batch, num_channels, height, width), float, of any size that the backbone accepts.
+            labels: (batch, height, width) integers: class indices, or `config.semantic_loss_ignore_index` for pixels
+                without a class. Any height and width, usually those of the images: logits are resized to them.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
-            `logits` (batch, num_labels, rows, columns) at the resolution of the finest feature map, stride 4.
-            `loss` (if labels are given): the mean cross-entropy over labelled pixels, fp32.
-            `hidden_states` and `attentions` on request, as the backbone gives them.
+            `logits` (batch, num_labels, rows, columns), at the resolution of the finest feature map (stride 4).
+            `loss` if labels are given: mean cross-entropy over labelled pixels, fp32.
+            `hidden_states` and `attentions` of the backbone, on request.
 
         Raises:
-            ValueError: what the backbone raises for its input; labels of a wrong shape, dtype or value.
+            ValueError: labels have a wrong shape, dtype or value; or the backbone refuses its input.
         """
         outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
         fine, coarse = outputs.feature_maps[0], outputs.feature_maps[-1]
         grid = (coarse.shape[2], coarse.shape[3])
         tokens = self.encoder(coarse)  # (batch, rows * columns, hidden_size)
         scores = self.decoder(tokens).unflatten(3, grid)  # (batch, num_labels, heads, rows, columns)
-        # Contiguous: an exporter would guard on the strides of a view.
+        # Contiguous, because an exporter would add guards on the strides of a view.
         logits = self.head(to_feature_map(tokens, grid).contiguous(), scores, fine)
         loss = None
         if labels is not None:
@@ -407,7 +404,7 @@ class Trans2SegForSemanticSegmentation(HeadPreTrainedModel):
         )
 
 
-# Pipelines look the name up in this table and print an error if it is not there.
+# Pipelines print an error for class names that are not in this table.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["trans2seg"] = "Trans2SegForSemanticSegmentation"
 AutoModelForSemanticSegmentation.register(Trans2SegConfig, Trans2SegForSemanticSegmentation, exist_ok=True)
 

@@ -1,1 +1,1 @@
-"""Variants of the paper, official checkpoints both ways, and the first weights of a backbone."""
+"""Published variants, official checkpoints in both directions, and opening checkpoints and backbones."""

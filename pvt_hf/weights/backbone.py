@@ -1,8 +1,8 @@
 """
-Loading a checkpoint's backbone, usually a classifier, into the backbone of a dense-prediction model.
+Loads the weights of a checkpoint, usually a classifier, into the backbone of a dense-prediction model.
 
-Transformers builds the backbones of DETR, UperNet, MaskFormer and the like from a configuration and never loads
-their weights; strict=False loading elsewhere is silent when nothing matches. Here the result is a report, or an error.
+Transformers builds the backbones of DETR, UperNet, MaskFormer and others from a configuration without loading weights,
+and loading with strict=False says nothing if no weight matches. Here the result is a report or an error.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .official import load_official_checkpoint
 @dataclass
 class BackboneLoadReport:
     """
-    What [`load_pretrained_backbone`] did, by parameter name within the backbone.
+    What [`load_pretrained_backbone`] did, by parameter name in the backbone.
 
     Attributes:
-        loaded: copied as they were.
-        resized: position tables, copied after a bilinear resize to the backbone's construction grid.
-        missing: in the backbone, not in the checkpoint: left as they were.
-        unused: in the checkpoint, not in the backbone (classifier, final norm, cls token, stages it does without).
+        loaded: copied unchanged.
+        resized: position tables, resized (bilinear) to the grid that the backbone was built for.
+        missing: in the backbone but not in the checkpoint; left as they were.
+        unused: in the checkpoint but not in the backbone: classifier, final norm, cls token, later stages.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -54,23 +54,23 @@ def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwa
     """
     Loads the weights of a classifier, or of another model's backbone, into the backbone of `model`, in place.
 
+    PVT position tables are resized if the checkpoint was built for another image size.
+
     Args:
-        model: a backbone, or any model that contains exactly one (`DetrForObjectDetection`,
-            `UperNetForSemanticSegmentation`, this package's heads ...), PVT or another architecture.
-        checkpoint: a folder or a Hub id of the same architecture in Transformers' layout, or of a model with a
-            `backbone` of that architecture (RetinaNet, Semantic FPN ...); or an official PVT `.pth`.
+        model: a backbone, or a model with exactly one (`DetrForObjectDetection`, `UperNetForSemanticSegmentation`, this
+            package's heads ...), PVT or another architecture.
+        checkpoint: a folder or Hub id in Transformers' layout, of the same architecture or of a model whose `backbone`
+            has that architecture (RetinaNet, Semantic FPN ...); or an official PVT `.pth` file.
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only` ... as in `from_pretrained`.
 
     Returns:
-        A [`BackboneLoadReport`]. PVT position tables are resized if the checkpoint was built for another image size.
+        A [`BackboneLoadReport`].
 
     Raises:
-        ValueError: `model` has no backbone or several; the checkpoint cannot be read, or is of another model type, or
-            of a PVT whose configuration has other numbers of heads (tensors do not show them); nothing in it matches
-            the backbone; or a tensor other than a position table has another shape.
+        ValueError: `model` has no backbone or several; the checkpoint cannot be read or has another model type; it is a
+            PVT with other numbers of attention heads (which tensor shapes do not show); no weight matches; or a tensor
+            other than a position table has another shape. `model` is unchanged.
         OSError: there is no such checkpoint.
-
-        `model` is then unchanged.
     """
     backbone = _find_backbone(model)
     source, unused = _load_source(backbone, checkpoint, hub_kwargs)
@@ -136,7 +136,7 @@ def _find_backbone(model: nn.Module) -> PreTrainedModel:
 def _load_source(
     backbone: PreTrainedModel, checkpoint: str | Path, hub_kwargs: dict
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A model with the backbone's parameter names at the checkpoint's own size, and the names it has no use for."""
+    """The checkpoint as a model with the backbone's parameter names, and the names of its unused weights."""
     if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).exists():
         raise FileNotFoundError(f"There is no {checkpoint} to start from: give a file, folder or Hub id.")
     if Path(checkpoint).is_file():
@@ -157,8 +157,8 @@ def _load_source(
             raise ValueError(
                 f"{checkpoint} has {heads} attention heads per stage and the backbone {expected}: {_advice(checkpoint)}"
             )
-    config.out_features = list(config.stage_names)[-1:]  # every stage is built, whichever the checkpoint names
-    # The class hides what it expects to find unused; the report shall name it.
+    config.out_features = list(config.stage_names)[-1:]  # builds every stage
+    # The class hides weights that it expects to be unused, but the report names them.
     attributes = {"_keys_to_ignore_on_load_unexpected": None, "base_model_prefix": prefix}
     source_class: Any = type(type(backbone).__name__, (type(backbone),), attributes)  # a subclass of PreTrainedModel
     verbosity = logging.get_verbosity()

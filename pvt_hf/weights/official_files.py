@@ -1,4 +1,4 @@
-"""Getting hold of official PVT checkpoints: download, safe reading, and taking the weights out of their wrapping."""
+"""Downloads official PVT checkpoints, reads them safely, and unwraps their weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .variants import Variant
 
 logger = logging.get_logger(__name__)
 
-_TIMEOUT = 30  # seconds without a byte
+_TIMEOUT = 30  # seconds without any data
 _CHUNK = 1 << 20  # bytes
 
 
@@ -37,19 +37,22 @@ def sha256_of(path: str | Path) -> str:
 
 def download_checkpoint(variant: Variant, cache_dir: str | Path | None = None) -> Path:
     """
-    The official checkpoint of `variant` as a local file, downloaded with a progress bar unless it is there already.
+    Downloads the official checkpoint of a variant, with a progress bar, unless it is in the cache.
 
-    The transfer goes to a `.part` file, which takes its final name once it is complete, has the known SHA-256 (where
-    `variants` has one) and reads as a checkpoint, and is removed otherwise. (`torch.hub.download_url_to_file`
-    would accept a truncated transfer and wait for ever on a silent server.)
+    The download goes to a `.part` file. It gets its final name if it is complete, has the expected SHA-256 (if known)
+    and can be read as a checkpoint; otherwise it is removed. (`torch.hub.download_url_to_file` accepts truncated files
+    and waits forever for a silent server.)
 
     Args:
         variant: a row of `pvt_hf.weights.variants`.
-        cache_dir: where the file lies or will lie; by default in the asset cache of `huggingface_hub`.
+        cache_dir: folder for the file; by default in the asset cache of `huggingface_hub`.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        ConnectionError: the file could not be fetched completely.
-        ValueError: no weights were released for the variant, or what came is not that file.
+        ConnectionError: the download failed or was incomplete.
+        ValueError: no weights were released for the variant, or the downloaded file is not the expected one.
     """
     if variant.checkpoint_url is None:
         raise ValueError(f"No weights were released for {variant.name}: convert a file of your own with --checkpoint.")
@@ -66,8 +69,8 @@ def download_checkpoint(variant: Variant, cache_dir: str | Path | None = None) -
         digest = sha256_of(part)
         if variant.checkpoint_sha256 not in (None, digest):
             raise ValueError(
-                f"{variant.checkpoint_url} has SHA-256 {digest}, expected {variant.checkpoint_sha256}: it was "
-                "damaged or exchanged on the way. Nothing was kept."
+                f"{variant.checkpoint_url} has SHA-256 {digest}, expected {variant.checkpoint_sha256}: the file was "
+                "damaged or replaced. Nothing was kept; try again later."
             )
         read_checkpoint(part)
         part.replace(path)
@@ -87,7 +90,7 @@ def _fetch(url: str, path: Path) -> None:
                     progress.update(len(chunk))
             if total is not None and file.tell() != total:
                 raise http.client.IncompleteRead(b"", total - file.tell())
-    # OSError holds urllib's URLError and HTTPError, time-outs and resets, and a full disk
+    # OSError includes urllib's URLError and HTTPError, timeouts, resets, and a full disk.
     except (OSError, http.client.HTTPException) as error:
         raise ConnectionError(
             f"Could not download {url}: {type(error).__name__}: {error}. Nothing was kept. Try again, or download the "
@@ -97,20 +100,20 @@ def _fetch(url: str, path: Path) -> None:
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
-    Reads a file to the CPU without executing anything in it.
+    Reads a checkpoint file to the CPU without running any code in it.
 
-    `.safetensors` files are read as such, all others by `torch.load(weights_only=True)`, which builds tensors and plain
-    containers only. `argparse.Namespace`, in which the official trainer saves its arguments, is let through: it runs
-    no code.
+    `.safetensors` files are read with safetensors, all others with `torch.load(weights_only=True)`, which builds only
+    tensors and plain containers. `argparse.Namespace` is allowed, too: the official trainer saves its arguments in one,
+    and it runs no code.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError: the path.
-        ValueError: an empty, damaged or foreign file, or one whose content asks for code to be run.
+        FileNotFoundError, IsADirectoryError, PermissionError: because of the path.
+        ValueError: the file is empty, damaged, of another kind, or would run code.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"No checkpoint at {path}: check the path, or download one of the official files (pvt_hf.weights.variants has the "
+            f"No checkpoint at {path}: check the path, or download an official file (pvt_hf.weights.variants has the "
             "URLs; `scripts/convert_checkpoint.py --variant pvt-small` downloads and converts)."
         )
     if path.is_dir():
@@ -125,41 +128,43 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         try:
             return safetensors.torch.load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is no complete safetensors file ({error}): download or copy it again.") from error
+            raise ValueError(
+                f"{path} is not a complete safetensors file ({error}): download or copy it again."
+            ) from error
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file fails in whatever way its bytes happen to lead to; torch names no set of exceptions.
+    # torch documents no set of exceptions for damaged files: their bytes may lead anywhere.
     except Exception as error:
         requested = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if requested is None:
             raise ValueError(
-                f"{path} is no complete file of torch.save: truncated, or another kind of file, such as a plain pickle "
-                "(nothing in it was executed). Download or copy it again."
+                f"{path} is not a complete torch.save file: it is truncated or of another kind, such as a plain pickle "
+                "(no code in it was run). Download or copy it again."
             ) from error
         raise ValueError(
-            f"{path} was refused and nothing in it was executed: besides tensors it asks Python for {requested[1]}, "
-            "and a pickle that may call anything can run any code. If you trust whoever made it, open it yourself with "
-            "torch.load(..., weights_only=False) on a machine that may be lost, and save its state dict alone."
+            f"{path} was refused and no code in it was run: besides tensors it wants to load {requested[1]}, and a "
+            "pickle that may load anything can run any code. If you trust its author, open it in an isolated "
+            "environment with torch.load(..., weights_only=False) and save only its state dict."
         ) from error
 
 
 def unwrap_checkpoint(checkpoint: Any) -> dict[str, torch.Tensor]:
     """
-    The flat official state dict inside a checkpoint.
+    Returns the flat official state dict inside a checkpoint.
 
     Known wrappings: none (the official release); `{"model": ...}` (the official trainer); `{"state_dict": ...}` (mmcv);
-    the prefix `module.` on every key (DistributedDataParallel); and the prefix `backbone.`, under which detectors and
-    segmentors of mmdetection and mmsegmentation keep their PVT. Of such a file only the backbone is taken: a warning
-    says what stays behind (neck and heads, which are no part of a PVT).
+    the prefix `module.` on every key (DistributedDataParallel); and the prefix `backbone.` (detectors of mmdetection,
+    segmentors of mmsegmentation). In the last case only the backbone is returned, and a warning names what was left
+    out (neck and heads).
 
     Raises:
-        ValueError: no dictionary, or one with both wrappings or with two PVTs, where either could be meant.
+        ValueError: not a dictionary, or ambiguous: two wrappings, or two PVTs.
     """
     if not isinstance(checkpoint, Mapping):
         raise ValueError(
-            f"The file holds a {type(checkpoint).__name__}, expected a dictionary of tensors (flat, or under 'model' "
-            "or 'state_dict'): save model.state_dict() instead."
+            f"The file holds a {type(checkpoint).__name__}, expected a dictionary of tensors (directly, or under "
+            "'model' or 'state_dict'): save model.state_dict() instead."
         )
     wrapped = [name for name in ("model", "state_dict") if isinstance(checkpoint.get(name), Mapping)]
     if len(wrapped) == 2:
@@ -181,5 +186,5 @@ def unwrap_checkpoint(checkpoint: Any) -> dict[str, torch.Tensor]:
         )
     if rest:
         parts = sorted({str(key).split(".")[0] for key in rest})
-        logger.warning(f"Only the backbone is taken; {len(rest)} tensors of {', '.join(parts)} stay behind.")
+        logger.warning(f"Only the backbone is used; {len(rest)} tensors of {', '.join(parts)} are left out.")
     return {key.removeprefix("backbone."): value for key, value in state_dict.items() if key not in rest}

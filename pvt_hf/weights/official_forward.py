@@ -1,11 +1,11 @@
 """
-What the official PVT computes, straight from the tensors of an official checkpoint.
+The forward pass of the official PVT, computed directly from the tensors of an official checkpoint.
 
-The conversion is verified against it, so it shares nothing with the models of this package: no module, no key mapping,
-key and value in their one fused matrix. It follows `classification/pvt.py` and `detection/pvt.py` of
-https://github.com/whai362/PVT, branch v2, in eval mode. One deviation: a position table is resized whenever the grid
-is not its own, while the official code compares the size of every stage's grid with stage 1's, and by that crashes at
-448x448 and scrambles positions at 112x448; elsewhere the two agree.
+Conversions are verified against it, so it shares no code with the models of this package: no modules, no key mapping,
+fused key/value matrices. It follows `classification/pvt.py` and `detection/pvt.py` of https://github.com/whai362/PVT,
+branch v2, in eval mode, with one deviation: each stage resizes its position table if the grid is not its own. The
+official code compares every stage's grid with that of stage 1 instead, which crashes at 448x448 and scrambles positions
+at 112x448. Where it does neither, both agree.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 
 _BLOCK_EPS = 1e-6  # norm1, norm2 and the final norm
-_REDUCTION_EPS = 1e-5  # norms after the patch projection and after the sequence reduction
+_REDUCTION_EPS = 1e-5  # the norms after patch projection and sequence reduction
 
 
 def official_logits(
@@ -28,16 +28,16 @@ def official_logits(
     image_size: tuple[int, int],
 ) -> torch.Tensor:
     """
-    The classifier.
+    Runs the classifier.
 
     Args:
-        state_dict: tensors under their official names, in one float dtype; with cls_token, norm and head.
-        pixel_values: (batch, channels, height, width) in that dtype; at least 32x32 pixels.
-        num_attention_heads: heads of the four stages (tensors do not tell).
-        image_size: (height, width) in pixels for which the position tables were made.
+        state_dict: tensors by official name, all of one float dtype, with cls_token, norm and head.
+        pixel_values: (batch, channels, height, width) in that dtype, at least 32x32 pixels.
+        num_attention_heads: of each stage; the tensors do not show it.
+        image_size: (height, width), in pixels, that the position tables were made for.
 
     Returns:
-        logits (batch, classes).
+        Logits (batch, classes).
     """
     return _forward(state_dict, pixel_values, num_attention_heads, image_size, classify=True)
 
@@ -49,11 +49,11 @@ def official_feature_maps(
     image_size: tuple[int, int],
 ) -> list[torch.Tensor]:
     """
-    The dense-prediction backbone: no cls token, no final norm. Arguments as for [`official_logits`]; cls_token, norm
-    and head may be missing, and are not used if they are there.
+    Runs the dense-prediction backbone, without cls token and final norm. Arguments as for [`official_logits`], but
+    cls_token, norm and head are not used and may be missing.
 
     Returns:
-        four maps (batch, C_i, rows_i, columns_i), at strides 4, 8, 16 and 32 for the published models.
+        Four feature maps (batch, C_i, rows_i, columns_i), at strides 4, 8, 16 and 32 in the published models.
     """
     return _forward(state_dict, pixel_values, num_attention_heads, image_size, classify=False)
 
@@ -75,7 +75,7 @@ def _forward(
         x = _layer_norm(state_dict, f"patch_embed{i}.norm", x.flatten(2).transpose(1, 2), _REDUCTION_EPS)  # (B, HW, C)
 
         table, prefix = state_dict[f"pos_embed{i}"], x.new_zeros(1, 0, x.shape[2])
-        if i == len(num_attention_heads):  # this table has a row for the cls token in front
+        if i == len(num_attention_heads):  # the first row of this table belongs to the cls token
             prefix, table = table[:, :1], table[:, 1:]
         table = _resize(table, table_grid, grid)
         if i == len(num_attention_heads) and classify:

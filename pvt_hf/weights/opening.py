@@ -1,4 +1,4 @@
-"""Opening a complete checkpoint: what evaluation, prediction, the page, pushing and fine-tuning start from."""
+"""Opens complete checkpoints: for evaluation, prediction, the page, pushing and fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from transformers.modeling_utils import PreTrainedModel
 
 def check_model_path(model: str | Path) -> None:
     """
-    Checks what looks like a path before it is taken for a Hub id, whose error message would mislead.
+    Refuses a path without a folder, before it is looked up on the Hub, where the error message would mislead.
 
     Raises:
-        FileNotFoundError: `model` begins like a path (`.`, `/`, `~`), and there is no such folder.
+        FileNotFoundError: `model` begins like a path (with `.`, `/` or `~`) and is not a folder.
     """
     if str(model).startswith((".", "/", "~")) and not Path(model).is_dir():
         raise FileNotFoundError(f"There is no model folder {model}: give a folder with config.json, or a Hub id.")
@@ -27,26 +27,25 @@ def open_complete(
     model_class: Any, model: str | Path, *, new_classifier: bool = False, **options: Any
 ) -> PreTrainedModel:
     """
-    Loads a checkpoint that has every weight of the model, in one reading of its files.
+    Loads a checkpoint that has every weight of the model, reading its files once.
 
     Args:
         model_class: a model class or an Auto class.
         model: folder or Hub id.
-        new_classifier: accept tensors of another shape, which then start from their initialisation: those of a
-            classifier for other classes.
-        options: of `from_pretrained`, such as `config`, `dtype`, `trust_remote_code`.
+        new_classifier: accept weights of another shape and initialise them anew: a classifier for other classes.
+        options: for `from_pretrained`, such as `config`, `dtype`, `trust_remote_code`.
 
     Returns:
         The model in eval mode, on the CPU.
 
     Raises:
-        OSError: there is no such folder or Hub id, or a file of it is missing.
-        ValueError: weights are missing, or a file of weights cannot be read.
+        OSError: there is no such folder or Hub id, or it lacks a file.
+        ValueError: weights are missing, or a file of weights is damaged.
     """
     check_model_path(model)
     try:
         opened, loaded = model_class.from_pretrained(
-            model, output_loading_info=True, ignore_mismatched_sizes=new_classifier, **options
+            model, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except SafetensorError as error:
         raise ValueError(f"The weights of {model} cannot be read: {error}") from error
@@ -56,11 +55,17 @@ def open_complete(
             f"{shorten(sorted(loaded['missing_keys']), limit=4)}. Give a checkpoint of the whole model. (Training "
             "starts a new head on a trained backbone with --backbone.)"
         )
+    if loaded["mismatched_keys"] and not new_classifier:
+        names = sorted(name for name, *_ in loaded["mismatched_keys"])
+        raise ValueError(
+            f"{model} has weights of other shapes than its config.json describes: {shorten(names, limit=4)}. Give a "
+            "folder whose files belong together."
+        )
     return opened.eval()
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 of the names and bytes of all tensors that a model saves. An evaluation is tied to its model by it."""
+    """SHA-256 over names and bytes of all tensors of the state dict. Ties an evaluation to the weights it used."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -1,7 +1,7 @@
 """
 The published classifiers, one row each: architecture, official checkpoint, and the paper's figures.
 
-Figures are those that the paper prints (Tables 2 and 9, ImageNet-1K at 224x224); none of them was measured by us.
+The figures are the paper's (Tables 2 and 9, ImageNet-1K at 224x224). None of them was measured here.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Variant:
     """
     Attributes:
         name: as users type it, e.g. "pvt-small".
-        config: the fields of [`PvtConfig`] that differ from its defaults.
-        paper_params_m: millions of parameters of the classifier with 1000 classes.
-        paper_gflops: multiply-adds of one 224x224 forward pass, in 10^9; None where the paper gives none.
-        paper_top1_error: ImageNet-1K top-1 error in percent.
-        checkpoint_url: the official release's file; None where no weights were released.
-        checkpoint_sha256: its digest, where known: the converter checks it if there is one and prints it always.
+        config: fields of [`PvtConfig`] that differ from its defaults.
+        paper_params_m: parameters of the classifier with 1000 classes, in millions.
+        paper_gflops: multiply-adds of one 224x224 forward pass, in 10^9; None if the paper has no figure.
+        paper_top1_error: ImageNet-1K top-1 error, in percent.
+        checkpoint_url: file of the official release; None if no weights were released.
+        checkpoint_sha256: SHA-256 of that file, if known; checked after the download.
     """
 
     name: str
@@ -44,7 +44,7 @@ VARIANTS: dict[str, Variant] = {
         Variant("pvt-small", {"depths": [3, 4, 6, 3]}, 24.5, 3.8, 20.2, _RELEASE + "pvt_small.pth"),
         Variant("pvt-medium", {"depths": [3, 4, 18, 3]}, 44.2, 6.7, 18.8, _RELEASE + "pvt_medium.pth"),
         Variant("pvt-large", {"depths": [3, 8, 27, 3]}, 61.4, 9.8, 18.3, _RELEASE + "pvt_large.pth"),
-        # Table 9: PVT-Small with all widths times 1.4. The exact widths are unpublished; these give the paper's 46.8 M.
+        # Table 9: PVT-Small with widths times 1.4. The exact widths were not published; these give the paper's 46.8 M.
         Variant(
             "pvt-small-wide",
             {"depths": [3, 4, 6, 3], "hidden_sizes": [89, 178, 445, 712]},
@@ -58,12 +58,12 @@ VARIANTS: dict[str, Variant] = {
 
 
 def get_variant(name: str) -> Variant:
-    """The row called `name`. Raises a ValueError that lists the names if there is none."""
+    """The row of variant `name`, e.g. "pvt-small". Raises a ValueError that lists the names if it is unknown."""
     if name not in VARIANTS:
         raise ValueError(f"Unknown variant {name!r}: choose one of {', '.join(VARIANTS)}.")
     return VARIANTS[name]
 
 
 def get_config(name: str, **overrides: Any) -> PvtConfig:
-    """The [`PvtConfig`] of variant `name` with `overrides`, e.g. `get_config("pvt-small", num_labels=10)`."""
+    """The [`PvtConfig`] of a variant, with fields replaced by `overrides`: `get_config("pvt-small", num_labels=10)`."""
     return PvtConfig(**{**get_variant(name).config, **overrides})

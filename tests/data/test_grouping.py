@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pvt_hf.data.batches import BatchStream, make_loader
-from pvt_hf.data.grouping import in_groups
 from pvt_hf.data.samples import BadSample
+from pvt_hf.data.sharding import in_groups
 from pvt_hf.data.streams import Stream
 
 

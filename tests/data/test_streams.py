@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from pvt_hf.data.batches import BatchStream, make_loader
-from pvt_hf.data.samples import BadSample, ClassificationSample, decode_rgb, is_held_out
-from pvt_hf.data.streams import open_stream
+from pvt_hf.data.samples import BadSample, decode_rgb, is_held_out
+from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.streams import open_classification_stream
 
 
 def picture(seed: int, mode: str = "RGB", size=(40, 36)) -> Image.Image:
@@ -96,42 +97,45 @@ def webdataset(tmp_path_factory):
 
 
 def test_folder_without_splits(folder):
-    stream = open_stream(str(folder))
+    stream = open_classification_stream(str(folder))
     assert stream.class_names == ("cat", "dog", "owl") and stream.num_samples == 23
     examples = list(stream.dataset)
     assert [e["label"] for e in examples] == [0] * 13 + [1] * 9 + [2]
     assert all(e["image"]["bytes"] is None and e["image"]["path"].endswith(".png") for e in examples)
     with pytest.raises(FileNotFoundError, match="not divided into splits"):
-        open_stream(str(folder), "validation")
+        open_classification_stream(str(folder), "validation")
 
 
 def test_folder_with_splits(tmp_path):
     make_folder(tmp_path / "train", {"test": 3, "b": 2})
     make_folder(tmp_path / "val", {"test": 1, "b": 2}, start=50)
-    train, validation = open_stream(str(tmp_path)), open_stream(str(tmp_path), "validation")
+    train, validation = (
+        open_classification_stream(str(tmp_path)),
+        open_classification_stream(str(tmp_path), "validation"),
+    )
     assert (train.num_samples, validation.num_samples) == (5, 3)
     assert train.class_names == validation.class_names == ("b", "test")
     with pytest.raises(FileNotFoundError, match="no split 'test'; its folders are train, val"):
-        open_stream(str(tmp_path), "test")
+        open_classification_stream(str(tmp_path), "test")
 
 
 def test_a_class_may_be_called_test(tmp_path):
     make_folder(tmp_path, {"test": 2, "other": 2})
-    assert open_stream(str(tmp_path)).class_names == ("other", "test")
+    assert open_classification_stream(str(tmp_path)).class_names == ("other", "test")
 
 
 def test_parquet(parquet):
-    train, validation = open_stream(str(parquet)), open_stream(str(parquet), "validation")
+    train, validation = open_classification_stream(str(parquet)), open_classification_stream(str(parquet), "validation")
     assert (train.num_samples, validation.num_samples) == (21, 5)
     assert train.image_column == "img" and train.class_names == ("a", "b", "c")
     assert train.dataset.num_shards > 3, "row groups are shards"
     assert len(set(ids_of([batches_of(train)]))) == 21
     with pytest.raises(FileNotFoundError, match="split 'test'"):
-        open_stream(str(parquet), "test")
+        open_classification_stream(str(parquet), "test")
 
 
 def test_webdataset(webdataset):
-    stream = open_stream(str(webdataset), class_names=["zero", "one"])
+    stream = open_classification_stream(str(webdataset), class_names=["zero", "one"])
     assert stream.label_column == "cls" and stream.num_samples is None
     batches = list(batches_of(stream, batch_size=8))
     assert sorted(batches[0]["sample_ids"]) == sorted([f"0_{i}" for i in range(6)] + ["1_0", "1_1"])
@@ -140,21 +144,21 @@ def test_webdataset(webdataset):
 
 def test_sources_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a folder"):
-        open_stream(str(tmp_path / "nothing"))
+        open_classification_stream(str(tmp_path / "nothing"))
     with pytest.raises(FileNotFoundError, match="No images found"):
-        open_stream(str(tmp_path))
+        open_classification_stream(str(tmp_path))
     (tmp_path / "cat").mkdir()
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "1.png").write_bytes(png(1))
     with pytest.raises(FileNotFoundError, match="cat"):
-        open_stream(str(tmp_path))
+        open_classification_stream(str(tmp_path))
 
 
 def test_columns_that_are_not_there(folder, parquet):
     with pytest.raises(ValueError, match="no column 'kind'; it has image, label"):
-        open_stream(str(folder), label_column="kind")
+        open_classification_stream(str(folder), label_column="kind")
     with pytest.raises(ValueError, match="no column 'photo'"):
-        open_stream(str(parquet), image_column="photo")
+        open_classification_stream(str(parquet), image_column="photo")
 
 
 def test_every_kind_of_image_is_read_and_the_broken_ones_are_skipped_by_name(tmp_path):
@@ -170,7 +174,7 @@ def test_every_kind_of_image_is_read_and_the_broken_ones_are_skipped_by_name(tmp
     bad = {"zero.png": b"", "truncated.png": png(7)[:900], "text.jpg": b"this is not an image"}
     for name, content in {**good, **bad}.items():
         (root / "cat" / name).write_bytes(content)
-    stream = open_stream(str(root))
+    stream = open_classification_stream(str(root))
     batches = list(make_loader(batches_of(stream, max_bad_share=0.05), num_workers=2))
     read = {name.rpartition("/")[2] for batch in batches for name in batch.get("sample_ids", [])}
     skipped = {name.rpartition("/")[2]: reason for batch in batches for name, reason in batch["skipped"]}
@@ -209,7 +213,7 @@ def test_labels_out_of_range_are_bad_samples():
 @pytest.mark.parametrize("source", ["folder", "parquet"])
 @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (1, 2), (2, 2), (3, 0)])
 def test_processes_and_workers_share_every_sample_once(source, world_size, num_workers, request):
-    stream = open_stream(str(request.getfixturevalue(source)))
+    stream = open_classification_stream(str(request.getfixturevalue(source)))
     loaders = [
         make_loader(batches_of(stream, rank=rank, world_size=world_size, shuffle_window=5), num_workers)
         for rank in range(world_size)
@@ -219,7 +223,7 @@ def test_processes_and_workers_share_every_sample_once(source, world_size, num_w
 
 
 def test_incomplete_batches_are_given_in_evaluation_and_counted_in_training(folder):
-    stream = open_stream(str(folder))
+    stream = open_classification_stream(str(folder))
     given = list(batches_of(stream))
     assert [len(batch["sample_ids"]) for batch in given] == [4] * 5 + [3]
     kept = list(batches_of(stream, drop_last=True))
@@ -227,7 +231,7 @@ def test_incomplete_batches_are_given_in_evaluation_and_counted_in_training(fold
 
 
 def test_epochs_differ_and_repeat(folder):
-    batches = batches_of(open_stream(str(folder)), random_shift, shuffle_window=10, seed=3)
+    batches = batches_of(open_classification_stream(str(folder)), random_shift, shuffle_window=10, seed=3)
     orders, pixels = [], []
     for epoch in (0, 1, 0):
         batches.set_epoch(epoch)
@@ -244,14 +248,14 @@ def test_augmentation_leaves_the_callers_random_state_alone(folder):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    list(make_loader(batches_of(open_stream(str(folder)), random_shift), 0))
+    list(make_loader(batches_of(open_classification_stream(str(folder)), random_shift), 0))
     assert torch.equal(torch.rand(1), expected)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("source", ["folder", "parquet"])
 def test_resuming_after_any_batch_continues_exactly(source, num_workers, request):
-    stream = open_stream(str(request.getfixturevalue(source)))
+    stream = open_classification_stream(str(request.getfixturevalue(source)))
 
     def loader():
         batches = batches_of(stream, random_shift, batch_size=3, shuffle_window=4, seed=1, drop_last=True)
@@ -274,7 +278,7 @@ def test_resuming_after_any_batch_continues_exactly(source, num_workers, request
 
 
 def test_resuming_with_other_settings_is_refused(folder):
-    stream = open_stream(str(folder))
+    stream = open_classification_stream(str(folder))
     batches = batches_of(stream)
     next(iter(batches))
     with pytest.raises(ValueError, match="batch_size=4 and cannot go on with batch_size=5"):
@@ -282,7 +286,7 @@ def test_resuming_with_other_settings_is_refused(folder):
 
 
 def test_holding_out_is_decided_by_name_alone(folder):
-    stream = open_stream(str(folder))
+    stream = open_classification_stream(str(folder))
     names = [example["image"]["path"] for example in stream.dataset]
     held = [name for name in names if is_held_out(name, 0.3)]
     assert 0 < len(held) < len(names)
@@ -297,7 +301,7 @@ def test_parquet_of_another_program_has_images_without_the_metadata(tmp_path):
     Image.new("RGB", (40, 36), (9, 8, 7)).save(picture, "PNG")
     rows = {"image": [{"bytes": picture.getvalue(), "path": "x.png"}] * 3, "label": [0, 1, 1]}
     pq.write_table(pa.table(rows), tmp_path / "train-0.parquet")
-    stream = open_stream(str(tmp_path), "train", class_names=["a", "b"])
+    stream = open_classification_stream(str(tmp_path), "train", class_names=["a", "b"])
     assert (stream.image_column, stream.num_samples) == ("image", 3)
     images = [decode_rgb(example["image"]) for example in stream.dataset]
     assert [image.size for image in images] == [(40, 36)] * 3 and images[0].getpixel((5, 5)) == (9, 8, 7)

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from pvt_hf.data.batches import StreamError
-from pvt_hf.data.samples import ClassificationSample
-from pvt_hf.data.streams import open_stream
 from pvt_hf.engine.checkpoints import list_checkpoints
+from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.streams import open_classification_stream
 
 from ..support.training_runs import train_here
 
@@ -128,12 +128,12 @@ def test_streams_without_samples(tmp_path):
         )
     (tmp_path / "folders" / "a").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="No images found"):
-        open_stream(str(tmp_path / "folders"))
+        open_classification_stream(str(tmp_path / "folders"))
     tarfile.open(tmp_path / "empty.tar", "w").close()
     (tmp_path / "tars").mkdir()
     (tmp_path / "empty.tar").rename(tmp_path / "tars" / "0.tar")
     with pytest.raises(ValueError, match=r"tars: the webdataset files \(0.tar ...\) cannot be opened"):
-        open_stream(str(tmp_path / "tars"))
+        open_classification_stream(str(tmp_path / "tars"))
 
 
 def test_streams_shorter_than_a_batch(tmp_path):
@@ -151,7 +151,7 @@ def test_streams_shorter_than_a_batch(tmp_path):
 def test_a_column_that_is_missing(tmp_path):
     source = write_parquet(tmp_path / "unlabelled", rows(), label=False)
     with pytest.raises(ValueError, match="no label column: name it with label_column"):
-        ClassificationSample(open_stream(str(source)), np.asarray)
+        ClassificationSample(open_classification_stream(str(source)), np.asarray)
     # In one of several files `datasets` fills in None: bad samples, and too many of them
     mixed = write_parquet(tmp_path / "mixed", rows()[9:], files=3)
     other = write_parquet(tmp_path / "other", rows()[9:], files=1, label=False)

@@ -30,13 +30,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from pvt_hf import PvtBackbone, PvtForImageClassification
-from pvt_hf.engine import run as task
+from pvt_hf.engine import run as engine_run
 from pvt_hf.engine.checkpoints import list_checkpoints
 from pvt_hf.engine.fsdp import check_fsdp, layers_to_shard
 from pvt_hf.engine.optimizer import parameter_groups
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.classification import train as classification
-from pvt_hf.tasks.classification.train import ClassificationSettings, MixedLoss
+from pvt_hf.tasks.classification import task as classification
+from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.tasks.classification.task import ClassificationTask, MixedLoss
 
 from ..support.clean_process import run_python
 from ..support.common import FP32_TOLERANCE, random_images, tiny_pvt_config
@@ -83,7 +84,7 @@ def pretend_gpus() -> None:
 
 
 def child_run(output_dir: Path, pretend: bool = True, **overrides) -> None:
-    """`classification.run` as in a new process, but for the process group, which stays."""
+    """A training as in a new process, but for the process group, which stays."""
     os.environ.pop("ACCELERATE_USE_FSDP", None)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -92,7 +93,7 @@ def child_run(output_dir: Path, pretend: bool = True, **overrides) -> None:
     values = {**RUN, **overrides, "output_dir": output_dir}
     flags = [part for name, value in values.items() for part in (f"--{name}", str(value))]
     PoisonedLoss.calls = 100 if "resume_from_checkpoint" in overrides else 0
-    classification.run(parse_arguments(ClassificationSettings, flags))
+    engine_run.train(ClassificationTask(), parse_arguments(ClassificationSettings, flags))
 
 
 class PoisonedLoss(MixedLoss):
@@ -106,10 +107,10 @@ class PoisonedLoss(MixedLoss):
         return loss * torch.nan if PoisonedLoss.calls == 6 and os.environ["RANK"] == "1" else loss
 
 
-def uneven_evaluation(accelerator, model, batches, num_workers):
+def uneven_evaluation(accelerator, model, batches, num_workers, evaluation):
     """Twice the number of forward passes on the second process: in each, all processes have to gather the weights."""
     batches.batch_size = 64 // (1 + accelerator.process_index)
-    return evaluate_classifier(accelerator, model, batches, num_workers)
+    return evaluate(accelerator, model, batches, num_workers, evaluation)
 
 
 def observed_train(accelerator, settings, *arguments, **keywords):
@@ -182,8 +183,8 @@ def on_gpus(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    train, task.train = task.train, observed_train
-    evaluate_classifier, classification.evaluate_classifier = classification.evaluate_classifier, uneven_evaluation
+    train, engine_run.train_loop = engine_run.train_loop, observed_train
+    evaluate, engine_run.evaluate = engine_run.evaluate, uneven_evaluation
     classification.MixedLoss = PoisonedLoss
     write_data = FileSystemWriter.write_data
     # A run ends with it; here several follow each other.

@@ -6,6 +6,7 @@ that they train as one process does.
 """
 
 import collections
+import itertools
 import json
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from safetensors.torch import load_file
 from pvt_hf import PvtForImageClassification
 from pvt_hf.data.digits import digit_images
 from pvt_hf.data.sharding import describe_split, split_strategy
-from pvt_hf.data.streams import open_stream
+from pvt_hf.engine.evaluation import evaluate
 from pvt_hf.engine.processes import make_accelerator
-from pvt_hf.tasks.classification.evaluate_stream import evaluate_classifier
+from pvt_hf.tasks.classification.evaluation import ClassificationEvaluation
+from pvt_hf.tasks.classification.streams import open_classification_stream
 
 from ..support import many_processes
 from ..support.common import tiny_pvt_config
@@ -103,15 +105,27 @@ def test_evaluation_counts_each_sample_once_and_equals_one_process(records, inpu
     AcceleratorState._reset_state(True)
     settings = many_processes.settings_of(inputs)
     accelerator = make_accelerator(settings)
-    batches = many_processes.batches_of(accelerator, open_stream(str(inputs / name), "validation"), settings)
+    batches = many_processes.batches_of(
+        accelerator, open_classification_stream(str(inputs / name), "validation"), settings
+    )
     model = PvtForImageClassification.from_pretrained(inputs / "model").eval()
-    expected = evaluate_classifier(accelerator, model, batches, 0)
+    expected = evaluate(accelerator, model, batches, 0, ClassificationEvaluation((32, 32)))
     for record in records:
         metrics = record[name]["evaluation"]
         assert metrics["accuracy@1"] == expected["accuracy@1"] and metrics["accuracy@5"] == expected["accuracy@5"]
         assert metrics["eval_samples"] == sum(HELD_OUT)
         # Sums in another order, of logits from batches of other sizes
         assert metrics["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+
+
+def test_a_step_has_one_collective_beside_the_gradients(records):
+    """Logging has one more, and what ends an epoch others; most steps of this run do neither."""
+    for record in records:
+        steps = record["repeats"]["collectives"]
+        first_of_epoch = {0, *itertools.accumulate(len(epoch) for epoch in record["repeats"]["groups"])}
+        within = [calls for index, calls in enumerate(steps) if index not in first_of_epoch and index != 1]
+        assert within and all(calls == ["all_gather"] for calls in within)
+        assert steps[1] == ["all_reduce", "all_gather"]  # the loss of the first step is logged
 
 
 def test_repeats_of_a_sample_go_to_different_processes_at_the_same_time(records):
@@ -147,7 +161,7 @@ def test_one_process_of_a_batch_equals_two_of_half(records, inputs, tmp_path_fac
     folder = tmp_path_factory.mktemp("whole")
     accelerator = make_accelerator(many_processes.settings_of(folder))
     whole = many_processes.train(
-        accelerator, open_stream("digits", "train", image_size=32), inputs / "model", folder,
+        accelerator, open_classification_stream("digits", "train", image_size=32), inputs / "model", folder,
         batch_size=32, shuffle_window=0, epochs=1, samples_per_epoch=256,
     )  # fmt: skip
     start = load_file(inputs / "model" / "model.safetensors")
@@ -171,8 +185,8 @@ def test_shards_are_given_away_whole_where_that_costs_little(inputs):
     assert [split_strategy(*numbers) for numbers in ((16, 8), (16, 3), (294, 8), (1281, 8))] == [
         "shards", "examples", "examples", "shards",
     ]  # fmt: skip
-    stream = open_stream(str(inputs / "five"), "train")
+    stream = open_classification_stream(str(inputs / "five"), "train")
     lines = describe_split(stream, 2, 8, "examples")
     assert "5 shard(s) for 2 process(es) with 8 worker(s)" in lines[0] and "keeps one sample of 2" in lines[1]
     assert "3 of 8 workers per process idle" in lines[2] and "Use num_workers 5" in lines[2]
-    assert len(describe_split(open_stream(str(inputs / "six"), "train"), 2, 3, "shards")) == 1
+    assert len(describe_split(open_classification_stream(str(inputs / "six"), "train"), 2, 3, "shards")) == 1

@@ -5,6 +5,7 @@ exact resume, fine-tuning a checkpoint on a folder of images, and prediction fro
     pytest tests/engine/test_training.py
 """
 
+import itertools
 import json
 import math
 import re
@@ -13,18 +14,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.engine import loop
 from pvt_hf.engine import processes as launch
 from pvt_hf.engine.checkpoints import list_checkpoints
+from pvt_hf.engine.finite import FiniteSteps, Flags
 from pvt_hf.engine.optimizer import make_schedule, parameter_groups
+from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
-from pvt_hf.tasks.classification.train import ClassificationSettings, MixedLoss, build_model
-from pvt_hf.tasks.classification.train import run as run_classification
-from pvt_hf.tasks.detection.train import DetectionSettings
-from pvt_hf.tasks.segmentation.train import SegmentationSettings
+from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.tasks.classification.task import ClassificationTask, MixedLoss
 from pvt_hf.weights.variants import get_config
 
 from ..support.common import tiny_pvt_config
@@ -109,18 +111,6 @@ def test_recipes_and_flags(tmp_path, capsys):
     for bad in (["--batch_size", "3"], ["--epochs", "0"], ["--eval_share", "1.5"], [str(tmp_path / "no.yaml")]):
         with pytest.raises(SystemExit):
             parse_arguments(ClassificationSettings, [*bad, "--output_dir", "out"])
-
-
-@pytest.mark.parametrize("recipe", sorted((ROOT / "scripts" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_parses(recipe):
-    """With the arguments of the script that its first lines name."""
-    classes = {
-        "train_image_classification.py": ClassificationSettings,
-        "train_semantic_segmentation.py": SegmentationSettings,
-        "train_object_detection.py": DetectionSettings,
-    }
-    (settings,) = (classes[script] for script in classes if script in recipe.read_text())
-    parse_arguments(settings, [str(recipe), "--output_dir", "out"])
 
 
 def test_a_run_leaves_a_model_a_processor_and_a_report(straight_run):
@@ -231,9 +221,84 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
         )  # fmt: skip
 
 
+class HostReads(TorchDispatchMode):
+    """Counts scalars that the CPU reads from tensors (`.item()`, `float()`, `if tensor`). On a GPU each one waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **kwargs or {})
+
+
+def test_the_device_is_waited_for_at_log_steps_only(tmp_path):
+    photos, counts = make_photos(tmp_path / "photos", 32), []
+    with HostReads() as reads:
+        train_here(
+            photos, tmp_path / "run", lambda model, batch: counts.append(reads.count), epochs=1, log_every_steps=4,
+            max_grad_norm=1.0, ema_decay=0.9,
+        )  # fmt: skip
+    waits = [after - before for before, after in itertools.pairwise(counts)]
+    assert [index + 1 for index, count in enumerate(waits) if count] == [1, 4]  # the first step is logged, too
+
+
+def test_flags_of_steps_arrive_late_and_in_order():
+    """As on a GPU: a step's flag is read when its event has passed, and every process learns of it after all have."""
+
+    class Event:
+        passed = False
+
+        def query(self):
+            return self.passed
+
+        def synchronize(self):
+            self.passed = True
+
+    ranks = [FiniteSteps(checked=10) for _ in range(2)]
+    events = [[Event() for _ in range(3)] for _ in ranks]
+    for rank, steps in enumerate(ranks):
+        for step, event in enumerate(events[rank]):
+            finite = torch.tensor([not (rank == 1 and step == 1), True])
+            steps.pending.append(Flags(finite, event, [[f"{rank}-{step}a"], [f"{rank}-{step}b"]]))
+    for event in (events[0][0], events[0][1], events[1][0]):
+        event.passed = True
+
+    def exchange():
+        for steps in ranks:
+            steps.resolve()
+        parts = [list(steps.encode()) for steps in ranks]
+        return [steps.merge(parts) for steps in ranks]
+
+    assert exchange() == [[(10, True)]] * 2  # rank 0 knows of step 11 already, rank 1 does not
+    assert exchange() == [[]] * 2
+    for steps in ranks:
+        steps.resolve(wait=True)
+    assert exchange() == [[(11, False), (12, True)]] * 2
+    assert [steps.sample_ids for steps in ranks] == [{}, {11: ["1-1a"]}]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_changes_no_weight(tmp_path, value):
+    """An infinite loss whose gradients are finite among them: the loss is a sum with a constant."""
+    photos, states = make_photos(tmp_path / "photos", 16), []
+
+    def compute_loss(model, batch):
+        states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return model(**batch).loss + (value if len(states) == 3 else 0.0)
+
+    train_here(photos, tmp_path / "run", compute_loss=compute_loss, skip_nonfinite=True, epochs=1)
+    changed = [
+        any(not torch.equal(before[name], after[name]) for name in before)
+        for before, after in itertools.pairwise(states)
+    ]
+    assert changed == [True, True, False]
+
+
 def test_a_single_class_is_refused():
     with pytest.raises(ValueError, match="only the class 'apple'"):
-        build_model(ClassificationSettings(output_dir="unused"), ("apple",))
+        ClassificationTask().build_model(ClassificationSettings(output_dir="unused"), ("apple",))
 
 
 @pytest.mark.parametrize(
@@ -250,4 +315,4 @@ def test_a_single_class_is_refused():
 )  # fmt: skip
 def test_mistakes_are_named_before_anything_is_trained(tmp_path, flag, value, message):
     with pytest.raises(ValueError, match=message):
-        run_classification(ClassificationSettings(output_dir=str(tmp_path), cpu=True, **{flag: value}))
+        train(ClassificationTask(), ClassificationSettings(output_dir=str(tmp_path), cpu=True, **{flag: value}))

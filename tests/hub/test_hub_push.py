@@ -292,3 +292,7 @@ def test_from_the_official_release_to_the_hub(hub, client, script, monkeypatch, 
     with torch.no_grad():
         logits = model(golden["64x64.pixel_values"]).logits
     torch.testing.assert_close(logits, golden["64x64.logits"], atol=1e-5, rtol=1e-5)  # as in test_conversion.py
+
+    arguments[arguments.index("me/pvt-small")] = "me/plain"
+    assert script("convert_checkpoint", *arguments, "--without_code")[0] == 0
+    assert "modeling_pvt.py" not in hub.files("me/plain") and "model.safetensors" in hub.files("me/plain")

@@ -1,6 +1,6 @@
 """
-`pvt_hf.inference.attention`: the maps are the softmax of queries and reduced keys, computed here by hand from the weights, for a
-PVT by itself and inside every head; and what the model sees has sides that every stage sees all of.
+`pvt_hf.inference.attention`: the maps are the softmax of queries and reduced keys, computed here by hand from the
+weights, for a PVT by itself and inside every head; and inputs have sides of which no stage ignores a row or column.
 
     python -m pytest tests/inference/test_attention.py
 """
@@ -70,7 +70,7 @@ def test_models_without_a_pvt_have_none():
     assert find_pvt(model) is None
 
 
-@pytest.mark.parametrize("kind", ["classifier", "semantic_fpn", "retinanet", "mask_rcnn", "pvt_detr"])
+@pytest.mark.parametrize("kind", ["classifier", "semantic_fpn", "retinanet", "mask_rcnn", "detr"])
 def test_what_the_model_sees(kind):
     pvt, processor = find_pvt(KINDS[kind].model()), KINDS[kind].make_processor()
     for (width, height), area in (((64, 64), 1), ((4000, 3000), 10**9), ((1, 3000), 50_000), ((200, 100), 40_000)):

@@ -25,8 +25,6 @@ from transformers import (
     AutoModelForUniversalSegmentation,
     DetrConfig,
     DetrForObjectDetection,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
     MaskFormerConfig,
     MaskFormerForInstanceSegmentation,
     ResNetBackbone,
@@ -51,6 +49,7 @@ from pvt_hf import (
 
 from ..support.clean_process import run_python, without_progress_bars
 from ..support.common import TINY, random_images, randomize, tiny_pvt_config
+from ..support.frameworks import make_mask2former
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -86,25 +85,6 @@ def make_maskformer(**overrides) -> MaskFormerForInstanceSegmentation:
     return MaskFormerForInstanceSegmentation(
         MaskFormerConfig(backbone_config=backbone, decoder_config=decoder, **sizes)
     )
-
-
-def make_mask2former(**overrides) -> Mask2FormerForUniversalSegmentation:
-    backbone = tiny_pvt_config(**{"out_features": STAGES, **overrides})
-    config = Mask2FormerConfig(
-        backbone_config=backbone,
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        dim_feedforward=32,
-        num_queries=5,
-        train_num_points=64,
-        num_labels=3,
-    )
-    return Mask2FormerForUniversalSegmentation(config)
 
 
 def detr_labels(batch, height, width):

@@ -21,11 +21,12 @@ from transformers import (
 )
 
 from pvt_hf.data.digits import DIGIT_NAMES, digit_scenes
+from pvt_hf.engine.evaluation import evaluate_checkpoint
+from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.tasks.detection import streams as detection_streams
-from pvt_hf.tasks.detection.evaluate import DetectionEvaluationSettings
-from pvt_hf.tasks.detection.evaluate import run as evaluate_checkpoint
-from pvt_hf.tasks.detection.train import DetectionSettings, run
+from pvt_hf.tasks.detection.settings import DetectionEvaluationSettings, DetectionSettings
+from pvt_hf.tasks.detection.task import DetectionTask
 
 from ..support.readme_examples import assert_same_after_reloading, example, work_small
 
@@ -70,14 +71,17 @@ def test_deformable_detr(work):
     command = shlex.split(example("models/deformable_detr", SECTION, "bash").replace("\\\n", ""))
     assert command[:2] == ["python", "scripts/train_object_detection.py"]
     short = "--epochs 1 --batch_size 4 --warmup_epochs 0 --shuffle_window 16 --num_workers 0 --cpu --shortest_edges 64"
-    report = run(parse_arguments(DetectionSettings, [*command[2:], *short.split(), "--learning_rate", "2e-3"]))
+    report = train(
+        DetectionTask(), parse_arguments(DetectionSettings, [*command[2:], *short.split(), "--learning_rate", "2e-3"])
+    )
     assert report["steps"] == 21 and report["metrics"]["eval_samples"] == 8 and report["skipped"] == 0
 
     out, results = work / "outputs" / "deformable_detr", work / "detections.json"
     evaluate_checkpoint(
+        DetectionTask(),
         DetectionEvaluationSettings(
             model=str(out), dataset="digit-scenes", scene_size=64, num_workers=0, cpu=True, results=str(results)
-        )
+        ),
     )
     assert len(json.loads(results.read_text())) == 8 * 100  # the best of 300 scores of each image
     trained = AutoModelForObjectDetection.from_pretrained(out)

@@ -84,7 +84,7 @@ import pvt_hf
 from transformers import AutoModelForObjectDetection
 
 lazy = ["modeling_retinanet", "modeling_mask_rcnn", "modeling_pvt_detr", "image_processing_detection"]
-imported_early = [name for name in lazy if f"pvt_hf.{name}" in sys.modules]
+imported_early = [name for name in lazy if f"pvt_hf.models.{name}" in sys.modules]
 answers = {name: answer(root / name, root, "package") for name in classes}
 code = {}
 for name, (model_name, processor_name) in classes.items():
@@ -155,7 +155,7 @@ def test_with_the_package(package):
     assert result["imported early"] == []
     for name, answer in result["answers"].items():
         processor = CLASSES[name][1].lower()
-        assert answer["modules"] == [f"pvt_hf.modeling_{name}", f"pvt_hf.image_processing_{processor}"]
+        assert answer["modules"] == [f"pvt_hf.models.modeling_{name}", f"pvt_hf.models.image_processing_{processor}"]
         assert answer["same"] and answer["pil"] == f"Pvt{CLASSES[name][1]}ImageProcessorPil"
 
 

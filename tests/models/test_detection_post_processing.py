@@ -16,28 +16,15 @@ from transformers.models.detr.image_processing_pil_detr import DetrImageProcesso
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from transformers.pipelines.object_detection import ObjectDetectionPipeline
 
-from pvt_hf.models import image_processing_pil_detection
-from pvt_hf.models.image_processing_detection import PvtDetectionImageProcessor
-from pvt_hf.models.image_processing_detr import PvtDetrImageProcessor
-from pvt_hf.models.image_processing_instance import PvtInstanceImageProcessor
-from pvt_hf.models.image_processing_pil_detection import PvtDetectionImageProcessorPil
-from pvt_hf.models.image_processing_pil_detr import PvtDetrImageProcessorPil
-from pvt_hf.models.image_processing_pil_instance import PvtInstanceImageProcessorPil
+from pvt_hf import PvtDetectionImageProcessorPil, PvtInstanceImageProcessor, PvtInstanceImageProcessorPil
+from pvt_hf.models import image_processing_detection
 
-from ..support.image_processing_cases import noise
+from ..support.image_processing_cases import CLASSES, noise
 
 
-BACKENDS = {"pil": PvtDetectionImageProcessorPil, "torchvision": PvtDetectionImageProcessor}
-ALL = {
-    "detection": BACKENDS,
-    "detr": {"pil": PvtDetrImageProcessorPil, "torchvision": PvtDetrImageProcessor},
-    "instance": {"pil": PvtInstanceImageProcessorPil, "torchvision": PvtInstanceImageProcessor},
-}
+pytest_plugins = ["tests.support.image_processing_cases"]
 
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    return request.param
+DETECTORS = {contract: CLASSES[contract] for contract in ("detection", "detr", "instance")}
 
 
 # --- Boxes ----------------------------------------------------------------------------------------------------------
@@ -71,7 +58,7 @@ def test_suppression_by_class(backend, threshold, nms, most):
     logits = torch.randn(2, 150, 4) - 1
     boxes = torch.cat([torch.rand(2, 150, 2), torch.rand(2, 150, 2) * 0.4 + 0.05], dim=-1)
     sizes = [(300, 500), (90, 41)]
-    processor = BACKENDS[backend](nms_threshold=nms, max_detections=most)
+    processor = CLASSES["detection"][backend](nms_threshold=nms, max_detections=most)
     outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
     relative = processor.post_process_object_detection(outputs, threshold)
     for target_sizes in (sizes, torch.tensor(sizes), torch.tensor(sizes).unbind()):
@@ -99,7 +86,7 @@ def test_detr_is_that_of_transformers():
     boxes[:2, :, :2] = 0.5  # within it, where Transformers need not clip
     outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
     sizes = [(300, 500), (90, 41), (64, 64)]
-    for processor in (PvtDetrImageProcessorPil(), PvtDetrImageProcessor()):
+    for processor in (built() for built in CLASSES["detr"].values()):
         for target_sizes, limits in ((sizes, sizes), (torch.tensor(sizes), sizes), (None, [(1, 1)] * 3)):
             for threshold in (0.0, 0.5, 1.0):
                 arguments = (outputs, threshold, target_sizes)
@@ -116,21 +103,21 @@ def test_detr_is_that_of_transformers():
 
 
 @pytest.mark.parametrize("sizes", [[], [(4, 4)], [(4, 4)] * 3, [(4, 4), (4, 0)], [(4, 4), (3, 4, 4)]])
-@pytest.mark.parametrize("task", ALL)
+@pytest.mark.parametrize("task", DETECTORS)
 def test_bad_target_sizes(task, sizes):
     with pytest.raises(ValueError, match="expected (one|a positive) .*per image"):
-        ALL[task]["pil"]().post_process_object_detection(detections(2, 5), target_sizes=sizes)
+        DETECTORS[task]["pil"]().post_process_object_detection(detections(2, 5), target_sizes=sizes)
 
 
 def test_only_the_methods_of_the_task(backend):
     boxes = "post_process_object_detection"
     methods = {"detection": [boxes], "detr": [boxes], "instance": ["post_process_instance_segmentation", boxes]}
     for task, names in methods.items():
-        assert [name for name in dir(ALL[task][backend]()) if name.startswith("post_process")] == names
+        assert [name for name in dir(DETECTORS[task][backend]()) if name.startswith("post_process")] == names
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr(image_processing_pil_detection, "batched_nms", None)
+    monkeypatch.setattr(image_processing_detection, "batched_nms", None)
     with pytest.raises(ImportError, match=r"needs torchvision: .pip install torchvision"):
         PvtDetectionImageProcessorPil().post_process_object_detection(detections(1, 5))
 
@@ -250,7 +237,7 @@ def test_no_instance():
         assert binary[0]["segmentation"].shape == (0, 9, 8)
         boxes = processor.post_process_object_detection(outputs, threshold)[0]
         assert [tuple(boxes[name].shape) for name in ("scores", "labels", "boxes")] == [(0,), (0,), (0, 4)]
-    with pytest.raises(ValueError, match="target_sizes is None; expected the .height, width. of every image"):
+    with pytest.raises(ValueError, match="target_sizes is None; expected the .height, width. of each image"):
         processor.post_process_instance_segmentation(outputs)
 
 
@@ -314,7 +301,7 @@ def test_object_detection_pipeline(backend, size):
     small = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 9, "num_labels": 5}
     heads = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("attention_heads", "ffn_dim")}
     model = DetrForObjectDetection(DetrConfig(backbone_config=backbone, **small, **heads)).eval()
-    processor = ALL["detr"][backend](size=64)
+    processor = DETECTORS["detr"][backend](size=64)
     image = Image.fromarray(noise(*size))
     inputs = processor(image, return_tensors="pt")
     assert inputs["pixel_mask"].eq(0).any()
@@ -333,7 +320,7 @@ def test_device():
     outputs = detections(2, 30)
     on_gpu = SimpleNamespace(**{name: value.cuda() for name, value in vars(outputs).items()})
     sizes = [(40, 60), (33, 21)]
-    for classes in ALL.values():
+    for classes in DETECTORS.values():
         results = [classes["pil"]().post_process_object_detection(where, 0.3, sizes) for where in (outputs, on_gpu)]
         for on_cpu, other in zip(*results):
             assert other["boxes"].device.type == "cuda"

@@ -1,14 +1,11 @@
 """
 The semantic image processors resize by the paper's rule, computed here with fractions, and give Pillow's pixels; both
 backends agree. Labels are reduced exactly once, and nearest neighbour takes the label that integer arithmetic names.
-Post-processing is torch's interpolation and argmax. Files and their code reload in clean processes.
+Post-processing is torch's interpolation and argmax.
 
     pytest tests/models/test_image_processing_semantic.py
 """
 
-import json
-from fractions import Fraction
-from math import ceil, floor
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,24 +14,29 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
+from transformers.image_utils import SizeDict
 
-from pvt_hf.models import image_processing_pil_semantic
-from pvt_hf.models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
-from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor
+from pvt_hf.models import image_processing_semantic
+from pvt_hf.models.image_processing_sizes import resize_steps
 
-from ..support.clean_process import run_python
-from ..support.image_processing_cases import FP32, MEAN, STD, encode, mode_examples, noise
+from ..support.image_processing_cases import (
+    CLASSES,
+    FOUR_LEVELS,
+    FP32,
+    MEAN,
+    RAW,
+    STD,
+    encode,
+    mode_examples,
+    noise,
+    scaled_size,
+)  # fmt: skip
 
 
-BACKENDS = {"pil": PvtSemanticImageProcessorPil, "torchvision": PvtSemanticImageProcessor}
-# Each of the two resizes has two passes, and torchvision may round each pass by one grey level otherwise than Pillow.
-FOUR_LEVELS = 4 / 255 / min(STD) + FP32
+pytest_plugins = ["tests.support.image_processing_cases"]
+
+BACKENDS = CLASSES["semantic"]
 SIZES = [(40, 40), (3000, 2000), (2000, 3000), (500, 375), (100, 3000), (512, 704), (333, 500), (1, 2000), (2000, 1)]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    return request.param
 
 
 @pytest.fixture
@@ -42,15 +44,10 @@ def processor(backend):
     return BACKENDS[backend]()
 
 
-def half_up(number: Fraction) -> int:
-    return floor(number + Fraction(1, 2))
-
-
 def scaled_sizes(height: int, width: int, short: int = 512, long: int = 2048) -> tuple[tuple, tuple]:
-    """Shorter side `short`, longer at most `long`, to the nearest pixel; then up to multiples of 32."""
-    factor = min(Fraction(short, min(height, width)), Fraction(long, max(height, width)))
-    scaled = tuple(max(half_up(side * factor), 1) for side in (height, width))
-    return scaled, tuple(32 * ceil(Fraction(side, 32)) for side in scaled)
+    """To scale, then up to multiples of 32."""
+    scaled = scaled_size(height, width, short, long)
+    return scaled, tuple((side + 31) // 32 * 32 for side in scaled)
 
 
 def nearest(array: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -80,9 +77,9 @@ def test_defaults_are_two_resizes_of_the_paper(height, width):
 def test_sizes_of_many_images_and_settings():
     generator = np.random.default_rng(0)
     for short, long in ((512, 2048), (256, 1024), (896, 3584), (64, 64)):
-        size = image_processing_pil_semantic.SizeDict(shortest_edge=short, longest_edge=long)
+        size = SizeDict(shortest_edge=short, longest_edge=long)
         for height, width in generator.integers(1, 3000, (1000, 2)).tolist():
-            steps = image_processing_pil_semantic.resize_steps(height, width, size)
+            steps = resize_steps(height, width, size)
             assert steps == list(scaled_sizes(height, width, short, long)), (height, width)
 
 
@@ -105,15 +102,12 @@ def test_forms_of_size(backend):
         built(Image.new("RGB", (100_000, 1)), size=512)
 
 
-RAW = {"do_resize": False, "do_rescale": False, "do_normalize": False, "return_tensors": "np"}
-
-
 @pytest.mark.parametrize("name", mode_examples())
 def test_every_mode_of_image(name):
     image, expected = mode_examples()[name]
     labels, resized = np.zeros((16, 16), np.uint8), []
     for processor_class in BACKENDS.values():
-        found = processor_class(do_reduce_labels=True)(image, labels, **RAW)["pixel_values"][0]
+        found = processor_class(do_reduce_labels=True)(image, labels, **RAW, return_tensors="np")["pixel_values"][0]
         np.testing.assert_array_equal(found, expected)  # reducing labels leaves the image alone
         larger = image.resize((52, 41), Image.Resampling.NEAREST)
         resized.append(processor_class(size=64)(larger, return_tensors="np")["pixel_values"][0])
@@ -181,7 +175,7 @@ def test_labels_are_reduced_exactly_once(backend, name):
             (BACKENDS[backend](), {"do_reduce_labels": reduce}),
             (BACKENDS[backend](do_reduce_labels=reduce), {}),
         ):
-            found = processor(image, FORMS[name], **call, **RAW)
+            found = processor(image, FORMS[name], **call, **RAW, return_tensors="np")
             assert found["labels"].dtype == np.int64
             np.testing.assert_array_equal(found["labels"], [expected])
             np.testing.assert_array_equal(found["pixel_values"], [image.transpose(2, 0, 1)])
@@ -191,7 +185,7 @@ def test_labels_are_reduced_exactly_once(backend, name):
 def test_binary_maps_hold_0_and_1(processor):
     mask = VALUES > 1
     for form in (mask, Image.fromarray(mask), torch.from_numpy(mask)):
-        np.testing.assert_array_equal(processor(noise(2, 3), form, **RAW)["labels"], [mask])
+        np.testing.assert_array_equal(processor(noise(2, 3), form, **RAW, return_tensors="np")["labels"], [mask])
 
 
 def test_resizing_never_invents_labels(processor):
@@ -215,7 +209,7 @@ def test_a_turned_photograph_fits_its_upright_map(processor):
     image, labels = Image.fromarray(noise(40, 60)), np.zeros((60, 40), np.uint8)
     image.getexif()[0x0112] = 6
     assert processor(image, labels, return_tensors="pt")["labels"].shape == (1, 768, 512)
-    with pytest.raises(ValueError, match=r"segmentation_maps has 40x60 .* its image 60x40, upright"):
+    with pytest.raises(ValueError, match=r"segmentation_maps has 40x60 .* its image 60x40 after its EXIF"):
         processor(image, labels.T)
     turned = Image.fromarray(noise(40, 60, 1)[..., 0])  # a map that carries the orientation itself
     turned.getexif()[0x0112] = 6
@@ -265,7 +259,7 @@ def test_bad_calls_with_maps(processor):
 
 @pytest.mark.parametrize("max_scores", [1, 40 * 50 * 2, 2**26])  # one class at a time, some, all
 def test_post_processing_resizes_logits(processor, monkeypatch, max_scores):
-    monkeypatch.setattr(image_processing_pil_semantic, "MAX_SCORES", max_scores)
+    monkeypatch.setattr(image_processing_semantic, "MAX_SCORES", max_scores)
     torch.manual_seed(0)
     logits = torch.randn(2, 7, 9, 12, requires_grad=True)
     sizes = [(40, 50), (33, 7)]
@@ -314,106 +308,13 @@ def test_pipeline_gives_masks_of_the_images_own_size(processor, size):
         np.testing.assert_array_equal(np.array(entry["mask"]) == 255, expected == int(entry["label"][-1]))
 
 
-# --- Files ----------------------------------------------------------------------------------------------------------
-
-SETTINGS = {"size": {"shortest_edge": 64, "longest_edge": 100}, "do_reduce_labels": True, "image_mean": [0.5] * 3}
-CODE_FILES = {f"image_processing_{name}.py" for name in ("pvt", "pil_pvt", "semantic", "pil_semantic")}
-
-RELOAD = """
-import sys
-import numpy, PIL.Image
-from transformers import AutoImageProcessor
-trust, image, *folders = sys.argv[1:]
-if trust == "no":
-    import pvt_hf
-opened = PIL.Image.open(image)
-for folder in folders:
-    for backend in ("pil", "torchvision"):
-        processor = AutoImageProcessor.from_pretrained(folder, backend=backend, trust_remote_code=trust == "yes")
-        numpy.savez(f"{folder}/{backend}.npz", **processor(opened, opened.convert("L"), return_tensors="np"))
-        processor.save_pretrained(f"{folder}/again-{backend}")
-        print(type(processor).__module__.split(".")[0], type(processor).__name__)
-assert trust == "no" or "pvt_hf" not in sys.modules
-"""
-
-
-def reload(root, trust: str) -> list[str]:
-    """
-    Opens the folders "pil" and "torchvision" in a clean process by both backends, compares with this process, and
-    returns the lines that it printed.
-    """
-    image = Image.fromarray(noise(60, 91))
-    (root / "image.png").write_bytes(encode(image))
-    folders = [root / backend for backend in BACKENDS]
-    printed = run_python(RELOAD, trust, root / "image.png", *folders, warm=True).stdout.splitlines()
-    for backend, processor_class in BACKENDS.items():
-        expected = processor_class(**SETTINGS)(image, image.convert("L"), return_tensors="np")
-        for folder in folders:
-            with np.load(folder / f"{backend}.npz") as found:
-                assert found.keys() == expected.keys() == {"pixel_values", "labels"}
-                for name, values in expected.items():
-                    np.testing.assert_array_equal(found[name], values)
-    return printed
-
-
-def test_saved_files_reload(tmp_path):
-    for backend, processor_class in BACKENDS.items():
-        folder = tmp_path / backend
-        processor_class(**SETTINGS).save_pretrained(folder)
-        saved = json.loads((folder / "preprocessor_config.json").read_text())
-        assert saved["image_processor_type"] == "PvtSemanticImageProcessor" and "auto_map" not in saved
-        assert saved["size"] == SETTINGS["size"] and saved["do_reduce_labels"] is True and saved["resample"] == 2
-        again = processor_class.from_pretrained(folder, do_reduce_labels=False, size=96)
-        assert again.do_reduce_labels is False and dict(again.size) == {"shortest_edge": 96}
-        assert processor_class.from_dict({}).to_dict() == processor_class().to_dict()
-    assert reload(tmp_path, "no") == ["pvt_hf PvtSemanticImageProcessorPil", "pvt_hf PvtSemanticImageProcessor"] * 2
-
-
-def test_code_travels_with_the_files(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    for backend, processor_class in BACKENDS.items():
-        monkeypatch.setattr(processor_class, "_auto_class", None)  # put back afterwards
-        processor_class.register_for_auto_class()
-        processor_class(**SETTINGS).save_pretrained(tmp_path / backend)
-    names = ["PvtSemanticImageProcessorPil", "PvtSemanticImageProcessor"]
-    assert reload(tmp_path, "yes") == [f"transformers_modules {name}" for name in names] * 2
-    for backend, processor_class in BACKENDS.items():
-        for folder in (".", "again-pil", "again-torchvision"):  # also when saved by the travelled code
-            saved = json.loads((tmp_path / backend / folder / "preprocessor_config.json").read_text())
-            assert saved["auto_map"]["AutoImageProcessor"] == {
-                "pil": "image_processing_pil_semantic.PvtSemanticImageProcessorPil",
-                "torchvision": "image_processing_semantic.PvtSemanticImageProcessor",
-            }
-            assert {path.name for path in (tmp_path / backend / folder).glob("*.py")} == CODE_FILES
-        loaded = processor_class.from_pretrained(tmp_path / backend)
-        monkeypatch.setattr(processor_class, "_auto_class", None)
-        assert "auto_map" not in loaded.to_dict()  # no reference to code that is not saved along
-
-
-WITHOUT_TORCHVISION = """
-import importlib.util, sys
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] == "torchvision" else find_spec(name, *rest)
-sys.modules["torchvision"] = None
-from pvt_hf.models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
-from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor
-import numpy
-image = numpy.zeros((40, 50, 3), dtype=numpy.uint8)
-print(PvtSemanticImageProcessor.is_dummy, PvtSemanticImageProcessorPil()(image, image[..., 0])["labels"][0].shape)
-"""
-
-
-def test_without_torchvision():
-    assert run_python(WITHOUT_TORCHVISION).stdout.strip() == "True (512, 640)"
-
-
 @pytest.mark.gpu
 def test_device():
-    found = PvtSemanticImageProcessor()(noise(90, 70), noise(90, 70, 1)[..., 0], return_tensors="pt", device="cuda")
+    found = BACKENDS["torchvision"]()(noise(90, 70), noise(90, 70, 1)[..., 0], return_tensors="pt", device="cuda")
     assert found["pixel_values"].device.type == found["labels"].device.type == "cuda"
-    logits = torch.randn(1, 7, 20, 30)
+    processor, logits = BACKENDS["torchvision"](), torch.randn(1, 7, 20, 30)
     labels = [
-        PvtSemanticImageProcessor().post_process_semantic_segmentation(SimpleNamespace(logits=value), [(80, 120)])[0]
+        processor.post_process_semantic_segmentation(SimpleNamespace(logits=value), [(80, 120)])[0]
         for value in (logits, logits.cuda())
     ]
     assert labels[1].device.type == "cuda"

@@ -20,9 +20,11 @@ from transformers import (
 
 from pvt_hf import PvtBackbone
 from pvt_hf.data.digits import SCENE_CLASS_NAMES
+from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.tasks.segmentation import streams as segmentation_streams
-from pvt_hf.tasks.segmentation.train import SegmentationSettings, run
+from pvt_hf.tasks.segmentation.settings import SegmentationSettings
+from pvt_hf.tasks.segmentation.task import SegmentationTask
 
 from ..support.readme_examples import assert_same_after_reloading, example, work_small
 
@@ -55,7 +57,7 @@ def test_upernet(work):
     command = shlex.split(example("models/upernet", SECTION, "bash").replace("\\\n", ""))
     assert command[:2] == ["python", "scripts/train_semantic_segmentation.py"]
     short = "--epochs 1 --batch_size 4 --warmup_epochs 0 --shuffle_window 16 --log_every_steps 3 --num_workers 0 --cpu"
-    report = run(parse_arguments(SegmentationSettings, [*command[2:], *short.split()]))
+    report = train(SegmentationTask(), parse_arguments(SegmentationSettings, [*command[2:], *short.split()]))
     losses = [entry["loss"] for entry in report["history"] if "loss" in entry]
     # Most pixels are background, which is learnt first
     assert report["steps"] == 21 and losses[0] < 1.2 * np.log(11) and losses[-1] < 0.8 * losses[0], losses

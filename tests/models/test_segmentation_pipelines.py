@@ -112,13 +112,13 @@ from transformers import IMAGE_PROCESSOR_MAPPING, MODEL_FOR_SEMANTIC_SEGMENTATIO
 heads = {pvt_hf.SemanticFpnConfig: "SemanticFpnForSemanticSegmentation",
          pvt_hf.Trans2SegConfig: "Trans2SegForSemanticSegmentation"}
 processors = {"pil": "PvtSemanticImageProcessorPil", "torchvision": "PvtSemanticImageProcessor"}
-lazy = ["modeling_semantic_fpn", "modeling_trans2seg", "image_processing_semantic", "image_processing_pil_semantic"]
+lazy = ["modeling_semantic_fpn", "modeling_trans2seg", "image_processing_semantic"]
 assert {*heads.values(), *processors.values()} < set(pvt_hf.__all__)
 stand_ins = {config_class: MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING[config_class] for config_class in heads}
 for config_class, name in heads.items():
     assert stand_ins[config_class].__name__ == name
     assert {key: kind.__name__ for key, kind in IMAGE_PROCESSOR_MAPPING[config_class].items()} == processors
-imported_early = [name for name in lazy if f"pvt_hf.{name}" in sys.modules]
+imported_early = [name for name in lazy if f"pvt_hf.models.{name}" in sys.modules]
 
 answers = {name: answer(root / name, root, "package") for name in ("semantic_fpn", "trans2seg", "foreign")}
 
@@ -189,7 +189,7 @@ def test_with_the_package(package):
     for name, answer in result["answers"].items():
         model = "semantic_fpn" if name == "foreign" else name
         *modules, processor = answer["modules"]
-        assert modules == [f"pvt_hf.modeling_{model}", "pvt_hf.models.modeling_pvt"] and answer["same"]
+        assert modules == [f"pvt_hf.models.modeling_{model}", "pvt_hf.models.modeling_pvt"] and answer["same"]
         if name == "foreign":
             assert processor.startswith("transformers.models.segformer")
         else:
@@ -207,7 +207,7 @@ MODEL_CODE = {
     "semantic_fpn": [*SHARED_CODE, "modeling_semantic_fpn.py"],
     "trans2seg": [*SHARED_CODE, "configuration_trans2seg.py", "modeling_semantic_fpn.py", "modeling_trans2seg.py"],
 }
-PROCESSOR_CODE = ["pil_pvt", "pil_semantic", "pvt", "semantic"]
+PROCESSOR_CODE = ["backends", "input", "semantic", "sizes"]
 
 
 @pytest.mark.parametrize("name", MODELS)

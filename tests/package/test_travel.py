@@ -34,7 +34,7 @@ def relative_imports(file: Path) -> set[Path]:
 
 def test_there_are_travelling_files():
     names = {path.stem for path in TRAVELLING}
-    assert {"configuration_pvt", "modeling_pvt", "image_processing_pvt", "image_processing_pil_pvt"} < names
+    assert {"configuration_pvt", "modeling_pvt", "image_processing_pvt"} < names
 
 
 @pytest.mark.parametrize("file", TRAVELLING, ids=lambda file: file.stem)

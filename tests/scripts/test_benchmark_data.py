@@ -19,7 +19,7 @@ from PIL import Image
 from timm.data.auto_augment import RandAugment
 
 from pvt_hf.data.samples import decode_rgb
-from pvt_hf.models.image_processing_pil_pvt import to_channels_first
+from pvt_hf.models.image_processing_input import to_channels_first
 from pvt_hf.tasks.classification.transforms import training_transform
 
 

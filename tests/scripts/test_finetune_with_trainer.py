@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pvt_hf.tasks.classification.evaluate import EvaluationSettings
+from pvt_hf.tasks.classification.evaluate import run as evaluate_checkpoint
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.data.batches import StreamError
-from pvt_hf.data.samples import ClassificationSample
-from pvt_hf.data.streams import open_stream
-from pvt_hf.tasks.classification.evaluate import EvaluationSettings
-from pvt_hf.tasks.classification.evaluate import run as evaluate_checkpoint
-from pvt_hf.tasks.classification.transforms import ProcessorTransform
+from pvt_hf.data.samples import ProcessorTransform
+from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.streams import open_classification_stream
 
 from ..support.common import tiny_pvt_config
 from ..support.warm_processes import ROOT
@@ -197,7 +197,7 @@ def test_two_processes_use_each_image_once(base, photos, tmp_path):
 
 def decoded(base: Path, photos: Path, split: str) -> list[dict[str, torch.Tensor]]:
     """The samples as the training without augmentation sees them, one by one."""
-    stream = open_stream(str(photos), split)
+    stream = open_classification_stream(str(photos), split)
     transform = script.training_transform(
         32, 32, mean=PvtImageProcessor.image_mean, std=PvtImageProcessor.image_std,
         min_scale=1.0, horizontal_flip=0.0, auto_augment=None, random_erasing=0.0,
@@ -214,7 +214,7 @@ def test_damaged_images_are_left_out_up_to_a_share(base, tmp_path, capsys):
             (tmp_path / name / f"{index}.png").write_bytes(b"no image")
     for index in range(9):
         Image.new("RGB", (32, 32), (index, 0, 0)).save(tmp_path / "right" / f"{index}.png")
-    stream = open_stream(str(tmp_path))
+    stream = open_classification_stream(str(tmp_path))
     sample = ClassificationSample(stream, ProcessorTransform(AutoImageProcessor.from_pretrained(base)))
     encode = script.Encode(stream, sample, max_bad_share=0.5, is_main=True)
     assert [example["labels"].item() for example in encode.apply()] == [1] * 9

@@ -26,8 +26,8 @@ from PIL import Image
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.hub.repository import save_repository
-from pvt_hf.tasks.classification.train import ClassificationSettings
-from pvt_hf.weights.official import convert_to_official_state_dict
+from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.weights.official_layout import convert_to_official_state_dict
 from pvt_hf.weights.variants import get_config, get_variant
 
 from ..support.clean_process import run_python

@@ -1,35 +1,39 @@
 """
-The recipe files against the paper's recipe, and what each of its parts does: transforms, mixing, EMA, drop path, and
-the flags for precision, compilation, memory and trackers.
+The recipe files against the paper's recipes (PAPER_FACTS sections 3.1, 4.1 and 5.2), and what their headers say.
 
     pytest tests/scripts/test_recipes.py
 """
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from timm.data.auto_augment import RandAugment
-from timm.data.random_erasing import RandomErasing
-from torchvision.transforms import InterpolationMode
 
-from pvt_hf.data.batches import BatchStream, make_loader
-from pvt_hf.data.fingerprint import stream_fingerprint
-from pvt_hf.data.samples import ClassificationSample
-from pvt_hf.data.streams import open_stream
-from pvt_hf.engine import loop
-from pvt_hf.engine.processes import make_accelerator
+from pvt_hf.engine.recipes import read_recipe
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.classification.train import ClassificationSettings, MixedLoss, build_model, build_processor
-from pvt_hf.tasks.classification.transforms import training_transform
+from pvt_hf.families import load
+from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.tasks.classification.task import ClassificationTask, MixedLoss
+from pvt_hf.tasks.detection.settings import ARCHITECTURES, DetectionSettings
+from pvt_hf.tasks.detection.task import DetectionTask
+from pvt_hf.tasks.labels import read_class_names
+from pvt_hf.tasks.segmentation.settings import SegmentationSettings
+from pvt_hf.tasks.segmentation.task import SegmentationTask
 
-from ..support.training_runs import make_photos, train_here
 
+FOLDER = Path(__file__).parents[2] / "scripts" / "recipes"
+RECIPES = {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+SETTINGS = {
+    "train_image_classification.py": ClassificationSettings,
+    "train_semantic_segmentation.py": SegmentationSettings,
+    "train_object_detection.py": DetectionSettings,
+}
+SIZES = ("tiny", "small", "medium", "large")
 
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
-# PAPER_FACTS section 3.1: what all four sizes share, then drop path, clipping (branch v2) and top-1 error (Table 2)
-SHARED = {
+# What all sizes share, then drop path, clipping (branch v2) and top-1 error (Table 2)
+IMAGENET = {
     "dataset": "ILSVRC/imagenet-1k", "image_size": 224, "epochs": 300, "batch_size": 128,
     "gradient_accumulation_steps": 1, "learning_rate": 1e-3, "min_learning_rate": 1e-5, "warmup_epochs": 5,
     "warmup_learning_rate": 1e-6, "weight_decay": 0.05, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
@@ -37,241 +41,177 @@ SHARED = {
     "repeated_augmentation": 3, "ema_decay": 0.0, "mixed_precision": "fp16", "crop_ratio": 0.875, "seed": 0,
     "drop_path_zero_epochs": 0,
 }  # fmt: skip
-PER_SIZE = {"tiny": (0.1, 0.0, 24.9), "small": (0.1, 0.0, 20.2), "medium": (0.3, 1.0, 18.8), "large": (0.3, 1.0, 18.3)}
+IMAGENET_SIZES = {
+    "tiny": (0.1, 0.0, 24.9), "small": (0.1, 0.0, 20.2), "medium": (0.3, 1.0, 18.8), "large": (0.3, 1.0, 18.3),
+}  # fmt: skip
+
+ADE20K = {
+    "train_split": "train", "eval_split": "validation", "class_names": "ade20k", "reduce_labels": True,
+    "drop_path_rate": 0.1, "shortest_edge": 512, "longest_edge": 2048, "min_scale": 0.5, "max_scale": 2.0,
+    "crop_size": 512, "max_class_share": 0.75, "horizontal_flip": 0.5, "photometric": True, "schedule": "poly",
+    "poly_power": 0.9, "learning_rate": 1e-4, "min_learning_rate": 0.0, "warmup_epochs": 0, "weight_decay": 1e-4,
+    "decay_all": True, "max_grad_norm": 0.0, "mixed_precision": "no", "ema_decay": 0.0, "repeated_augmentation": 1,
+    "gradient_accumulation_steps": 1, "samples_per_epoch": 0, "drop_path_zero_epochs": 0,
+}  # fmt: skip
+# Head, variant, steps, the paper's mIoU, and that of the released code (sections 5.3 and 5.4)
+ADE20K_FILES = {
+    "ade20k_semantic_fpn_pvt_tiny": ("semantic_fpn", "pvt-tiny", 80_000, 35.7, 36.6),
+    "ade20k_semantic_fpn_pvt_small": ("semantic_fpn", "pvt-small", 80_000, 39.8, 41.9),
+    "ade20k_semantic_fpn_pvt_medium": ("semantic_fpn", "pvt-medium", 80_000, 41.6, 43.5),
+    "ade20k_semantic_fpn_pvt_large": ("semantic_fpn", "pvt-large", 80_000, 42.1, 43.5),
+    "ade20k_trans2seg_pvt_small": ("trans2seg", "pvt-small", 40_000, 42.6, None),
+}
+
+# Learning rate, images per process, drop path, and the published box AP and mask AP in percent, if any
+COCO_FILES = {
+    "coco_retinanet_pvt_tiny_1x": (1e-4, 2, 0.1, 36.7, None),
+    "coco_retinanet_pvt_small_1x": (1e-4, 2, 0.1, 40.4, None),
+    "coco_retinanet_pvt_medium_1x": (1e-4, 2, 0.0, 41.9, None),
+    "coco_retinanet_pvt_large_1x": (1e-4, 2, 0.0, 42.6, None),
+    "coco_retinanet_pvt_small_3x": (1e-4, 2, 0.1, 42.2, None),
+    "coco_retinanet_pvt_small_640_1x": (1e-4, 2, 0.1, 38.7, None),
+    "coco_mask_rcnn_pvt_tiny_1x": (2e-4, 2, 0.1, 36.7, 35.1),
+    "coco_mask_rcnn_pvt_small_1x": (2e-4, 2, 0.1, 40.4, 37.8),
+    "coco_mask_rcnn_pvt_medium_1x": (2e-4, 2, 0.0, 42.0, 39.0),
+    "coco_mask_rcnn_pvt_large_1x": (1.429e-4, 1, 0.0, 42.9, 39.5),
+    "coco_mask_rcnn_pvt_small_3x": (2e-4, 2, 0.1, 43.0, 39.9),
+    "coco_detr_pvt_small_50e": (1e-4, 2, 0.1, 34.7, None),
+}
 
 
-@pytest.mark.parametrize("size", PER_SIZE)
+def header(name: str) -> str:
+    """The comment at the top of a recipe as running text."""
+    lines = RECIPES[name].read_text().splitlines()
+    return " ".join(" ".join(line.lstrip("#") for line in lines if line.startswith("#")).split())
+
+
+def parse(name: str, *flags: str):
+    """The settings of the script that the recipe's header calls."""
+    (settings_class,) = (SETTINGS[script] for script in SETTINGS if f"scripts/{script}" in header(name))
+    return parse_arguments(settings_class, [str(RECIPES[name]), "--output_dir", "out", *flags])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_parses_and_says_how_to_run_it(name):
+    settings, text = parse(name), header(name)
+    assert f"scripts/recipes/{name}.yaml" in text and "--output_dir outputs/" in text
+    assert "ardware: " in text and (("Not trained by us." in text) == (not name.startswith("digits")))
+    head = getattr(settings, "architecture", "")
+    assert head in name and settings.variant.replace("-", "_") in name or name.startswith("digits")
+
+
+def test_sizes_share_one_file():
+    """What a size does not set is its base's: no recipe repeats a line of its base."""
+    for file in RECIPES.values():
+        own = {line.split(":")[0]: line for line in file.read_text().splitlines() if line[:1].isalpha()}
+        if "base" in own:
+            base = read_recipe(file.parent / own.pop("base").split()[1])
+            values = read_recipe(file)
+            assert not [key for key in own if key in base and base[key] == values[key]], file.name
+    complete = [name for name, file in RECIPES.items() if "\nbase:" not in file.read_text()]
+    assert complete == [
+        "ade20k_semantic_fpn_pvt_tiny", "coco_retinanet_pvt_tiny_1x", "digits_pvt", "digits_retinanet",
+        "digits_semantic_fpn", "imagenet_pvt_tiny",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_imagenet_recipes_are_the_papers(size):
-    file = RECIPES / f"imagenet_pvt_{size}.yaml"
-    settings = parse_arguments(ClassificationSettings, [str(file), "--output_dir", "out"])
-    assert {name: getattr(settings, name) for name in SHARED} == SHARED
-    drop_path, clipping, error = PER_SIZE[size]
+    name = f"imagenet_pvt_{size}"
+    settings, text = parse(name), header(name)
+    assert {field: getattr(settings, field) for field in IMAGENET} == IMAGENET
+    drop_path, clipping, error = IMAGENET_SIZES[size]
     assert (settings.variant, settings.drop_path_rate, settings.max_grad_norm) == (f"pvt-{size}", drop_path, clipping)
-    text = file.read_text()
     assert "accelerate launch --multi_gpu --num_processes 8 scripts/train_image_classification.py" in text
-    assert f"The paper's figure: top-1 error {error} %" in text and "8 V100" in text
+    assert f"The paper's figure: top-1 error {error} %" in text and "8 V100, 128 images each" in text
     first = ["--drop_path_rate", "0.1", "--drop_path_zero_epochs", "100", "--max_grad_norm", "0"]
-    assert (
-        parse_arguments(ClassificationSettings, [str(file), "--output_dir", "o", *first]).drop_path_zero_epochs == 100
-    )
-
-
-def test_training_transform_has_the_papers_parts():
-    transform = training_transform(224, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    parts = {type(part).__name__: part for part in transform.transforms}
-    crop = parts["RandomResizedCropAndInterpolation"]
-    assert (crop.scale, crop.ratio) == ((0.08, 1.0), (3 / 4, 4 / 3)) and crop.interpolation == InterpolationMode.BICUBIC
-    assert parts["RandomHorizontalFlip"].p == 0.5 and "ColorJitter" not in parts
-    augment, erasing = parts["RandAugment"], parts["RandomErasing"]
-    assert isinstance(augment, RandAugment) and augment.num_layers == 2
-    operation = augment.ops[0]
-    assert operation.magnitude == 9 and operation.magnitude_std == 0.5
-    assert operation.hparams["translate_const"] == 100 and operation.hparams["img_mean"] == (124, 116, 104)
-    assert isinstance(erasing, RandomErasing) and erasing.probability == 0.25 and erasing.rand_color is False
-    assert erasing.per_pixel and (erasing.min_area, erasing.max_area) == (0.02, 1 / 3) and erasing.max_count == 1
-    names = [type(part).__name__ for part in transform.transforms]
-    assert names.index("Normalize") < names.index("RandomErasing")
+    assert parse(name, *first).drop_path_zero_epochs == 100
 
 
 def test_mixing_is_the_papers():
-    mixup = MixedLoss(ClassificationSettings(output_dir="unused"), 1000).mixup
+    mixup = MixedLoss(parse("imagenet_pvt_tiny"), 1000).mixup
     assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.switch_prob) == (0.8, 1.0, 1.0, 0.5)
     assert mixup.mode == "batch" and mixup.label_smoothing == 0.1 and mixup.correct_lam
 
 
 def test_evaluation_protocol_is_the_papers():
-    processor = build_processor(ClassificationSettings(output_dir="unused"))
-    assert processor.size["shortest_edge"] == 256 and (processor.crop_size["height"], processor.crop_size["width"]) == (
-        224, 224,
-    )  # fmt: skip
-    assert processor.resample == Image.Resampling.BICUBIC
-    assert build_processor(ClassificationSettings(output_dir="unused", image_size=384)).size["shortest_edge"] == 438
+    processor = ClassificationTask().build_processor(parse("imagenet_pvt_tiny"))
+    assert processor.size["shortest_edge"] == 256 and processor.resample == Image.Resampling.BICUBIC
+    assert (processor.crop_size["height"], processor.crop_size["width"]) == (224, 224)
+    larger = ClassificationTask().build_processor(parse("imagenet_pvt_tiny", "--image_size", "384"))
+    assert larger.size["shortest_edge"] == 438
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return make_photos(tmp_path_factory.mktemp("photos") / "photos", 16)
+@pytest.mark.parametrize("name", ADE20K_FILES)
+def test_ade20k_recipes_are_the_papers(name):
+    settings, text = parse(name), header(name)
+    assert {field: getattr(settings, field) for field in ADE20K} == ADE20K
+    architecture, variant, steps, paper, released = ADE20K_FILES[name]
+    assert (settings.architecture, settings.variant, settings.max_steps) == (architecture, variant, steps)
+    assert settings.backbone == f"./{variant.replace('-', '_')}.pth"
+    assert "--num_processes 4 scripts/train_semantic_segmentation.py" in text
+    assert f"The paper's figure: mIoU {paper} %" in text and "4 V100, 4 images each" in text
+    assert settings.batch_size * 4 == 16
+    assert released is None or f"their figure is {released} %" in text
+    other = "--num_processes 8 ... --max_steps 40000 --learning_rate 2e-4"
+    assert other in text and settings.batch_size * 8 == 32
+    changed = parse(name, *other.split()[3:])
+    assert (changed.max_steps, changed.learning_rate) == (40_000, 2e-4)
 
 
-def difference(one, other) -> float:
-    others = dict(other.named_parameters())
-    return max((parameter - others[name]).abs().max().item() for name, parameter in one.named_parameters())
+def test_ade20k_processor_is_the_papers():
+    processor = SegmentationTask().build_processor(parse("ade20k_semantic_fpn_pvt_tiny"))
+    assert (processor.size.shortest_edge, processor.size.longest_edge, processor.do_reduce_labels) == (512, 2048, True)
+    assert tuple(processor.image_mean) == (0.485, 0.456, 0.406) and tuple(processor.image_std) == (0.229, 0.224, 0.225)
 
 
-@pytest.fixture(scope="module")
-def plain(photos, tmp_path_factory):
-    return train_here(photos, tmp_path_factory.mktemp("plain"))
+def test_ade20k_model_is_the_papers():
+    """17.0 M parameters (section 5.1), and the position tables of the classifier that it starts from."""
+    settings = parse("ade20k_semantic_fpn_pvt_tiny", "--backbone", "")
+    model = SegmentationTask().build_model(settings, read_class_names(settings.class_names))
+    assert round(model.num_parameters() / 1e6, 1) == 17.0
+    assert model.config.backbone_config.image_size == 224 and model.config.num_labels == 150
 
 
-def test_the_best_and_the_last_evaluation_are_reported(plain):
-    report = plain[1]
-    assert report["best_metrics"] == {"accuracy@1": 0.75, "epoch": 0}
-    assert report["metrics"] == {"accuracy@1": 0.5, "epoch": 1}
-    assert (report["steps"], report["trained"], report["skipped"], report["dropped"]) == (8, 64, 0, 0)
+@pytest.mark.parametrize("name", COCO_FILES)
+def test_coco_recipes_are_the_papers(name):
+    settings, text = parse(name), header(name)
+    rate, batch, drop_path, box_ap, mask_ap = COCO_FILES[name]
+    assert (settings.learning_rate, settings.batch_size, settings.drop_path_rate) == (rate, batch, drop_path)
+    assert settings.backbone == f"./{settings.variant.replace('-', '_')}.pth"
+    assert settings.weight_decay == 1e-4 and settings.decay_all and settings.horizontal_flip == 0.5
+    assert settings.schedule == "step" and not settings.keep_empty and settings.group_by_aspect
+    assert settings.mixed_precision == ("fp16" if name == "coco_retinanet_pvt_large_1x" else "no")
+    is_detr, three, small = settings.architecture == "detr", name.endswith("3x"), "640" in name
+    assert settings.epochs == (50 if is_detr else 36 if three else 12)
+    assert settings.decay_epochs == ([33] if is_detr else [27, 33] if three else [8, 11])
+    assert settings.max_grad_norm == (0.1 if is_detr else 0.0)
+    if is_detr:
+        assert settings.backbone_learning_rate == 1e-5 and settings.warmup_steps == settings.warmup_epochs == 0
+        assert settings.shortest_edges == [640, 672, 704, 736, 768, 800]
+    else:
+        assert settings.backbone_learning_rate == 0 and settings.warmup_steps == 500
+        assert settings.warmup_learning_rate == pytest.approx(rate * 1e-3)
+        assert settings.shortest_edges == ([640, 800] if three else [640] if small else [800])
+        assert settings.shortest_edge_range == three
+    assert (settings.eval_shortest_edge, settings.longest_edge) == ((640, 1066) if small else (800, 1333))
+    assert f"8 V100, {batch} image{'s' * (batch > 1)} each" in text
+    assert f"The published figure: AP {box_ap} " in text and (mask_ap is None or f"{mask_ap} (masks) %" in text)
+    with torch.device("meta"):
+        model = DetectionTask().build_model(parse(name, "--backbone", ""), tuple(map(str, range(80))))
+    assert type(model.config) is load(ARCHITECTURES[settings.architecture].config)
 
 
-def test_ema_is_the_running_average(photos, plain, tmp_path):
-    """timm's warm-up of the decay: step n has 1 - n^(-2/3), at most the given decay; the first step copies."""
-    path = []
-    averaged, _ = train_here(
-        photos,
-        tmp_path,
-        ema_decay=0.7,
-        watch=lambda model, batch: path.append(model.classifier.weight.detach().clone()),
-    )
-    path = [*path[1:], plain[0].classifier.weight.detach()]  # after each step; the training itself is not changed
-    expected = path[0].clone()
-    for step, weight in enumerate(path[1:], start=2):
-        decay = min(1 - (1 + (step - 1)) ** (-2 / 3), 0.7)
-        expected = decay * expected + (1 - decay) * weight
-    torch.testing.assert_close(averaged.classifier.weight.detach(), expected, atol=1e-7, rtol=1e-5)
-    assert difference(averaged, plain[0]) > 1e-4
+def test_no_recipe_is_missing_or_untested():
+    tested = {*ADE20K_FILES, *COCO_FILES, *(f"imagenet_pvt_{size}" for size in SIZES)}
+    assert {name for name in RECIPES if not name.startswith("digits")} == tested
 
 
-def test_drop_path_is_held_at_zero_and_then_rises_with_depth(photos, tmp_path):
-    seen = []
-
-    def watch(model, batch):
-        seen.append([m.drop_prob for m in model.modules() if type(m).__name__ == "PvtDropPath"])
-
-    train_here(photos, tmp_path / "held", watch, {"drop_path_rate": 0.2}, drop_path_zero_epochs=1)
-    rates = torch.linspace(0, 0.2, 5).tolist()  # one per layer
-    assert seen[:4] == [[0.0] * len(seen[0])] * 4 and seen[4:] == seen[4:5] * 4
-    assert sorted(set(seen[4])) == pytest.approx(rates)
-    with pytest.raises(ValueError, match="--drop_path_zero_epochs: the model has no drop path"):
-        train_here(photos, tmp_path / "none", drop_path_zero_epochs=1)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [{"compile_backend": "eager"}, {"channels_last": True}, {"gradient_checkpointing": True}],
-    ids=lambda flags: next(iter(flags)),
-)
-def test_flags_that_change_speed_or_memory_only(photos, plain, tmp_path, flags):
-    """Sums in another order, which AdamW enlarges (tests/engine/test_many_processes.py); losses to 1e-4 of 0.7."""
-    model, report = train_here(photos, tmp_path, **flags)
-    assert difference(model, plain[0]) < 3e-4
-    for entry, reference in zip(report["history"], plain[1]["history"]):
-        if "loss" in entry:
-            assert entry["loss"] == pytest.approx(reference["loss"], abs=1e-4)
-    assert not any("_orig_mod" in name for name in model.state_dict())
-
-
-def test_the_flags_do_what_they_say(photos, tmp_path):
-    from torch._dynamo.utils import counters
-
-    seen = {}
-
-    def watch(model, batch):
-        seen["stride"] = batch["pixel_values"].is_contiguous(memory_format=torch.channels_last)
-        seen["checkpointing"] = model.is_activation_checkpointing
-
-    counters.clear()
-    train_here(
-        photos, tmp_path, watch, epochs=1, compile_backend="eager", channels_last=True, gradient_checkpointing=True
-    )
-    assert seen == {"stride": True, "checkpointing": True} and counters["frames"]["ok"] > 0
-
-
-def test_bf16_trains_with_weights_in_fp32(photos, plain, tmp_path):
-    dtypes = set()
-    hook = torch.nn.modules.module.register_module_forward_hook(
-        lambda module, inputs, output: dtypes.add(output.dtype) if isinstance(module, torch.nn.Linear) else None
-    )
-    try:
-        model, report = train_here(photos, tmp_path, mixed_precision="bf16")
-    finally:
-        hook.remove()
-    assert dtypes == {torch.bfloat16}
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    losses = [[entry["loss"] for entry in r["history"] if "loss" in entry] for r in (report, plain[1])]
-    assert losses[0] == pytest.approx(losses[1], abs=0.03) and losses[0] != losses[1]  # 8 bits of mantissa
-
-
-def test_clipping_bounds_the_gradient(photos, tmp_path, monkeypatch):
-    norms = []
-    step = torch.optim.AdamW.step
-
-    def watched(optimizer, *args, **kwargs):
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms.append(torch.nn.utils.get_total_norm(gradients).item())
-        return step(optimizer, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    train_here(photos, tmp_path / "free", epochs=1)
-    train_here(photos, tmp_path / "clipped", epochs=1, max_grad_norm=0.01)
-    assert min(norms[:4]) > 0.1 and norms[4:] == pytest.approx([0.01] * 4, rel=1e-3)
-
-
-def test_what_a_cpu_or_this_environment_does_not_have(tmp_path):
-    for flags, words in (
-        ({"mixed_precision": "fp16"}, "fp16 needs a GPU"),
-        ({"report_to": "tensorboard,nonsense"}, "nonsense is not installed"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            make_accelerator(ClassificationSettings(output_dir=str(tmp_path), cpu=True, **flags))
-    with pytest.raises(ValueError, match="needs a --shuffle_window"):
-        ClassificationSettings(output_dir="unused", repeated_augmentation=3, shuffle_window=0)
-
-
-def test_tensorboard_gets_the_curves(photos, plain, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    train_here(photos, tmp_path, report_to="tensorboard")
-    events = EventAccumulator(str(tmp_path / "test"))
-    events.Reload()
-    losses = [entry for entry in plain[1]["history"] if "loss" in entry]
-    read = events.Scalars("loss")
-    assert [event.step for event in read] == [entry["step"] for entry in losses]
-    assert [event.value for event in read] == pytest.approx([entry["loss"] for entry in losses], abs=1e-6)
-    assert [event.value for event in events.Scalars("accuracy@1")] == [0.75, 0.5]
-    assert {"learning_rate", "images_per_second"} <= set(events.Tags()["scalars"])
-
-
-def test_fingerprints_tell_data_apart(photos, tmp_path):
-    stream = open_stream(str(photos))
-    assert stream_fingerprint(stream) == stream_fingerprint(open_stream(str(photos)))
-    copy = tmp_path / "photos"
-    for file in photos.rglob("*.jpg"):
-        (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
-        (copy / file.parent.name / file.name).write_bytes(file.read_bytes())
-    assert stream_fingerprint(open_stream(str(copy))) == stream_fingerprint(stream)
-    (copy / "leaf" / "3.jpg").rename(copy / "apple" / "new.jpg")
-    assert stream_fingerprint(open_stream(str(copy))) != stream_fingerprint(stream)
-
-
-def test_resuming_with_other_data_or_settings_is_refused(photos, tmp_path):
-    train_here(photos, tmp_path / "run", epochs=1)
-    (tmp_path / "other" / "apple").mkdir(parents=True)
-    (tmp_path / "other" / "leaf").mkdir()
-    for index, file in enumerate(sorted(photos.rglob("*.jpg"))):
-        (tmp_path / "other" / file.parent.name / f"x{index}.jpg").write_bytes(file.read_bytes())
-    with pytest.raises(ValueError, match="was trained on other data"):
-        train_here(tmp_path / "other", tmp_path / "run", resume_from_checkpoint="latest")
-    words = "cannot be resumed exactly with other settings: --batch_size was 8, is 4; --ema_decay was 0.0, is 0.5"
-    with pytest.raises(ValueError, match=words):
-        train_here(photos, tmp_path / "run", resume_from_checkpoint="latest", batch_size=4, ema_decay=0.5)
-
-
-def test_repeats_need_shards_to_shuffle(photos):
-    stream = open_stream("digits", "train", image_size=32)
-    sample = ClassificationSample(stream, lambda image: torch.zeros(3, 8, 8))
-    batches = BatchStream(stream, sample, 4, shuffle_window=8, repeats=3)
-    make_loader(batches, 4)
-    with pytest.raises(ValueError, match="only 2 shard.* per worker"):
-        make_loader(batches, 8)
-
-
-def test_repeats_in_one_process_are_different_augmentations_of_one_sample():
-    stream = open_stream("digits", "train", image_size=32)
-    sample = ClassificationSample(stream, lambda image: torch.rand(1))
-    batch = next(iter(BatchStream(stream, sample, 12, shuffle_window=8, repeats=3)))
-    ids = batch["sample_ids"]
-    assert all(ids[i] == ids[i + 1] == ids[i + 2] for i in range(0, 12, 3)) and len(set(ids)) == 4
-    assert len(set(batch["pixel_values"].flatten().tolist())) == 12
-
-
-def test_a_model_without_drop_path_cannot_have_a_schedule():
-    model = build_model(ClassificationSettings(output_dir="unused", drop_path_rate=0.0, image_size=32), ("a", "b"))
-    with pytest.raises(ValueError, match="above 0"):
-        loop.DropPathSchedule(model, 1)
+@pytest.mark.parametrize("head", ["semantic_fpn", "trans2seg"])
+def test_digit_recipes_train_on_scenes(head):
+    settings = parse(f"digits_{head}")
+    assert settings.dataset == "digit-scenes" and settings.eval_split == "test" and settings.architecture == head
+    assert settings.horizontal_flip == 0.0, "mirrored digits are other signs"
+    assert settings.cpu and not settings.reduce_labels
+    model = SegmentationTask().build_model(settings, tuple(map(str, range(11))))
+    assert json.loads(settings.backbone_overrides)["image_size"] == model.config.backbone_config.image_size

@@ -22,6 +22,10 @@ def noise(seed: int, height: int, width: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def random_mask(seed: int, height: int, width: int, share: float = 0.5) -> np.ndarray:
+    return (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
+
+
 def random_objects(seed: int, height: int, width: int, count: int) -> list[dict]:
     """COCO's annotations of `count` boxes inside the image with polygons; of three or more the first is a crowd."""
     rng, made = np.random.default_rng(seed), []

@@ -1,8 +1,8 @@
-"""
-What the tests of image processors share: tolerances, references, and images of every mode with the pixels expected.
-"""
+"""What tests of image processors share: classes, tolerances, references, and images of every mode with their pixels."""
 
 import io
+from fractions import Fraction
+from math import floor
 
 import numpy as np
 import pytest
@@ -11,19 +11,30 @@ from torchvision import transforms as T
 from transformers.models.pvt.image_processing_pil_pvt import PvtImageProcessorPil as NativePil
 from transformers.models.pvt.image_processing_pvt import PvtImageProcessor as NativeTorchvision
 
-from pvt_hf.models.image_processing_pil_pvt import PvtImageProcessorPil
-from pvt_hf.models.image_processing_pvt import PvtImageProcessor
+from pvt_hf.families import FAMILIES, load
 
 
-BACKENDS = {"pil": (PvtImageProcessorPil, NativePil), "torchvision": (PvtImageProcessor, NativeTorchvision)}
+# By contract ("pvt", "semantic", "detection", "detr", "instance") and backend; of the classifier also Transformers' own
+CLASSES = {
+    family.processor.partition(".")[0].removeprefix("image_processing_"): {
+        backend: load(path) for backend, path in family.processors.items()
+    }
+    for family in FAMILIES.values()
+}
+NATIVE = {"pil": NativePil, "torchvision": NativeTorchvision}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# The pixels as read
+RAW = {"do_resize": False, "do_center_crop": False, "do_rescale": False, "do_normalize": False}
 
 # Outputs reach 2.7, where one unit in the last place of fp32 is 2.4e-7; scaling and normalising round three times.
 FP32 = 2e-6
 # torchvision resizes uint8 in two passes, as Pillow does, and rounds each: one grey level per pass, in output units.
-# More where the first pass is clipped at 0 or 255 and Pillow runs the vertical one first, hence `half_contrast` below.
+# It is more where the first pass is clipped at 0 or 255 and Pillow runs the vertical pass first: see `half_contrast`.
 TWO_LEVELS = 2 / 255 / min(STD) + FP32
-# Float resizing by Pillow and by torchvision: float32 sums in another order over values up to 255, in output units.
+# The processors for segmentation resize twice.
+FOUR_LEVELS = 4 / 255 / min(STD) + FP32
+# Floats resized by Pillow and by torchvision: float32 sums in another order over values up to 255, in output units.
 FLOAT_RESIZE = 0.05 / 255 / min(STD)
 
 
@@ -32,19 +43,24 @@ def backend(request):
     return request.param
 
 
-@pytest.fixture
-def processor(backend):
-    return BACKENDS[backend][0]()
-
-
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """(height, width, channels) uint8; noise makes every pixel of a resize or crop distinguishable."""
+    """(height, width, channels) uint8. In noise, every pixel of a resize or crop counts."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 def half_contrast(array: np.ndarray) -> np.ndarray:
-    """Squeezes uint8 values to 64..191, from where bicubic interpolation overshoots without reaching 0 or 255."""
+    """Moves uint8 values to 64..191, where bicubic interpolation overshoots without reaching 0 or 255."""
     return 64 + array // 2
+
+
+def half_up(number: Fraction) -> int:
+    return floor(number + Fraction(1, 2))
+
+
+def scaled_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
+    """mmcv's `rescale_size` in fractions: shorter side `short` but longer at most `long`, to the nearest pixel."""
+    factor = min(Fraction(short, min(height, width)), Fraction(long, max(height, width)))
+    return max(half_up(height * factor), 1), max(half_up(width * factor), 1)
 
 
 def official_eval(image: Image.Image, resize: int = 256, crop: int = 224, max_size: int | None = None) -> np.ndarray:
@@ -68,7 +84,7 @@ def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
 
 
 def exif_image(orientation: int) -> Image.Image:
-    """60 x 40 pixels that carry an EXIF orientation."""
+    """64 x 40 pixels that carry an EXIF orientation."""
     image = Image.fromarray(np.kron(noise(5, 8), np.ones((8, 8, 1), dtype=np.uint8)))
     image.getexif()[0x0112] = orientation
     return image
@@ -106,7 +122,7 @@ def mode_examples() -> dict:
         image = opaque.convert(mode)
         examples[mode] = (image, np.array(image.convert("RGB")).transpose(2, 0, 1))
 
-    # One half of a palette transparent, once as a table and once as a single index.
+    # A palette with transparency, once as a table and once as a single index.
     palette = Image.frombytes("P", (16, 16), (LEVELS % 4).tobytes())
     colours = noise(4, 1, seed=3).reshape(4, 3)
     palette.putpalette(colours.tobytes())
@@ -124,7 +140,7 @@ def mode_examples() -> dict:
     keyed = Image.open(io.BytesIO(encode(opaque, transparency=tuple(rgb[3, 4].tolist()))))
     examples["RGB key"] = (keyed, np.where((rgb == rgb[3, 4]).all(-1), 255, rgb.transpose(2, 0, 1)))
 
-    # Premultiplied alpha: Pillow undoes it with its own rounding, so that its conversion is the reference.
+    # Premultiplied alpha: the reference is Pillow's own conversion, which has its own rounding.
     for mode, plain in (("RGBa", "RGBA"), ("La", "LA")):
         image = examples[plain][0].convert(mode)
         values = np.array(image.convert(plain).convert("RGBA"))

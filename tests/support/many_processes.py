@@ -1,6 +1,6 @@
 """
-What every process of `tests/engine/test_many_processes.py` runs under `torchrun`: real training and evaluation, with a record
-of the samples. Writes `<output>/rank<r>.json` and weights.
+What every process of `tests/engine/test_many_processes.py` runs under `torchrun`: real training and evaluation, with a
+record of the samples. Writes `<output>/rank<r>.json` and weights.
 
     torchrun --standalone --nproc_per_node 2 -m tests.support.many_processes DATA MODEL OUTPUT
 """
@@ -14,14 +14,15 @@ from safetensors.torch import save_file
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.data.batches import BatchStream
-from pvt_hf.data.samples import ClassificationSample
+from pvt_hf.data.samples import ProcessorTransform
 from pvt_hf.data.sharding import split_strategy
-from pvt_hf.data.streams import open_stream
 from pvt_hf.engine import feed, loop
+from pvt_hf.engine.evaluation import evaluate
 from pvt_hf.engine.processes import make_accelerator
-from pvt_hf.tasks.classification.evaluate_stream import evaluate_classifier
-from pvt_hf.tasks.classification.train import ClassificationSettings
-from pvt_hf.tasks.classification.transforms import ProcessorTransform
+from pvt_hf.tasks.classification.evaluation import ClassificationEvaluation
+from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.tasks.classification.streams import open_classification_stream
 
 
 def settings_of(output_dir: Path, **overrides) -> ClassificationSettings:
@@ -38,16 +39,41 @@ def batches_of(accelerator, stream, settings, **options) -> BatchStream:
     )
 
 
+COLLECTIVES = (
+    "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "barrier", "broadcast",
+    "broadcast_object_list", "gather", "gather_object", "reduce", "reduce_scatter", "scatter",
+)  # fmt: skip
+
+
+def count_collectives(calls: list[str]) -> None:
+    """Adds the name of every collective that Python code starts to `calls`. DDP's gradients travel without."""
+
+    def counted(name: str, function):
+        def call(*args, **kwargs):
+            calls.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(torch.distributed, name, counted(name, getattr(torch.distributed, name)))
+
+
 def train(accelerator, stream, model_dir: Path, output_dir: Path, **overrides) -> dict:
-    """Trains; returns the report, with `groups`: for each epoch and step the names of this process' samples."""
+    """
+    Trains; returns the report, with `groups`: for each epoch and step the names of this process' samples, and
+    `collectives`: the names of those between one step's batches and the next one's.
+    """
     settings = settings_of(output_dir, **overrides)
-    groups = []
+    groups, collectives = [], []
 
     class RecordingFeed(feed.Feed):
-        def groups(self, limit):
+        def groups(self, limit, agree):
             groups.append([])
-            for group in super().groups(limit):
+            for group in super().groups(limit, agree):
                 groups[-1].append([name for batch in group for name in batch["sample_ids"]])
+                collectives.append(list(CALLS))
+                CALLS.clear()
                 yield group
 
     loop.Feed = RecordingFeed
@@ -76,26 +102,38 @@ def train(accelerator, stream, model_dir: Path, output_dir: Path, **overrides) -
     if accelerator.is_main_process:
         save_file(model.state_dict(), output_dir / "weights.safetensors")
     accelerator.free_memory()  # the next run's checkpoints are its own
-    return report | {"groups": groups, "output_dir": str(output_dir)}
+    return report | {"groups": groups, "collectives": collectives, "output_dir": str(output_dir)}
+
+
+CALLS: list[str] = []
 
 
 def run(data: Path, model_dir: Path, output: Path) -> None:
+    count_collectives(CALLS)
     accelerator = make_accelerator(settings_of(output))
     world_size = accelerator.num_processes
     results = {"world_size": world_size, "rank": accelerator.process_index}
     for name in ("six", "five"):  # unequal shards, whole ones for 2 and 3 processes, and none of them
-        stream = open_stream(str(data / name), "train")
+        stream = open_classification_stream(str(data / name), "train")
         results[name] = train(accelerator, stream, model_dir, output / name)
         results[name]["strategy"] = split_strategy(stream.dataset.num_shards, world_size)
-        held_out = open_stream(str(data / name), "validation")
+        held_out = open_classification_stream(str(data / name), "validation")
         batches = batches_of(accelerator, held_out, settings_of(output))
         model = PvtForImageClassification.from_pretrained(model_dir).eval()
-        results[name]["evaluation"] = evaluate_classifier(accelerator, model, batches, 0)
+        results[name]["evaluation"] = evaluate(accelerator, model, batches, 0, ClassificationEvaluation((32, 32)))
         results[name]["evaluated"] = [name for batch in batches for name in batch.get("sample_ids", [])]
-    six = open_stream(str(data / "six"), "train")
-    results["repeats"] = train(accelerator, six, model_dir, output / "repeats", repeated_augmentation=2, epochs=3)
+    six = open_classification_stream(str(data / "six"), "train")
+    results["repeats"] = train(
+        accelerator,
+        six,
+        model_dir,
+        output / "repeats",
+        repeated_augmentation=2,
+        epochs=3,
+        log_every_steps=100,
+    )
     if world_size == 2:
-        digits = open_stream("digits", "train", image_size=32)
+        digits = open_classification_stream("digits", "train", image_size=32)
         equal = {"shuffle_window": 0, "epochs": 1, "samples_per_epoch": 256}
         results["halves"] = train(accelerator, digits, model_dir, output / "halves", batch_size=16, **equal)
         results["quarters"] = train(

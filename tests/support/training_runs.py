@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.data.batches import BatchStream
-from pvt_hf.data.samples import ClassificationSample
-from pvt_hf.data.streams import open_stream
+from pvt_hf.data.samples import ProcessorTransform
 from pvt_hf.engine import loop
 from pvt_hf.engine.processes import make_accelerator
-from pvt_hf.tasks.classification.train import ClassificationSettings
-from pvt_hf.tasks.classification.transforms import ProcessorTransform
+from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.settings import ClassificationSettings
+from pvt_hf.tasks.classification.streams import open_classification_stream
 
 from .common import tiny_pvt_config
 from .warm_processes import ROOT, Launched, run
@@ -71,8 +71,8 @@ def kill_at_step(folder: Path, wanted: int, signal_number: int, processes: int, 
 
 
 def run_patched(patch: str, folder: Path, processes: int = 1, **overrides) -> subprocess.CompletedProcess:
-    """Runs the script after `patch`, which may use `checkpoint` and `loop`, two modules of the engine."""
-    code = f"import os, resource, runpy, signal, sys\nfrom pvt_hf.training import checkpoint, loop\n{patch}\n"
+    """Runs the script after `patch`, which may use `checkpoints` and `loop`, two modules of the engine."""
+    code = f"import os, resource, runpy, signal, sys\nfrom pvt_hf.engine import checkpoints, loop\n{patch}\n"
     code += f"sys.argv[0] = {TRAIN!r}\nrunpy.run_path({TRAIN!r}, run_name='__main__')\n"
     file = folder / "patched.py"
     file.write_text(code)
@@ -102,13 +102,13 @@ def train_here(source, output_dir, watch=None, config=None, compute_loss=None, s
     Two epochs of `loop.train` in this process, without a script: (model, report), with evaluations of 0.75 and 0.5.
 
     `watch(model, batch)` is called before each loss; `compute_loss` replaces the model's own; `stream_options` are for
-    `open_stream`.
+    `open_classification_stream`.
     """
     defaults = {"batch_size": 8, "epochs": 2, "num_workers": 0, "shuffle_window": 0, "warmup_epochs": 0.5}
     defaults |= {"learning_rate": 1e-3, "mixup": 0.0, "cutmix": 0.0, "log_every_steps": 1}
     settings = ClassificationSettings(output_dir=str(output_dir), cpu=True, **defaults | overrides)
     accelerator = make_accelerator(settings)
-    stream = open_stream(str(source), **stream_options or {})
+    stream = open_classification_stream(str(source), **stream_options or {})
     transform = ProcessorTransform(PvtImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False))
     batches = BatchStream(
         stream,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from pvt_hf.tasks.classification import train as classification  # noqa: F401
+from pvt_hf.tasks.classification import task as classification  # noqa: F401
 
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,6 @@
 """
 Streams of images and objects from real files made on the spot: every layout gives the same objects as pycocotools
-reads, every unusable example is skipped by name, and what is left out and clipped is what brute force says.
+reads, and every unusable example is skipped by name.
 
     pytest tests/tasks/test_detection_data.py
 """
@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import io
 import json
-import sys
 import tarfile
 import tracemalloc
 from functools import partial
@@ -19,16 +18,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from pvt_hf.data import digits
 from pvt_hf.data.batches import BatchStream, StreamError, make_loader
 from pvt_hf.data.fingerprint import stream_fingerprint
 from pvt_hf.data.samples import BadSample
-from pvt_hf.data.streams import open_stream
-from pvt_hf.tasks.detection.masks import mask_to_array, mask_to_rle
-from pvt_hf.tasks.detection.objects import clean_objects, read_objects
+from pvt_hf.tasks.classification.streams import open_classification_stream
 from pvt_hf.tasks.detection.samples import (
     DetectionEvaluationSample,
     DetectionSample,
@@ -38,7 +34,7 @@ from pvt_hf.tasks.detection.samples import (
 )
 from pvt_hf.tasks.detection.streams import open_detection_stream
 
-from ..support.detection_files import CATEGORIES, CLASS_NAMES, encoded, noise, random_objects, run_lengths, write_coco
+from ..support.detection_files import CATEGORIES, CLASS_NAMES, encoded, noise, random_objects, write_coco
 
 
 SIZES = {"b.png": (36, 40), "a.png": (50, 33), "sub/c.png": (32, 64), "d.png": (41, 41), "e.png": (40, 36)}
@@ -307,7 +303,7 @@ def test_sources_that_do_not_fit(tmp_path, coco):
     with pytest.raises(ValueError, match="no column 'things'; it has image, image_id"):
         open_detection_stream(str(coco), objects_column="things")
     with pytest.raises(ValueError, match="no column of objects: open it with open_detection_stream"):
-        DetectionSample(open_stream("digits"), whole)
+        DetectionSample(open_classification_stream("digits"), whole)
 
 
 def test_fingerprint_sees_the_objects(coco, tmp_path):
@@ -345,139 +341,6 @@ def test_images_without_objects_stay_or_are_left_out(source, tmp_path):
     assert [name for batch in batches for name, _ in batch["skipped"]] == ["128"]
 
 
-# Objects
-
-
-def objects_of(*boxes, **fields):
-    return read_objects({"bbox": list(boxes), "category": [0] * len(boxes), **fields}, {0: 0})
-
-
-def test_cleaning_equals_painting():
-    """A box of whole pixels, painted on a canvas of which the image is a part, is what is seen of it in the image."""
-    rng, height, width, margin = np.random.default_rng(0), 30, 40, 60
-    boxes = np.concatenate([rng.integers(-50, 50, (500, 2)), rng.integers(0, 50, (500, 2))], axis=1)
-    crowds = rng.integers(0, 5, 500) == 0
-    expected = []
-    for (x, y, w, h), crowd in zip(boxes + [margin, margin, 0, 0], crowds):
-        canvas = np.zeros((height + 2 * margin + 50, width + 2 * margin + 50), dtype=bool)
-        canvas[y : y + h, x : x + w] = True
-        seen = canvas[margin : margin + height, margin : margin + width]
-        if seen.any() and not crowd:
-            rows, columns = seen.any(1).nonzero()[0], seen.any(0).nonzero()[0]
-            expected.append([columns[0], rows[0], len(columns), len(rows)])
-    found = clean_objects(objects_of(*boxes.tolist(), iscrowd=crowds.tolist()), height, width)
-    assert 50 < len(expected) < 400 and np.array_equal(found.boxes_xywh, expected)
-
-
-def test_cleaning_leaves_slivers_out_and_keeps_single_pixels():
-    boxes = [[3.25, 4.5, 1, 1], [3.25, 4.5, 1, 0.5], [39.5, 2, 9, 9], [38.9, 2, 9, 9], [0, 0, 0, 5], [1e9, 0, 5, 5]]
-    found = clean_objects(objects_of(*boxes), 30, 40)
-    np.testing.assert_allclose(found.boxes_xywh, [[3.25, 4.5, 1, 1], [38.9, 2, 1.1, 9]])
-    assert len(clean_objects(read_objects(None, {}), 30, 40)) == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"bbox": [[1, 2, -3, 4]]}, "object 0 has the box .*not negative"),
-        ({"bbox": [[1, 2, 3, float("nan")]]}, "nan"),
-        ({"bbox": [[float("inf"), 2, 3, 4]]}, "inf"),
-        ({"bbox": [[1, 2, 3]]}, r"\[1, 2, 3\]; expected \[x, y, width, height\]"),
-        ({"bbox": [None]}, "None"),
-        ({"category": [7]}, "category 7, which is not among the classes"),
-        ({"category": [-1]}, "category -1"),
-        ({"category": [None]}, "category None"),
-        ({"category": ["dog"]}, "category 'dog'"),
-        ({"category": [0, 1]}, "different lengths: .*'bbox': 1, 'category': 2"),
-        ({"iscrowd": [0, 0]}, "different lengths"),
-        ({"segmentation": [None, None]}, "different lengths"),
-        ({"area": ["large"]}, "areas are no numbers"),
-    ],
-)
-def test_impossible_objects(change, words):
-    value = {"bbox": [[1, 2, 3, 4]], "category": ["cat"]}
-    assert read_objects(value, {"cat": 5}).class_labels.tolist() == [5]
-    with pytest.raises(BadSample, match=words):
-        read_objects({**value, **change}, {"cat": 5, 0: 5, 1: 6})
-
-
-# Masks
-
-
-def random_mask(seed: int, height: int, width: int, share: float = 0.5) -> np.ndarray:
-    return (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
-
-
-def test_every_form_of_a_mask():
-    for seed, share in enumerate((0.0, 0.02, 0.5, 0.98, 1.0)):
-        mask = random_mask(seed, 30, 41, share)
-        counts = mask_api.encode(np.asfortranarray(mask))["counts"]
-        forms = [{"size": [30, 41], "counts": form} for form in (run_lengths(mask), counts.decode(), counts)]
-        forms += [json.dumps(form) for form in forms[:2]]
-        forms += [{"bytes": encoded(image), "path": None} for image in (mask, mask * 255, mask.astype(bool))]
-        for form in forms:
-            assert np.array_equal(mask_to_array(form, 30, 41), mask)
-            assert mask_to_rle(form, 30, 41) == {"size": [30, 41], "counts": counts.decode()}
-
-
-def test_polygons_are_filled():
-    """Of whole coordinates pycocotools fills exactly the pixels between them."""
-    expected = np.zeros((30, 40), dtype=np.uint8)
-    expected[4:10, 3:20] = expected[20:30, 35:40] = 1
-    parts = [[3, 4, 20, 4, 20, 10, 3, 10], [35, 20, 60, 20, 60, 50, 35, 50]]
-    assert np.array_equal(mask_to_array(parts, 30, 40), expected)
-    assert np.array_equal(mask_to_array(json.dumps([*parts, [1, 2], [5, 5, 9, 9]]), 30, 40), expected)
-    assert not mask_to_array([[5, 5, 9, 9]], 30, 40).any() and not mask_to_array([], 30, 40).any()
-
-
-@pytest.mark.parametrize(
-    ("mask", "words"),
-    [
-        ([[1, 1, 5, 1, 5]], r"expected \[x0, y0, x1, y1"),
-        ([[1, 1, 5, 1, 5, "a"]], "polygon"),
-        ([[1, 1, 5, 1, 5, float("nan")]], "far outside of its image of 30x40, or nowhere"),
-        ([[1, 1, 5, 1, 5, 1e9]], "far outside"),
-        ([1, 1, 5, 1, 5, 5], "polygon"),
-        (7, "expected polygons, run lengths or an image"),
-        ("no json", "no JSON"),
-        ({"size": [40, 30], "counts": [1200]}, "has 40x30 pixels .height x width. and its image 30x40"),
-        ({"size": [30, 40], "counts": [1199]}, "add up to the 30x40 pixels"),
-        ({"size": [30, 40], "counts": [-1, 1201]}, "add up"),
-        ({"size": [30, 40], "counts": [600.5, 599.5]}, "add up"),
-        ({"size": [30, 40], "counts": "~~~"}, "characters"),
-        ({"size": [30, 40], "counts": b""}, "add up"),
-        ({"counts": "abc"}, "'size' and 'counts'"),
-        ({"bytes": encoded(random_mask(0, 40, 30)), "path": None}, "has 40x30"),
-        ({"bytes": encoded(noise(0, 30, 40)), "path": None}, "image of colours"),
-        ({"bytes": b"damaged", "path": None}, "an object's mask: "),
-    ],
-)
-def test_broken_masks(mask, words):
-    for function in (mask_to_array, mask_to_rle):
-        with pytest.raises(BadSample, match=words):
-            function(mask, 30, 40)
-
-
-def test_run_lengths_that_are_cut_off_anywhere():
-    """pycocotools decodes most of them, partly from memory that it does not own."""
-    counts = mask_api.encode(np.asfortranarray(random_mask(0, 30, 40)))["counts"]
-    for length in range(len(counts)):
-        with pytest.raises(BadSample, match="cut off|add up"):
-            mask_to_array({"size": [30, 40], "counts": counts[:length]}, 30, 40)
-    long_runs = np.zeros((500, 700), dtype=np.uint8)
-    long_runs[100:, 300:650] = 1
-    rle = mask_api.encode(np.asfortranarray(long_runs))
-    assert np.array_equal(mask_to_array(rle, 500, 700), long_runs)
-
-
-def test_without_pycocotools_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
-    with pytest.raises(ImportError, match=r"pip install pvt-hf\[detection\]"):
-        mask_to_array([[1, 1, 5, 1, 5, 5]], 30, 40)
-    mask = random_mask(1, 30, 40)
-    assert np.array_equal(mask_to_array({"bytes": encoded(mask), "path": None}, 30, 40), mask)
-
-
 # Samples
 
 
@@ -492,12 +355,12 @@ def example_of(stream, **change):
 def test_unusable_examples_are_skipped_by_name_and_counted(num_workers, tmp_path):
     good = {"bbox": [2, 3, 20, 15], "category_id": 3, "segmentation": [[2, 3, 22, 3, 22, 18]]}
     bad = {
-        "negative": ({"bbox": [2, 3, -20, 15]}, "not negative"),
+        "negative": ({"bbox": [2, 3, -20, 15]}, "no negative sides"),
         "nan": ({"bbox": [2, 3, float("nan"), 15]}, "nan"),
         "class": ({"category_id": 2}, "category 2, which is not among"),
         "polygon": ({"segmentation": [[1, 2, 3]]}, "polygon"),
-        "no_mask": ({"segmentation": []}, "1 of 1 object(s) have no mask"),
-        "rle": ({"segmentation": {"size": [40, 36], "counts": [1440]}}, "has 40x36 pixels"),
+        "no_mask": ({"segmentation": []}, "object 0: no 'segmentation', which masks need"),
+        "rle": ({"segmentation": {"size": [40, 36], "counts": [1440]}}, "object 0: run lengths of size [40, 36]"),
         "missing": ({}, "FileNotFoundError"),
         "cut": ({}, "Error"),
         "size": ({}, "has 20x20 pixels (height x width), but 36x40 according to its annotations"),

@@ -5,9 +5,7 @@ they leave behind agrees with pycocotools and with the models called by hand.
     python -m pytest tests/tasks/test_detection_training.py
 """
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,23 +25,17 @@ from transformers import (
     YolosForObjectDetection,
 )
 
-from pvt_hf import (
-    PvtDetrForObjectDetection,
-    PvtForImageClassification,
-    PvtImageProcessor,
-    RetinaNetForObjectDetection,
-)
 from pvt_hf.data.digits import digit_scenes
+from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.engine.optimizer import make_schedule, parameter_groups
+from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.detection.evaluate import DetectionEvaluationSettings
-from pvt_hf.tasks.detection.evaluate import run as evaluate_checkpoint
-from pvt_hf.tasks.detection.evaluate_stream import check_takes_pixel_mask
-from pvt_hf.tasks.detection.samples import collate_detection
-from pvt_hf.tasks.detection.train import ARCHITECTURES, DetectionSettings, ProcessImage, build_model, run
+from pvt_hf.families import load
+from pvt_hf.tasks.detection.samples import ProcessImage
+from pvt_hf.tasks.detection.settings import ARCHITECTURES, DetectionEvaluationSettings, DetectionSettings
+from pvt_hf.tasks.detection.task import DetectionTask, check_takes_pixel_mask
 
 from ..models.test_modeling_pvt_detr import make_model as make_detr
-from ..support.common import tiny_pvt_config
 from ..support.detection_cases import BACKBONES, random_labels
 from ..support.warm_processes import run as run_program
 
@@ -96,6 +88,9 @@ def coco(tmp_path_factory) -> Path:
     return root
 
 
+TASK = DetectionTask()
+
+
 def settings(architecture: str, output: Path, **more) -> DetectionSettings:
     arguments = {
         "output_dir": str(output), "dataset": "digit-scenes", "eval_split": "test", "scene_size": 64,
@@ -113,7 +108,7 @@ def trained(request, coco, tmp_path_factory):
     """The folder and the report of a few steps on the COCO folder."""
     output = tmp_path_factory.mktemp(request.param) / "out"
     more = {"dataset": str(coco), "eval_split": "validation", "samples_per_epoch": 0, "max_steps": 0, "epochs": 2}
-    return request.param, output, run(settings(request.param, output, **more))
+    return request.param, output, train(TASK, settings(request.param, output, **more))
 
 
 def test_training_leaves_a_model_and_figures(trained):
@@ -121,9 +116,9 @@ def test_training_leaves_a_model_and_figures(trained):
     assert report["steps"] == 6 and report["skipped"] == 0 and report["metrics"]["eval_samples"] == 6
     model, info = AutoModelForObjectDetection.from_pretrained(output, output_loading_info=True)
     assert not any(map(len, info.values())) and model.config.id2label == {n: str(n) for n in range(10)}
-    assert type(model.config) is ARCHITECTURES[architecture].config_class
+    assert type(model.config) is load(ARCHITECTURES[architecture].config)
     processor = AutoImageProcessor.from_pretrained(output)
-    assert type(processor).__name__.startswith(ARCHITECTURES[architecture].processor_class.__name__)
+    assert type(processor).__name__.startswith(load(ARCHITECTURES[architecture].processor).__name__)
     assert ("mask_ap50" in report["metrics"]) == (architecture == "mask_rcnn")
     written = json.loads((output / "run.json").read_text())
     assert written["metrics"]["ap"] == report["metrics"]["ap"] and len(written["metrics"]["per_category_ap"]) == 10
@@ -133,6 +128,7 @@ def test_evaluation_agrees_with_pycocotools_on_the_files(trained, coco, tmp_path
     """The results file, read by pycocotools with the annotation file, gives the figures of the report."""
     architecture, output, trained_report = trained
     report = evaluate_checkpoint(
+        TASK,
         DetectionEvaluationSettings(
             model=str(output),
             dataset=str(coco),
@@ -140,7 +136,7 @@ def test_evaluation_agrees_with_pycocotools_on_the_files(trained, coco, tmp_path
             cpu=True,
             output=str(tmp_path / "ap.json"),
             results=str(tmp_path / "detections.json"),
-        )  # fmt: skip
+        ),  # fmt: skip
     )
     figures = report["results"]
     assert json.loads((tmp_path / "ap.json").read_text())["results"] == figures
@@ -191,16 +187,17 @@ def test_detectors_of_transformers(coco, tmp_path):
     processor.save_pretrained(tmp_path / "detr")
     assert hasattr(processor, "post_process_instance_segmentation")
     more = {"model": str(tmp_path / "detr"), "dataset": str(coco), "eval_split": "validation", "samples_per_epoch": 0}
-    report = run(settings("detr", tmp_path / "out", **more, max_steps=2))
+    report = train(TASK, settings("detr", tmp_path / "out", **more, max_steps=2))
     assert report["steps"] == 2 and report["metrics"]["eval_samples"] == 6 and "mask_ap" not in report["metrics"]
     evaluated = evaluate_checkpoint(
+        TASK,
         DetectionEvaluationSettings(
             model=str(tmp_path / "out"),
             dataset=str(coco),
             num_workers=0,
             cpu=True,
             results=str(tmp_path / "detections.json"),
-        )
+        ),
     )
     assert evaluated["results"]["ap"] == pytest.approx(report["metrics"]["ap"], abs=1e-9)
     assert len(json.loads((tmp_path / "detections.json").read_text())) == 6 * config.num_queries
@@ -213,12 +210,13 @@ def test_detectors_without_pixel_mask():
     assert process(image).shape == (3, 64, 96)
     with torch.device("meta"):
         yolos = YolosForObjectDetection(YolosConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
-    with pytest.raises(ValueError, match="YolosForObjectDetection takes no pixel_mask"):
+    with pytest.raises(ValueError, match="YolosForObjectDetection has no pixel_mask argument"):
         check_takes_pixel_mask(yolos)
 
 
 def test_several_sizes_groups_and_a_held_out_share(coco, tmp_path):
-    report = run(
+    report = train(
+        TASK,
         settings(
             "retinanet",
             tmp_path / "out",
@@ -230,7 +228,7 @@ def test_several_sizes_groups_and_a_held_out_share(coco, tmp_path):
             max_steps=3,
             samples_per_epoch=8,
             batch_size=2,
-        )  # fmt: skip
+        ),  # fmt: skip
     )
     assert report["steps"] == 3 and 0 < report["metrics"]["eval_samples"] < 12
 
@@ -239,14 +237,16 @@ def test_several_sizes_groups_and_a_held_out_share(coco, tmp_path):
     "architecture", ["retinanet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mask_rcnn", "detr"))]
 )
 def test_resuming_goes_on_with_the_same_bits(architecture, tmp_path):
-    whole = run(settings(architecture, tmp_path / "whole"))
-    run(settings(architecture, tmp_path / "parts", save_every_steps=2, save_total_limit=0))
+    whole = train(TASK, settings(architecture, tmp_path / "whole"))
+    train(TASK, settings(architecture, tmp_path / "parts", save_every_steps=2, save_total_limit=0))
     for checkpoint in (tmp_path / "parts").glob("checkpoint-*"):
         if checkpoint.name != "checkpoint-00000004":
             for file in sorted(checkpoint.rglob("*"), reverse=True):
                 file.unlink()
             checkpoint.rmdir()
-    resumed = run(settings(architecture, tmp_path / "parts", save_every_steps=2, resume_from_checkpoint="latest"))
+    resumed = train(
+        TASK, settings(architecture, tmp_path / "parts", save_every_steps=2, resume_from_checkpoint="latest")
+    )
     assert resumed["steps"] == whole["steps"] == 6
     one, other = (AutoModelForObjectDetection.from_pretrained(tmp_path / name) for name in ("whole", "parts"))
     for name, tensor in one.state_dict().items():
@@ -307,128 +307,14 @@ def test_settings_that_cannot_be(more, words, tmp_path):
         assert word in str(error.value)
 
 
-RECIPES = sorted((REPOSITORY / "scripts" / "recipes").glob("coco_*.yaml"))
-# PAPER_FACTS 4.1: learning rate, images per process, drop path
-RATES = {
-    **{("retinanet", size): (1e-4, 2, 0.1 if size in ("tiny", "small") else 0.0)
-       for size in ("tiny", "small", "medium", "large")},
-    **{("mask_rcnn", size): (2e-4, 2, 0.1 if size in ("tiny", "small") else 0.0)
-       for size in ("tiny", "small", "medium")},
-    ("mask_rcnn", "large"): (1.429e-4, 1, 0.0),
-    ("detr", "small"): (1e-4, 2, 0.1),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_are_the_papers(recipe, tmp_path):
-    parsed = parse_arguments(DetectionSettings, [str(recipe), "--output_dir", str(tmp_path)])
-    assert f"recipes/{recipe.name}" in recipe.read_text() and "Not trained by us" in recipe.read_text()
-    size = parsed.variant.removeprefix("pvt-")
-    rate, batch, drop_path = RATES[parsed.architecture, size]
-    assert (parsed.learning_rate, parsed.batch_size, parsed.drop_path_rate) == (rate, batch, drop_path)
-    assert parsed.weight_decay == 1e-4 and parsed.decay_all and parsed.horizontal_flip == 0.5
-    assert parsed.schedule == "step" and not parsed.keep_empty and parsed.group_by_aspect
-    is_detr, three, small = parsed.architecture == "detr", recipe.stem.endswith("3x"), "640" in recipe.stem
-    assert parsed.epochs == (50 if is_detr else 36 if three else 12)
-    assert parsed.decay_epochs == ([33] if is_detr else [27, 33] if three else [8, 11])
-    assert parsed.max_grad_norm == (0.1 if is_detr else 0.0)
-    if is_detr:
-        assert parsed.backbone_learning_rate == 1e-5 and parsed.warmup_steps == parsed.warmup_epochs == 0
-        assert parsed.shortest_edges == [640, 672, 704, 736, 768, 800]
-    else:
-        assert parsed.backbone_learning_rate == 0 and parsed.warmup_steps == 500
-        assert parsed.warmup_learning_rate == pytest.approx(rate * 1e-3)
-        assert parsed.shortest_edges == ([640, 800] if three else [640] if small else [800])
-        assert parsed.shortest_edge_range == three
-    assert (parsed.eval_shortest_edge, parsed.longest_edge) == ((640, 1066) if small else (800, 1333))
-    with torch.device("meta"):
-        model = build_model(parsed, tuple(map(str, range(80))))
-    assert type(model.config) is ARCHITECTURES[parsed.architecture].config_class
-
-
-def test_all_recipes_are_there():
-    names = {recipe.stem for recipe in RECIPES}
-    sizes = ("tiny", "small", "medium", "large")
-    assert {f"coco_{name}_pvt_{size}_1x" for name in ("retinanet", "mask_rcnn") for size in sizes} < names
-    assert {"coco_detr_pvt_small_50e", "coco_retinanet_pvt_small_640_1x"} < names
-
-
 def test_a_head_may_read_other_stages(tmp_path):
     for more, stages in (([], ["stage4"]), (["--out_features", "stage3"], ["stage3"])):
         given = ["--architecture", "detr", "--output_dir", str(tmp_path), *more]
         with torch.device("meta"):
-            model = build_model(parse_arguments(DetectionSettings, given), ("a", "b"))
+            model = TASK.build_model(parse_arguments(DetectionSettings, given), ("a", "b"))
         assert model.config.backbone_config.out_features == stages
         channels = {"stage3": 320, "stage4": 512}[stages[0]]
         assert model.model.input_projection.in_channels == channels
-
-
-# Transformers' Trainer
-
-
-@pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(REPOSITORY / "scripts"))  # where Python looks when it runs a script
-        path = REPOSITORY / "scripts" / "finetune_detection_with_trainer.py"
-        spec = importlib.util.spec_from_file_location("finetune_detection", path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        yield module
-
-
-@pytest.mark.parametrize(
-    "architecture, model_class", [("retinanet", RetinaNetForObjectDetection), ("detr", PvtDetrForObjectDetection)]
-)
-def test_trainer_on_a_classifier(architecture, model_class, script, coco, tmp_path, monkeypatch):
-    """
-    The figures of the best checkpoint are those of the evaluation script, crowds aside (there is one). What the
-    collator made reaches the model whole: Accelerate may cut labels.
-    """
-    collated, received = [], []
-
-    def counts(batch: dict) -> list[int]:
-        return [len(batch["pixel_values"]), *(len(label["boxes"]) for label in batch["labels"])]
-
-    def collate(samples: list[dict]) -> dict:
-        batch = collate_detection(samples)
-        collated.append(counts(batch))
-        return batch
-
-    forward = model_class.forward
-
-    def record(self, **batch):
-        received.append(counts(batch))
-        return forward(self, **batch)
-
-    monkeypatch.setattr(script, "collate_detection", collate)
-    monkeypatch.setattr(model_class, "forward", record)
-    torch.manual_seed(0)
-    PvtForImageClassification(tiny_pvt_config()).save_pretrained(tmp_path / "classifier")
-    PvtImageProcessor().save_pretrained(tmp_path / "classifier")
-    arguments = {
-        "model": tmp_path / "classifier", "architecture": architecture, "dataset": coco, "output_dir": tmp_path / "out",
-        "shortest_edges": 64, "eval_shortest_edge": 64, "longest_edge": 96, "max_steps": 4, "eval_steps": 2,
-        "save_steps": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "shuffle_buffer": 10,
-        "use_cpu": True, "report_to": "none", "learning_rate": 1e-3,
-    }  # fmt: skip
-    flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    metrics = script.main(*script.parse_arguments(flags))
-    # four batches of training and three evaluations of three; a batch more may have been made ahead
-    assert len(received) == 4 + 3 * 3 and all(batch in collated for batch in received)
-    assert max(max(batch) for batch in received) > 2  # objects, of batches of two images
-    monkeypatch.setattr(model_class, "forward", forward)
-    assert metrics["eval_samples"] == 6 and metrics["eval_skipped"] == 0
-    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "out")
-    assert type(model.config) is ARCHITECTURES[architecture].config_class and model.config.num_labels == 10
-    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
-    assert state["best_metric"] == pytest.approx(metrics["eval_ap"]) and state["global_step"] == 4
-    report = evaluate_checkpoint(
-        DetectionEvaluationSettings(model=str(tmp_path / "out"), dataset=str(coco), num_workers=0, cpu=True)
-    )
-    # one of some thirty objects is a crowd, left out of Trainer's figure
-    assert report["results"]["ap"] == pytest.approx(metrics["eval_ap"], abs=0.05)
 
 
 def test_labels_of_the_tests_are_of_the_size_that_they_say():

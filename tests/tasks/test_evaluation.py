@@ -31,8 +31,12 @@ from pvt_hf import PvtForImageClassification, PvtImageProcessor, PvtModel
 from pvt_hf.data.batches import StreamError
 from pvt_hf.data.streams import Stream
 from pvt_hf.engine import evaluation as evaluation_frame
+from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.engine.settings import parse_arguments
-from pvt_hf.tasks.classification.evaluate import EvaluationSettings, OfficialProtocol, match_labels, run
+from pvt_hf.tasks.classification.evaluation import OfficialProtocol
+from pvt_hf.tasks.classification.settings import ClassificationEvaluationSettings
+from pvt_hf.tasks.classification.task import ClassificationTask
+from pvt_hf.tasks.labels import match_labels
 
 from ..support.common import randomize, tiny_pvt_config
 from ..support.warm_processes import ROOT
@@ -127,10 +131,11 @@ def assert_figures(result: dict, expected: dict[str, float], loss_tolerance: flo
 
 
 def evaluate(model: Path, photos: Path, **settings) -> dict:
-    return run(
-        EvaluationSettings(
+    return evaluate_checkpoint(
+        ClassificationTask(),
+        ClassificationEvaluationSettings(
             **{"model": str(model), "dataset": str(photos), "batch_size": 8, "num_workers": 0, "cpu": True, **settings}
-        )
+        ),
     )
 
 
@@ -195,7 +200,7 @@ def test_a_processor_that_keeps_the_shape_needs_a_size(photos, tmp_path):
 
 def test_a_checkpoint_without_a_head_is_refused(photos, tmp_path):
     PvtModel(tiny_pvt_config(num_labels=7, **LABELS)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is no trained PvtForImageClassification.*'classifier.bias'"):
+    with pytest.raises(ValueError, match="is not a complete PvtForImageClassification.*'classifier.bias'"):
         evaluate(tmp_path, photos)
 
 
@@ -288,12 +293,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from pvt_hf import PvtForImageClassification, PvtImageProcessor, PvtModel
 from pvt_hf.data.batches import BatchStream
-from pvt_hf.data.samples import ClassificationSample
-from pvt_hf.data.streams import open_stream
-from pvt_hf.tasks.classification.transforms import ProcessorTransform
-from pvt_hf.tasks.classification.evaluate import EvaluationSettings, run
-from pvt_hf.tasks.classification.evaluate_stream import evaluate_classifier
-from pvt_hf.engine.processes import gather_objects
+from pvt_hf.tasks.classification.samples import ClassificationSample
+from pvt_hf.tasks.classification.streams import open_classification_stream
+from pvt_hf.data.samples import ProcessorTransform
+from accelerate.utils import gather_object
+from pvt_hf.engine.evaluation import evaluate, evaluate_checkpoint
+from pvt_hf.tasks.classification.evaluation import ClassificationEvaluation
+from pvt_hf.tasks.classification.settings import ClassificationEvaluationSettings
+from pvt_hf.tasks.classification.task import ClassificationTask
 
 class Sharded(Accelerator):
     is_fsdp2 = True  # Accelerate has no FSDP on a CPU
@@ -307,8 +314,10 @@ def main(folder, photos, output):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     calls = []
-    model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
-    stream = open_stream(photos, "validation")
+    model.register_forward_pre_hook(
+        lambda module, args, inputs: calls.append(len(inputs["pixel_values"])), with_kwargs=True
+    )
+    stream = open_classification_stream(photos, "validation")
     prepare = ClassificationSample(stream, ProcessorTransform(PvtImageProcessor.from_pretrained(folder)))
     sharded = []
     only = sorted(str(p) for p in Path(photos).rglob("*.png"))[:1]
@@ -316,11 +325,12 @@ def main(folder, photos, output):
         calls.clear()
         batches = BatchStream(stream, prepare, 2, rank=accelerator.process_index, world_size=2, keep=keep)
         try:
-            metrics = evaluate_classifier(accelerator, model, batches, 0)
+            metrics = evaluate(accelerator, model, batches, 0, ClassificationEvaluation((224, 224)))
         except ValueError as error:
             metrics = str(error)
-        sharded.append({"metrics": metrics, "calls": gather_objects(accelerator, list(calls))})
-    report = run(EvaluationSettings(model=folder, dataset=photos, batch_size=8, num_workers=0, cpu=True))
+        sharded.append({"metrics": metrics, "calls": gather_object([list(calls)])})
+    settings = ClassificationEvaluationSettings(model=folder, dataset=photos, batch_size=8, num_workers=0, cpu=True)
+    report = evaluate_checkpoint(ClassificationTask(), settings)
     if accelerator.is_main_process:
         Path(output).write_text(json.dumps({"report": report, "sharded": sharded}))
 
@@ -371,18 +381,27 @@ def test_images_per_second_leave_the_first_batch_out(monkeypatch):
 
 def test_arguments(tmp_path, capsys):
     given = ["--model", "m", "--dataset", "d"]
-    settings = parse_arguments(EvaluationSettings, [*given, "--image_sizes", "224", "256"])
+    settings = parse_arguments(ClassificationEvaluationSettings, [*given, "--image_sizes", "224", "256"])
     assert settings.image_sizes == [224, 256] and not settings.trust_remote_code and settings.split == "validation"
     for bad in (["--batch_size", "0"], ["--crop_ratio", "1.2"], ["--image_sizes", "0"], ["--num_workers", "-1"]):
         with pytest.raises(SystemExit):
-            parse_arguments(EvaluationSettings, [*given, *bad])
+            parse_arguments(ClassificationEvaluationSettings, [*given, *bad])
         assert bad[0] in capsys.readouterr().err
     with pytest.raises(IsADirectoryError, match="name a JSON file"):
-        run(EvaluationSettings(model="m", dataset="d", cpu=True, output=str(tmp_path)))
+        evaluate_checkpoint(
+            ClassificationTask(),
+            ClassificationEvaluationSettings(model="m", dataset="d", cpu=True, output=str(tmp_path)),
+        )
     with pytest.raises(FileNotFoundError, match="no model folder .*nowhere: give a folder"):
-        run(EvaluationSettings(model=str(tmp_path / "nowhere"), dataset="d", cpu=True))
+        evaluate_checkpoint(
+            ClassificationTask(),
+            ClassificationEvaluationSettings(model=str(tmp_path / "nowhere"), dataset="d", cpu=True),
+        )
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
-        run(EvaluationSettings(model="m", dataset="d", cpu=True, mixed_precision="fp16"))
+        evaluate_checkpoint(
+            ClassificationTask(),
+            ClassificationEvaluationSettings(model="m", dataset="d", cpu=True, mixed_precision="fp16"),
+        )
 
 
 def test_the_protocol_on_sides_that_do_not_divide():

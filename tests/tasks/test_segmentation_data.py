@@ -20,8 +20,8 @@ from pvt_hf.data import digits
 from pvt_hf.data.batches import BatchStream, StreamError, make_loader
 from pvt_hf.data.fingerprint import stream_fingerprint
 from pvt_hf.data.samples import BadSample
-from pvt_hf.data.streams import open_stream
 from pvt_hf.tasks.ade20k import ADE20K_CLASS_NAMES
+from pvt_hf.tasks.classification.streams import open_classification_stream
 from pvt_hf.tasks.segmentation.samples import (
     SegmentationEvaluationSample,
     SegmentationSample,
@@ -211,7 +211,7 @@ def test_sources_that_do_not_fit(tmp_path, parquet):
     with pytest.raises(ValueError, match="256 classes: at most 255"):
         SegmentationSample(stream, whole, tuple(map(str, range(256))))
     with pytest.raises(ValueError, match="no mask column"):
-        SegmentationSample(open_stream("digits"), whole)
+        SegmentationSample(open_classification_stream("digits"), whole)
 
 
 def test_fingerprint_sees_the_masks(parquet, tmp_path):

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pvt_hf import SemanticFpnConfig, SemanticFpnForSemanticSegmentation
-from pvt_hf.models.image_processing_pil_semantic import PvtSemanticImageProcessorPil
-from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor
+from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor, PvtSemanticImageProcessorPil
 from pvt_hf.tasks.segmentation import inference as segmentation_inference
 from pvt_hf.tasks.segmentation.inference import MultiScale, SingleScale, SlidingWindow, resized_rows
 
@@ -237,8 +236,10 @@ LARGE = """
 import json, resource, sys
 from pathlib import Path
 from PIL import Image
-from pvt_hf.tasks.segmentation.evaluate import SegmentationEvaluationSettings, run
-report = run(SegmentationEvaluationSettings(
+from pvt_hf.engine.evaluation import evaluate_checkpoint
+from pvt_hf.tasks.segmentation.settings import SegmentationEvaluationSettings
+from pvt_hf.tasks.segmentation.task import SegmentationTask
+report = evaluate_checkpoint(SegmentationTask(), SegmentationEvaluationSettings(
     model=sys.argv[1], dataset=sys.argv[2], output=sys.argv[3], mode="sliding", stride=480, cpu=True, num_workers=0
 ))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux

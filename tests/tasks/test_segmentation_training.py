@@ -19,13 +19,17 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from pvt_hf import PvtForImageClassification
+from pvt_hf.engine import run as engine_run
 from pvt_hf.engine.optimizer import make_schedule, parameter_groups
+from pvt_hf.engine.processes import synchronize_batch_norm
+from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.models.image_processing_semantic import PvtSemanticImageProcessor
 from pvt_hf.tasks.ade20k import ADE20K_CLASS_NAMES
-from pvt_hf.tasks.models import read_class_names, synchronize_batch_norm
-from pvt_hf.tasks.segmentation import train as segmentation
-from pvt_hf.tasks.segmentation.train import ARCHITECTURES, SegmentationSettings, build_model
+from pvt_hf.tasks.labels import read_class_names
+from pvt_hf.tasks.segmentation import task as segmentation
+from pvt_hf.tasks.segmentation.settings import ARCHITECTURES, SegmentationSettings
+from pvt_hf.tasks.segmentation.task import SegmentationTask
 
 from ..support.common import TINY, tiny_pvt_config
 from ..support.training_runs import assert_equal_weights, forget_accelerate, weights
@@ -38,6 +42,9 @@ SMALL_HEAD["trans2seg"] = {
     "hidden_size": 16, "encoder_layers": 1, "decoder_layers": 1, "num_attention_heads": 2, "head_channels": 8,
 }  # fmt: skip
 TRAIN, EVAL = 26, 5
+
+
+TASK = SegmentationTask()
 
 
 def write_images(folder, masks, count: int, seed: int) -> None:
@@ -83,7 +90,7 @@ def train_here(*args, **overrides) -> tuple[dict, str]:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            report = segmentation.run(SegmentationSettings(**settings_for(*args, **overrides)))
+            report = train(TASK, SegmentationSettings(**settings_for(*args, **overrides)))
     finally:
         forget_accelerate()
     return report, printed.getvalue()
@@ -159,12 +166,10 @@ def test_broken_off_and_resumed_ends_with_the_same_bits(straight, scenes, tmp_pa
             raise RuntimeError("power cut")
         return segmentation_loss(*args, **kwargs)
 
-    segmentation_loss, evaluate = segmentation.segmentation_loss, segmentation.evaluate_segmenter
+    segmentation_loss, evaluate = segmentation.segmentation_loss, engine_run.evaluate
     monkeypatch.setattr(segmentation, "segmentation_loss", break_off)
     if broken_at == 8:
-        monkeypatch.setattr(
-            segmentation, "evaluate_segmenter", lambda *args: evaluate(*args) if len(calls) < 8 else break_off()
-        )
+        monkeypatch.setattr(engine_run, "evaluate", lambda *args: evaluate(*args) if len(calls) < 8 else break_off())
     with pytest.raises(RuntimeError, match="power cut"):
         train_here(scenes, tmp_path / "run", backbone=classifier, save_every_steps=1)
     monkeypatch.undo()
@@ -180,7 +185,7 @@ def test_trans2seg_trains_and_goes_on_with_other_classes(scenes, tmp_path):
     report, _ = train_here(scenes, tmp_path / "first", "trans2seg", max_steps=2, eval_every_epochs=9)
     assert report["steps"] == 2 and 0 <= report["metrics"]["mean_iou"] <= 1
     settings = SegmentationSettings(output_dir="unused", model=str(tmp_path / "first"), drop_path_rate=0.3)
-    model = build_model(settings, ("a", "b", "c", "d", "e"))
+    model = TASK.build_model(settings, ("a", "b", "c", "d", "e"))
     assert type(model).__name__ == "Trans2SegForSemanticSegmentation" and model.config.num_labels == 5
     assert model.config.backbone_config.drop_path_rate == 0.3
     kept, trained = model.state_dict(), weights(tmp_path / "first")
@@ -196,7 +201,7 @@ def test_batch_norm_is_synchronised_on_cuda_with_processes(architecture, capsys)
         accelerator = SimpleNamespace(
             num_processes=processes, device=torch.device(device), print=lambda text: said.append(text)
         )
-        model = build_model(settings, ("a", "b"))
+        model = TASK.build_model(settings, ("a", "b"))
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model = synchronize_batch_norm(accelerator, model)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -209,7 +214,7 @@ def test_batch_norm_is_synchronised_on_cuda_with_processes(architecture, capsys)
 
 
 def test_everything_is_decayed_if_asked_for():
-    model = build_model(SegmentationSettings(**settings_for("unused", "unused")), ("a", "b"))
+    model = TASK.build_model(SegmentationSettings(**settings_for("unused", "unused")), ("a", "b"))
     decayed, plain = (group["params"] for group in parameter_groups(model, 1e-4, decay_all=True))
     assert len(decayed) == len(list(model.parameters())) and not plain
     assert [group["weight_decay"] for group in parameter_groups(model, 1e-4, decay_all=True)] == [1e-4, 0.0]

@@ -12,26 +12,21 @@ import argparse
 import math
 import os
 import pickle
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
 from pvt_hf import PvtBackbone, PvtForImageClassification
-from pvt_hf.weights.official import (
-    convert_official_state_dict,
-    convert_to_official_state_dict,
-    load_official_checkpoint,
-    model_from_official_state_dict,
-)
+from pvt_hf.weights.official import load_official_checkpoint, model_from_official_state_dict
 from pvt_hf.weights.official_files import read_checkpoint, unwrap_checkpoint
 from pvt_hf.weights.official_forward import official_feature_maps, official_logits
+from pvt_hf.weights.official_layout import convert_official_state_dict, convert_to_official_state_dict
 from pvt_hf.weights.variants import get_variant
 
+from ..support.golden import GOLDEN_WEIGHTS
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-GOLDEN_FILE = GOLDEN / "official_layout_tiny.pth"
+
 GOLDEN_SIZES = ["64x64", "96x128", "72x100", "128x96", "65x67"]
 HEADS = [1, 2, 5, 8]
 CLASSIFIER_KEYS = ["cls_token", "norm.weight", "norm.bias", "head.weight", "head.bias"]
@@ -87,16 +82,6 @@ def assert_same_bits(one, other):
         assert one[key].dtype == other[key].dtype and torch.equal(one[key], other[key]), key
 
 
-@pytest.fixture(scope="module")
-def golden():
-    return safetensors.torch.load_file(GOLDEN / "official_layout_tiny_expected.safetensors")
-
-
-@pytest.fixture(scope="module")
-def golden_weights():
-    return torch.load(GOLDEN_FILE, weights_only=True)
-
-
 @pytest.fixture
 def saved(tmp_path):
     def save(content, name="checkpoint.pth"):
@@ -112,7 +97,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
 def test_golden_logits_through_the_conversion(golden, attention):
-    model = load_official_checkpoint(GOLDEN_FILE)
+    model = load_official_checkpoint(GOLDEN_WEIGHTS)
     assert type(model) is PvtForImageClassification and not model.training
     model.set_attn_implementation(attention)
     for size in GOLDEN_SIZES:
@@ -434,7 +419,7 @@ def test_backbone_of_a_detector(golden_weights, saved, monkeypatch):
     model = load_official_checkpoint(saved({"meta": {}, "state_dict": detector}))
     assert type(model) is PvtBackbone
     assert_same_bits(convert_to_official_state_dict(model.state_dict()), dense_only(golden_weights))
-    assert len(warnings) == 1 and "3 tensors of bbox_head, neck stay behind" in warnings[0]
+    assert len(warnings) == 1 and "3 tensors of bbox_head, neck are left out" in warnings[0]
     with pytest.raises(ValueError, match="another one beside it"):
         unwrap_checkpoint({**detector, "pos_embed1": torch.zeros(1, 1, 1)})
 
@@ -455,7 +440,7 @@ def test_files_without_one_pvt(saved, content, message):
 
 
 def test_our_own_layout_is_pointed_to_from_pretrained(tmp_path):
-    load_official_checkpoint(GOLDEN_FILE).save_pretrained(tmp_path)
+    load_official_checkpoint(GOLDEN_WEIGHTS).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="from_pretrained"):
         load_official_checkpoint(tmp_path / "model.safetensors")
     with pytest.raises(IsADirectoryError, match="from_pretrained"):
@@ -488,7 +473,7 @@ def test_a_pickle_that_executes_is_refused(golden_weights, tmp_path, where, zip_
         "instead": payload,
     }[where]
     torch.save(content, path, _use_new_zipfile_serialization=zip_file)
-    with pytest.raises(ValueError, match=r"was refused and nothing in it was executed.*\.mkdir"):
+    with pytest.raises(ValueError, match=r"was refused and no code in it was run.*\.mkdir"):
         load_official_checkpoint(path)
     assert not flag.exists()
     torch.load(path, weights_only=False)
@@ -500,7 +485,7 @@ def test_a_pickle_that_executes_is_refused(golden_weights, tmp_path, where, zip_
 def test_a_plain_pickle_is_not_executed(tmp_path, protocol):
     flag, path = tmp_path / "executed", tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps(Payload(flag), protocol=protocol))
-    with pytest.raises(ValueError, match="nothing in it was executed"):
+    with pytest.raises(ValueError, match="no code in it was run"):
         load_official_checkpoint(path)
     assert not flag.exists()
 
@@ -523,7 +508,7 @@ def test_damaged_and_foreign_files(golden_weights, tmp_path, content, suffix):
         "truncated": whole[:-1000],
     }
     path.write_bytes(contents[content])
-    with pytest.raises(ValueError, match=rf"broken{suffix} is (empty|no complete)"):
+    with pytest.raises(ValueError, match=rf"broken{suffix} is (empty|not a complete)"):
         load_official_checkpoint(path)
 
 

@@ -10,7 +10,6 @@ half way) and against a local HTTP server that misbehaves.
 import dataclasses
 import hashlib
 import http.server
-import importlib.metadata
 import importlib.util
 import json
 import signal
@@ -20,7 +19,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from PIL import Image
 from torchvision.models import ResNet50_Weights
@@ -32,31 +30,21 @@ from pvt_hf.weights.convert import convert_checkpoint, imagenet_labels
 from pvt_hf.weights.official_files import download_checkpoint
 from pvt_hf.weights.variants import VARIANTS, get_variant
 
+from ..support.golden import GOLDEN_OUTPUTS, GOLDEN_WEIGHTS
+
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "convert_checkpoint.py"
-GOLDEN = Path(__file__).parents[1] / "golden"
-GOLDEN_FILE = GOLDEN / "official_layout_tiny.pth"
-SHA256 = hashlib.sha256(GOLDEN_FILE.read_bytes()).hexdigest()
+SHA256 = hashlib.sha256(GOLDEN_WEIGHTS.read_bytes()).hexdigest()
 FILES = ["config.json", "conversion.json", "model.safetensors", "preprocessor_config.json"]
 GOLDEN_FIELDS = {"depths": [1, 2, 2, 1], "hidden_sizes": [16, 32, 80, 128]}
-
-
-@pytest.fixture(scope="module")
-def golden():
-    return safetensors.torch.load_file(GOLDEN / "official_layout_tiny_expected.safetensors")
-
-
-@pytest.fixture(scope="module")
-def golden_weights():
-    return torch.load(GOLDEN_FILE, weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     """The result of the real script in a process of its own, and what it printed."""
     output = tmp_path_factory.mktemp("converted") / "new" / "pvt"
-    command = [sys.executable, str(SCRIPT), "--checkpoint", str(GOLDEN_FILE), "--output", str(output)]
+    command = [sys.executable, str(SCRIPT), "--checkpoint", str(GOLDEN_WEIGHTS), "--output", str(output)]
     process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert process.returncode == 0, process.stderr
     return output, process.stdout
@@ -108,7 +96,7 @@ def test_script_writes_a_model_that_the_auto_classes_open(converted, golden):
 
 def test_provenance(converted):
     report = json.loads((converted[0] / "conversion.json").read_text())
-    assert report["source"] == {"file": GOLDEN_FILE.name, "url": None, "sha256": SHA256, "keys": 129}
+    assert report["source"] == {"file": GOLDEN_WEIGHTS.name, "url": None, "sha256": SHA256, "keys": 129}
     # 566,986: the elements of the golden file's tensors
     counts = {"keys": 141, "parameters": 566_986}
     assert report["model"] == {"class": "PvtForImageClassification", **counts, "dtype": "float32", "labels": None}
@@ -116,8 +104,8 @@ def test_provenance(converted):
     # fp64 rounding; 1.81 is the largest logit
     assert report["verification"]["max_abs_difference"] < 1e-13
     assert report["verification"]["tolerance"] == pytest.approx(1e-8 * report["verification"]["max_abs_value"])
-    assert report["versions"]["torch"] == importlib.metadata.version("torch")
-    assert sorted(report["versions"]) == ["pvt-hf", "python", "safetensors", "torch", "transformers"]
+    assert report["versions"]["torch"] == torch.__version__
+    assert sorted(report["versions"]) == ["pvt_hf", "python", "safetensors", "torch", "transformers"]
 
 
 def test_plain_transformers_opens_the_result(converted, golden):
@@ -126,7 +114,7 @@ def test_plain_transformers_opens_the_result(converted, golden):
 import json, sys, torch, safetensors.torch
 from transformers import AutoModelForImageClassification
 model, info = AutoModelForImageClassification.from_pretrained({str(converted[0])!r}, output_loading_info=True)
-golden = safetensors.torch.load_file({str(GOLDEN / "official_layout_tiny_expected.safetensors")!r})
+golden = safetensors.torch.load_file({str(GOLDEN_OUTPUTS)!r})
 with torch.no_grad():
     difference = (model.eval()(golden["64x64.pixel_values"]).logits - golden["64x64.logits"]).abs().max()
 print(json.dumps([
@@ -218,7 +206,7 @@ def test_verification_notices_a_wrong_conversion(monkeypatch, tmp_path, fault):
 
     monkeypatch.setattr(pvt_hf.weights.convert, "model_from_official_state_dict", build_wrongly)
     with pytest.raises(ValueError, match="differ by up to"):
-        convert_checkpoint(GOLDEN_FILE, tmp_path / "out")
+        convert_checkpoint(GOLDEN_WEIGHTS, tmp_path / "out")
     assert not content(tmp_path)
 
 
@@ -227,7 +215,7 @@ def test_existing_output_is_kept_unless_overwritten(script, golden_weights, tmp_
     output.mkdir()
     (output / "notes.txt").write_text("mine")
     before = content(tmp_path)
-    code, errors = script("--checkpoint", GOLDEN_FILE, "--output", output)
+    code, errors = script("--checkpoint", GOLDEN_WEIGHTS, "--output", output)
     assert code == 1 and "is not empty" in errors and "--overwrite" in errors
     assert content(tmp_path) == before
 
@@ -237,19 +225,19 @@ def test_existing_output_is_kept_unless_overwritten(script, golden_weights, tmp_
     assert script("--checkpoint", tmp_path / "bad.pth", "--output", output, "--overwrite")[0] == 1
     assert content(tmp_path) == before
 
-    assert script("--checkpoint", GOLDEN_FILE, "--output", output, "--overwrite")[0] == 0
+    assert script("--checkpoint", GOLDEN_WEIGHTS, "--output", output, "--overwrite")[0] == 0
     assert sorted(path.name for path in output.iterdir()) == FILES
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.pth", "out"]
 
 
 def test_an_empty_output_folder_is_filled(tmp_path):
     (tmp_path / "out").mkdir()
-    convert_checkpoint(GOLDEN_FILE, tmp_path / "out")
+    convert_checkpoint(GOLDEN_WEIGHTS, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
 
 
 def test_old_output_returns_when_the_new_one_cannot_be_put_in_place(monkeypatch, tmp_path):
-    convert_checkpoint(GOLDEN_FILE, tmp_path / "out")
+    convert_checkpoint(GOLDEN_WEIGHTS, tmp_path / "out")
     (tmp_path / "out" / "notes.txt").write_text("mine")
     before, rename = content(tmp_path), pvt_hf.weights.convert.os.rename
 
@@ -260,20 +248,20 @@ def test_old_output_returns_when_the_new_one_cannot_be_put_in_place(monkeypatch,
 
     monkeypatch.setattr(pvt_hf.weights.convert.os, "rename", rename_but_for_the_new)
     with pytest.raises(OSError, match="disk trouble"):
-        convert_checkpoint(GOLDEN_FILE, tmp_path / "out", overwrite=True)
+        convert_checkpoint(GOLDEN_WEIGHTS, tmp_path / "out", overwrite=True)
     assert content(tmp_path) == before
 
 
 def test_overwrite_spares_what_is_needed(script, monkeypatch, tmp_path):
     checkpoint = tmp_path / "run" / "pvt.pth"
     checkpoint.parent.mkdir()
-    checkpoint.write_bytes(GOLDEN_FILE.read_bytes())
+    checkpoint.write_bytes(GOLDEN_WEIGHTS.read_bytes())
     code, errors = script("--checkpoint", checkpoint, "--output", checkpoint.parent, "--overwrite")
-    assert code == 1 and "holds the checkpoint" in errors and checkpoint.exists()
+    assert code == 1 and "contains the checkpoint" in errors and checkpoint.exists()
     monkeypatch.chdir(checkpoint.parent)
-    code, errors = script("--checkpoint", GOLDEN_FILE, "--output", tmp_path, "--overwrite")
-    assert code == 1 and "holds the working directory" in errors and checkpoint.exists()
-    code, errors = script("--checkpoint", GOLDEN_FILE, "--output", checkpoint, "--overwrite")
+    code, errors = script("--checkpoint", GOLDEN_WEIGHTS, "--output", tmp_path, "--overwrite")
+    assert code == 1 and "contains the working directory" in errors and checkpoint.exists()
+    code, errors = script("--checkpoint", GOLDEN_WEIGHTS, "--output", checkpoint, "--overwrite")
     assert code == 1 and "is a file" in errors and checkpoint.exists()
 
 
@@ -288,12 +276,12 @@ def test_output_appears_only_after_verification(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(pvt_hf.weights.convert, "verify", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            convert_checkpoint(GOLDEN_FILE, output)
+            convert_checkpoint(GOLDEN_WEIGHTS, output)
     ((existed, name, complete),) = seen
     assert not existed and complete and not content(tmp_path)
 
     (tmp_path / name).mkdir()  # as a killed run leaves it
-    convert_checkpoint(GOLDEN_FILE, output)
+    convert_checkpoint(GOLDEN_WEIGHTS, output)
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, "out"]
 
 
@@ -302,7 +290,7 @@ def test_a_killed_process_leaves_no_output(tmp_path):
     code = f"""
 import os, signal, pvt_hf.weights.convert as module
 module.verify = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
-module.convert_checkpoint({str(GOLDEN_FILE)!r}, "out")
+module.convert_checkpoint({str(GOLDEN_WEIGHTS)!r}, "out")
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert process.returncode == -signal.SIGKILL, process.stderr
@@ -313,9 +301,9 @@ module.convert_checkpoint({str(GOLDEN_FILE)!r}, "out")
     "arguments, message",
     [
         (["--checkpoint", "nowhere.pth"], "No checkpoint at nowhere.pth"),
-        (["--checkpoint", str(SCRIPT)], "no complete file of torch.save"),
-        (["--checkpoint", str(GOLDEN_FILE), "--image_size", "128"], "patch rows"),
-        (["--checkpoint", str(GOLDEN_FILE), "--num_attention_heads", "3", "3", "3", "3"], "does not divide"),
+        (["--checkpoint", str(SCRIPT)], "not a complete torch.save file"),
+        (["--checkpoint", str(GOLDEN_WEIGHTS), "--image_size", "128"], "patch rows"),
+        (["--checkpoint", str(GOLDEN_WEIGHTS), "--num_attention_heads", "3", "3", "3", "3"], "does not divide"),
     ],
 )
 def test_errors_are_one_message(script, tmp_path, arguments, message):
@@ -347,7 +335,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "/moved/pvt_tiny.pth")
             return self.end_headers()
-        body = b"<html>Please log in</html>" if self.path.startswith("/login") else GOLDEN_FILE.read_bytes()
+        body = b"<html>Please log in</html>" if self.path.startswith("/login") else GOLDEN_WEIGHTS.read_bytes()
         self.send_response(200)
         if not self.path.startswith("/unannounced"):
             self.send_header("Content-Length", str(len(body)))
@@ -400,7 +388,7 @@ def test_download_converts_and_is_kept(script, serve, tmp_path, digest):
 def test_a_kept_file_with_another_digest_is_downloaded_again(serve, tmp_path):
     serve("/good", checkpoint_sha256=SHA256)
     (tmp_path / "pvt_tiny.pth").write_bytes(b"damaged")
-    assert download_checkpoint(get_variant("pvt-tiny"), tmp_path).read_bytes() == GOLDEN_FILE.read_bytes()
+    assert download_checkpoint(get_variant("pvt-tiny"), tmp_path).read_bytes() == GOLDEN_WEIGHTS.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -408,8 +396,8 @@ def test_a_kept_file_with_another_digest_is_downloaded_again(serve, tmp_path):
     [
         ("/missing", {}, "HTTP Error 404"),
         ("/truncated", {}, "IncompleteRead"),
-        ("/unannounced", {}, "no complete file of torch.save"),  # truncated, and the server gave no length
-        ("/login", {}, "no complete file of torch.save"),
+        ("/unannounced", {}, "not a complete torch.save file"),  # truncated, and the server gave no length
+        ("/login", {}, "not a complete torch.save file"),
         ("/silent", {}, "Could not download"),
         ("/good", {"checkpoint_sha256": "0" * 64}, f"has SHA-256 {SHA256}, expected {'0' * 64}"),
         ("/good", {"checkpoint_url": "http://127.0.0.1:1/pvt_tiny.pth"}, "Could not download"),  # refused

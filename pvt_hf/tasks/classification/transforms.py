@@ -73,13 +73,3 @@ def posterize(image: Image.Image, bits_to_keep: int, **settings: Any) -> Image.I
     gave black, as in the official training; later versions raise an error, which would end the training.
     """
     return timm_posterize(image, bits_to_keep, **settings) if bits_to_keep else Image.new(image.mode, image.size)
-
-
-class ProcessorTransform:
-    """An image processor as a function from one PIL image to its `pixel_values` (channels, height, width)."""
-
-    def __init__(self, processor: Any):
-        self.processor = processor
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return torch.as_tensor(self.processor(image)["pixel_values"][0])

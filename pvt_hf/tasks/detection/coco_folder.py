@@ -19,7 +19,7 @@ import datasets
 import pyarrow as pa
 
 from ...data.streams import SPLIT_NAMES, split_root
-from .objects import may_have_objects
+from ...models.image_processing_coco import may_have_objects
 
 
 # Names of a file that lies beside the images of its split

@@ -1,156 +1,101 @@
-"""The objects of an image: checked as they are read, and cleaned for training by rules that stand in one place."""
+"""
+The objects and masks of a data set's images, by the rules of `models/image_processing_coco.py`. What the rules refuse
+makes an image unusable, and raises [`BadSample`] here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import datasets
 import numpy as np
 
 from ...data.samples import BadSample
+from ...models import image_processing_coco as coco
+from ...models.image_processing_masks import segmentation_to_mask, segmentation_to_rle
 
 
-# What a data set calls the class of an object
-CATEGORY_FIELDS = ("category", "category_id", "label")
-# Boxes narrower or lower than this, in pixels, after clipping, are no boxes to learn from.
-SMALLEST_SIDE = 1.0
+@contextmanager
+def _bad_sample(prefix: str = "") -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise BadSample(f"{prefix}{error}") from error
 
 
-@dataclass(frozen=True)
-class Objects:
+def read_objects(value: Any, labels: Mapping[Any, int], masks: Any = None) -> coco.Objects:
+    """The objects of an image as annotated; arguments as in `image_processing_coco`, whose errors become BadSample."""
+    with _bad_sample():
+        return coco.read_objects(value, labels, masks)
+
+
+def decode_masks(objects: coco.Objects, height: int, width: int) -> tuple[coco.Objects, list[np.ndarray]]:
     """
-    The n objects of an image, whose size is (height, width).
-
-    Attributes:
-        boxes_xywh: (n, 4) float64, left, top, width and height in pixels.
-        class_labels: (n,) int64, the model's labels.
-        areas: (n,) float64, pixels as annotated; NaN where nothing is.
-        is_crowd: (n,) bool, whether it stands for a group of uncounted objects.
-        masks: n values for [`pvt_hf.tasks.detection.masks.mask_to_array`], None where an object has no mask.
-    """
-
-    boxes_xywh: np.ndarray
-    class_labels: np.ndarray
-    areas: np.ndarray
-    is_crowd: np.ndarray
-    masks: tuple[Any, ...]
-
-    def __len__(self) -> int:
-        return len(self.class_labels)
-
-    def where(self, chosen: np.ndarray) -> Objects:
-        """Those for which `chosen`, (n,) bool, is true."""
-        masks = tuple(mask for mask, keep in zip(self.masks, chosen) if keep)
-        return Objects(
-            self.boxes_xywh[chosen], self.class_labels[chosen], self.areas[chosen], self.is_crowd[chosen], masks
-        )
-
-
-def read_objects(value: Any, labels: Mapping[Any, int], masks: Any = None) -> Objects:
-    """
-    The objects as they are annotated: crowds, empty boxes and boxes outside the image among them.
-
-    Args:
-        value: a dict of lists, one entry per object, or a list of dicts: `bbox` ([x, y, width, height] in pixels),
-            `category` (or `category_id`, `label`), and where there is any `area`, `iscrowd` and `segmentation`. None
-            has no objects.
-        labels: the model's label of each category.
-        masks: one per object, instead of `segmentation`.
+    The objects whose masks have any pixel, and these masks, each (height, width) uint8 of 0 and 1.
 
     Raises:
-        BadSample: lists of different lengths, a box that is not four finite numbers or whose width or height is
-            negative, a category that is not among `labels`, an area that is not a number.
+        BadSample: an object without a mask, or the errors of [`mask_to_array`].
     """
-    fields = _as_lists(value)
-    boxes = fields.get("bbox") or []
-    names = [name for name in CATEGORY_FIELDS if fields.get(name) is not None]
-    categories = fields[names[0]] if names else []
-    count = len(boxes)
-    areas, crowds = fields.get("area") or [None] * count, fields.get("iscrowd") or [0] * count
-    masks = (fields.get("segmentation") or [None] * count) if masks is None else masks
-    lengths = {"bbox": count, "category": len(categories), "area": len(areas), "iscrowd": len(crowds)}
-    lengths["masks"] = len(masks)
-    if len(set(lengths.values())) > 1:
-        raise BadSample(f"the objects' fields have different lengths: {lengths}")
-    found = Objects(
-        boxes_xywh=np.array([_read_box(box, index) for index, box in enumerate(boxes)], np.float64).reshape(-1, 4),
-        class_labels=np.array([_read_label(item, labels, i) for i, item in enumerate(categories)], dtype=np.int64),
-        areas=_as_floats(areas, "areas"),
-        is_crowd=np.array([bool(crowd) for crowd in crowds], dtype=bool),
-        masks=tuple(masks),
-    )
-    return found
+    with _bad_sample():
+        return coco.decode_masks(objects, height, width, mask_to_array)
 
 
-def clean_objects(objects: Objects, height: int, width: int) -> Objects:
+def encode_masks(objects: coco.Objects, height: int, width: int) -> list[dict[str, Any]]:
+    """The masks of all objects as COCO's compressed run lengths, the counts as str; errors of [`decode_masks`]."""
+    rles = []
+    for position, mask in zip(objects.positions, objects.masks):
+        with _bad_sample(f"object {position}: "):
+            rles.append(mask_to_rle(mask, height, width))
+    return rles
+
+
+def mask_to_array(mask: Any, height: int, width: int) -> np.ndarray:
     """
-    The objects of an image of height x width pixels that a model learns from:
+    The mask of an object as (height, width) uint8, 1 where the object is.
 
-    - crowds are left out, because a crowd's box is not the box of an object (evaluation keeps and ignores them);
-    - boxes partly outside the image are clipped to it;
-    - boxes that are then less than a pixel wide or high are left out: those without area, and those that lie outside.
+    Args:
+        mask: COCO polygons or run lengths, as for `segmentation_to_rle`; the same as JSON text; or an undecoded image
+            (`{"bytes", "path"}`) with one value per pixel, 0 outside the object.
 
-    An image may be left without objects: all of it is background then. mmdetection does the same, but leaves images
-    without objects out (`filter_empty_gt`), tests sides before clipping, and drops objects with an annotated area of 0.
+    Raises:
+        ValueError, TypeError: none of these, of another size than the image, or broken.
+        ImportError: polygons or run lengths without pycocotools.
     """
-    corners = np.concatenate([objects.boxes_xywh[:, :2], objects.boxes_xywh[:, :2] + objects.boxes_xywh[:, 2:]], axis=1)
-    corners = corners.clip(0, [width, height, width, height])
-    sides = corners[:, 2:] - corners[:, :2]
-    clipped = Objects(
-        boxes_xywh=np.concatenate([corners[:, :2], sides], axis=1),
-        class_labels=objects.class_labels,
-        areas=objects.areas,
-        is_crowd=objects.is_crowd,
-        masks=objects.masks,
-    )
-    # Clipping subtracts from large numbers: a side of exactly one pixel may come out a little shorter.
-    return clipped.where(~objects.is_crowd & (sides > SMALLEST_SIDE - 1e-4).all(axis=1))
-
-
-def may_have_objects(value: Any) -> bool:
-    """Whether `value`, as for [`read_objects`], has anything to learn from, the image's size being unknown."""
+    if not _is_image(mask):
+        return segmentation_to_mask(_parse(mask), height, width)
     try:
-        fields = _as_lists(value)
-        boxes = fields.get("bbox") or []
-        crowds = fields.get("iscrowd") or [0] * len(boxes)
-        return any(not crowd and min(box[2:]) >= SMALLEST_SIDE for box, crowd in zip(boxes, crowds))
-    except Exception:  # something impossible: it comes, and is counted, where it is read
-        return True
+        array = np.asarray(datasets.Image().decode_example(mask))
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
+        raise ValueError(f"a mask that is not an image ({type(error).__name__}: {error})") from error
+    if array.ndim != 2:
+        raise ValueError("a mask that is a colour image; expected one value per pixel.")
+    if array.shape != (height, width):
+        raise ValueError(f"a mask of {array.shape[0]}x{array.shape[1]} for an image of {height}x{width}.")
+    return (array != 0).astype(np.uint8)
 
 
-def _as_lists(value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        names = {name for item in value for name in item}
-        return {name: [item.get(name) for item in value] for name in names}
-    if not isinstance(value, dict):
-        raise BadSample(f"the objects are {value!r:.60}; expected a dict of lists or a list of dicts")
-    return value
+def mask_to_rle(mask: Any, height: int, width: int) -> dict[str, Any]:
+    """The mask of an object as `{"size": [height, width], "counts": str}`; arguments and errors of `mask_to_array`."""
+    if _is_image(mask):
+        from pycocotools import mask as coco_mask
+
+        rle = coco_mask.encode(np.asfortranarray(mask_to_array(mask, height, width)))
+    else:
+        rle = segmentation_to_rle(_parse(mask), height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode()}
 
 
-def _read_box(box: Any, index: int) -> list[float]:
+def _is_image(mask: Any) -> bool:
+    return isinstance(mask, dict) and bool(mask.get("bytes") or mask.get("path"))
+
+
+def _parse(mask: Any) -> Any:
+    if not isinstance(mask, str):
+        return mask
     try:
-        numbers = [float(number) for number in box]
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) != 4 or not np.isfinite(numbers).all() or min(numbers[2:]) < 0:
-        raise BadSample(
-            f"object {index} has the box {box!r:.80}; expected [x, y, width, height] in pixels, width and height not "
-            "negative"
-        )
-    return numbers
-
-
-def _read_label(category: Any, labels: Mapping[Any, int], index: int) -> int:
-    if not isinstance(category, int | str) or category not in labels:
-        raise BadSample(f"object {index} has the category {category!r}, which is not among the classes")
-    return labels[category]
-
-
-def _as_floats(values: list[Any], name: str) -> np.ndarray:
-    try:
-        return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise BadSample(f"the objects' {name} are no numbers: {error}") from error
+        return json.loads(mask)
+    except ValueError as error:
+        raise ValueError(f"a mask that is text but not JSON: {mask[:40]!r}") from error

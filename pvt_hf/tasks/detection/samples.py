@@ -11,15 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import fsspec
-import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch.nn.functional import pad
 
 from ...data.samples import BadSample, sample_id, to_rgb
 from ...data.streams import Stream
-from .masks import mask_to_array, mask_to_rle
-from .objects import Objects, clean_objects, read_objects
+from ...models.image_processing_coco import Objects, clean_objects
+from .objects import decode_masks, encode_masks, read_objects
 from .streams import inner_objects
 
 
@@ -128,8 +127,8 @@ class DetectionSample(_DecodedSample):
     - `orig_size`, `size`: (2,) int64, (height, width) of the image before and after the transform;
     - `image_id`: (1,) int64, if the source has such a number.
 
-    Which objects are left out is decided by [`pvt_hf.tasks.detection.objects.clean_objects`]; of masks, by one rule
-    more: an object without any pixel in its mask, such as one with a degenerate polygon, is left out as well.
+    The objects are those that [`pvt_hf.models.image_processing_coco.clean_objects`] keeps and, with masks,
+    [`pvt_hf.models.image_processing_coco.decode_masks`].
 
     Args:
         stream: where the examples come from; has an `objects_column`.
@@ -162,7 +161,10 @@ class DetectionSample(_DecodedSample):
         objects = clean_objects(objects, image.height, image.width)
         masks = None
         if self.with_masks:
-            objects, masks = _decode_masks(objects, image.height, image.width)
+            objects, arrays = decode_masks(objects, image.height, image.width)
+            masks = torch.zeros((len(objects), image.height, image.width), dtype=torch.uint8)
+            for target, array in zip(masks, arrays):
+                target.copy_(torch.from_numpy(array))
         corners = objects.boxes_xywh.copy()
         corners[:, 2:] += corners[:, :2]
         pixel_values, boxes_xyxy, masks = self.transform(image, torch.from_numpy(corners).float(), masks)
@@ -182,23 +184,6 @@ class DetectionSample(_DecodedSample):
         return {"pixel_values": pixel_values, "labels": labels}
 
 
-def _decode_masks(objects: Objects, height: int, width: int) -> tuple[Objects, torch.Tensor]:
-    """The objects whose masks have pixels, and their masks, (n, height, width) uint8."""
-    _check_masks(objects)
-    arrays = [mask_to_array(mask, height, width) for mask in objects.masks]
-    drawn = np.array([array.any() for array in arrays], dtype=bool)
-    masks = torch.zeros((int(drawn.sum()), height, width), dtype=torch.uint8)
-    for place, index in enumerate(drawn.nonzero()[0]):
-        masks[place] = torch.from_numpy(arrays[index])
-    return objects.where(drawn), masks
-
-
-def _check_masks(objects: Objects) -> None:
-    missing = [index for index, mask in enumerate(objects.masks) if mask is None]
-    if missing:
-        raise BadSample(f"{len(missing)} of {len(objects)} object(s) have no mask")
-
-
 class DetectionEvaluationSample(_DecodedSample):
     """
     Makes `{"pixel_values": (3, h, w), "target": dict, "orig_size": (height, width)}` of an example, to evaluate on.
@@ -207,7 +192,7 @@ class DetectionEvaluationSample(_DecodedSample):
     image among them, so that the figures are those of the annotation file: `image_id` (the source's, or else the
     example's name) and `annotations`, a list of dicts with `bbox` ([x, y, width, height] in the pixels of the image
     before processing), `category_id` (the model's label, without gaps; `category_ids` has what the source calls it),
-    `area` (that of the mask or else of the box, if none is annotated), `iscrowd` (0 or 1), and with masks
+    `area` (as annotated, or else that of the box), `iscrowd` (0 or 1), and with masks
     `segmentation` (COCO's compressed run lengths, the counts as str).
 
     Args:
@@ -230,16 +215,14 @@ class DetectionEvaluationSample(_DecodedSample):
         image, objects, facts = self.decode(example)
         rles = None
         if self.with_masks:
-            _check_masks(objects)
-            rles = [mask_to_rle(mask, image.height, image.width) for mask in objects.masks]
+            rles = encode_masks(objects, image.height, image.width)
         annotations = []
         for index in range(len(objects)):
             x, y, width, height = objects.boxes_xywh[index].tolist()
-            area = float(objects.areas[index])
             annotation = {
                 "bbox": [x, y, width, height],
                 "category_id": int(objects.class_labels[index]),
-                "area": width * height if np.isnan(area) else area,
+                "area": float(objects.areas[index]),
                 "iscrowd": int(objects.is_crowd[index]),
             }
             if rles is not None:
@@ -294,3 +277,20 @@ def aspect_group(stream: Stream, example: dict[str, Any]) -> int:
         except Exception:  # counted where it is decoded
             return 0
     return int(width > height)
+
+
+class ProcessImage:
+    """
+    An image as `processor` prepares it, without the padding, which the batch will add; a class, because loader workers
+    may have to pickle it.
+    """
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        inputs = self.processor(image, return_tensors="pt")
+        if "pixel_mask" not in inputs:  # RT-DETR's, say, which resizes to one size
+            return inputs["pixel_values"][0]
+        mask = inputs["pixel_mask"][0].bool()
+        return inputs["pixel_values"][0, :, : mask.any(dim=1).sum(), : mask.any(dim=0).sum()]

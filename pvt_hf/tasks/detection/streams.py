@@ -2,7 +2,7 @@
 Opening a source of images and objects as a stream: built-in digit scenes, a folder in COCO's layout, parquet files,
 webdataset tars, or a Hub data set.
 
-Images and masks are left undecoded: `pvt_hf.tasks.detection.samples` opens them, where a damaged file is a sample to skip.
+Images and masks stay encoded: `samples.py` decodes them, where a damaged file is a sample to skip.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import datasets
 
 from ...data.streams import Stream, find_image_column, open_archives, open_digit_scenes, open_source, split_root
+from ...models.image_processing_coco import CATEGORY_FIELDS, may_have_objects
 from .coco_folder import find_coco_folder, open_coco_folder
-from .objects import CATEGORY_FIELDS, may_have_objects
 
 
 MASKS_COLUMN = "masks"

@@ -1,8 +1,7 @@
 """
 The training transform for object detection and instance segmentation: that of the official
 `detection/configs/_base_/datasets/coco_{detection,instance}.py`, with mmdetection: rescaling, flipping, normalisation.
-Padding is the batch's affair, see [`pvt_hf.tasks.detection.samples.collate_detection`]. All draws are from torch's global
-generator.
+Padding is the batch's affair, see `collate_detection` in samples.py. All draws are from torch's global generator.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import SizeDict
 
-from ...models.image_processing_pil_semantic import resize_steps
+from ...models.image_processing_sizes import rescaled_size
 
 
 class ResizeToShortestEdge(v2.Transform):
@@ -38,7 +37,7 @@ class ResizeToShortestEdge(v2.Transform):
         edge = self.shortest_edges[int(torch.randint(len(self.shortest_edges), ()))]
         limits = SizeDict(shortest_edge=edge, longest_edge=self.longest_edge)
         height, width = F.get_size(flat_inputs[0])
-        return {"size": resize_steps(height, width, limits)[0]}
+        return {"size": rescaled_size(height, width, limits)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(F.resize, inpt, size=list(params["size"]), antialias=True)

@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ...models.image_processing_pil_semantic import MAX_SCORES, SIZE_DIVISOR, best_classes
-from ..classification.transforms import ProcessorTransform
+from ...data.samples import ProcessorTransform
+from ...models.image_processing_semantic import MAX_SCORES, best_classes
+from ...models.image_processing_sizes import SIZE_DIVISOR
 
 
 Forward = Callable[[torch.Tensor], Any]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ...data.samples import BadSample, decode_rgb
 from ...data.streams import Stream
-from ...models.image_processing_pil_semantic import IGNORE_LABEL, map_to_array, map_to_labels
+from ...models.image_processing_semantic import IGNORE_LABEL, map_to_array, map_to_labels
 
 
 Views = Callable[[Image.Image], list[torch.Tensor]]

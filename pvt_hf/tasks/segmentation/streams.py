@@ -2,7 +2,7 @@
 Opening a source of images and masks as a stream: built-in digit scenes, folders of images and PNG masks (ADE20K's
 original layout among them), parquet files, webdataset tars, or a Hub data set.
 
-Image and mask are both left undecoded: `pvt_hf.tasks.segmentation.samples` opens them, where a damaged file is a sample to skip.
+Images and masks stay encoded: `samples.py` decodes them, where a damaged file is a sample to skip.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import SizeDict
 
-from ...models.image_processing_pil_semantic import IGNORE_LABEL, resize_steps
+from ...models.image_processing_semantic import IGNORE_LABEL
+from ...models.image_processing_sizes import resize_steps
 
 
 CROP_TRIES = 10  # mmsegmentation's `RandomCrop`

@@ -1,0 +1,46 @@
+"""Recipes: YAML files of `argument: value` lines. A line `base: FILE` starts from the arguments of another recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """
+    The arguments that a recipe sets, by name: those of its base, overridden by its own.
+
+    `base` is relative to the recipe's folder, and may have a base itself. A value that is a mapping replaces that of
+    the base; the two are not merged.
+
+    Raises:
+        FileNotFoundError: the recipe, or a base, does not exist.
+        ValueError: a file is not valid YAML or not a mapping, or the bases go in a circle.
+    """
+    file, files, values = Path(path), list[Path](), dict[str, Any]()
+    while True:
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no recipe {file}{f', the base of {files[-1]}' if files else ''}.")
+        files.append(file.resolve())
+        if len(set(files)) < len(files):
+            raise ValueError(f"the bases go in a circle: {' -> '.join(file.name for file in files)}.")
+        own = _read_mapping(file)
+        base = own.pop("base", None)
+        values = own | values
+        if base is None:
+            return values
+        if not isinstance(base, str):
+            raise ValueError(f"{file} has `base: {base!r}`; expected a recipe's path, relative to this file.")
+        file = file.parent / base
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} must be a list of `argument: value` lines.")
+    return values

@@ -1,0 +1,120 @@
+"""Accuracy and loss of an image classifier, of any architecture, and the evaluation protocol of the official code."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms import v2 as transforms
+from transformers import PreTrainedModel
+
+from ...data.samples import ProcessorTransform
+from ...engine.task import Evaluation
+from ...metrics.accuracy_at_k import AccuracyAtK
+
+
+class ClassificationEvaluation(Evaluation):
+    """
+    Top-1, top-5 (top-k for k classes if there are fewer) and mean cross-entropy: `accuracy@1`, `accuracy@5`,
+    `eval_loss`.
+
+    Args:
+        size: (height, width) of the images.
+        options: keyword arguments of the model's forward.
+    """
+
+    def __init__(self, size: tuple[int, int], **options: Any):
+        self.size, self.options = size, options
+        self.ranked: list[list[int]] = []
+        self.labels: list[int] = []
+        self.loss_sum = 0.0
+
+    def add(self, forward: Callable[..., Any], batch: dict[str, Any]) -> None:
+        logits = forward(pixel_values=batch["pixel_values"], **self.options).logits.float().cpu()
+        self.loss_sum += nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
+        self.ranked += logits.topk(min(5, logits.shape[1])).indices.tolist()
+        self.labels += batch["labels"].tolist()
+
+    def state(self) -> tuple[list[list[int]], list[int], float]:
+        collected = self.ranked, self.labels, self.loss_sum
+        self.ranked, self.labels, self.loss_sum = [], [], 0.0
+        return collected
+
+    def count(self, states: list[Any]) -> int:
+        return sum(len(labels) for _, labels, _ in states)
+
+    def compute(self, states: list[Any]) -> dict[str, Any]:
+        ranked = [row for part, _, _ in states for row in part]
+        labels = [label for _, part, _ in states for label in part]
+        ranks = (1, min(5, len(ranked[0])))
+        metrics = AccuracyAtK(keep_in_memory=True).compute(predictions=ranked, references=labels, k=ranks)
+        return {**metrics, "eval_loss": sum(loss for _, _, loss in states) / len(labels)}
+
+    def idle_inputs(self) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.zeros(1, 3, *self.size)}
+
+
+class OfficialProtocol:
+    """
+    One PIL RGB image to `pixel_values` (3, image_size, image_size): shorter side to int(image_size / crop_ratio),
+    centre crop, then the processor's rescaling and normalisation. The filter is the processor's, or bicubic.
+
+    Source: the evaluation transform of the official `classification/datasets.py`, on Pillow images as there. The
+    processor does not resize, because processors differ in what `size` means to them (ConvNeXT's crops or warps).
+    """
+
+    def __init__(self, processor: Any, image_size: int, crop_ratio: float = 0.875):
+        self.processor = processor
+        resample = getattr(processor, "resample", None)
+        resample = Image.Resampling.BICUBIC if resample is None else Image.Resampling(resample)
+        filter_ = transforms.InterpolationMode(resample.name.lower())
+        self.steps = transforms.Compose(
+            [transforms.Resize(int(image_size / crop_ratio), filter_), transforms.CenterCrop(image_size)]
+        )
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        inputs = self.processor(self.steps(image), do_resize=False, do_center_crop=False, return_tensors="pt")
+        return inputs["pixel_values"][0]
+
+
+def evaluation_transform(processor: Any, image_size: int | None, crop_ratio: float) -> Callable[[Image.Image], Any]:
+    """The processor itself for None, or if it does the same; otherwise [`OfficialProtocol`]."""
+    own = getattr(processor, "do_center_crop", None) and (
+        processor.size.get("shortest_edge"),
+        processor.crop_size.get("height"),
+        processor.crop_size.get("width"),
+    )
+    if image_size is None or own == (int(image_size / crop_ratio), image_size, image_size):
+        return ProcessorTransform(processor)
+    return OfficialProtocol(processor, image_size, crop_ratio)
+
+
+def output_size(processor: Any) -> tuple[int, int]:
+    """
+    The (height, width) to which a processor brings every image, found by trying.
+
+    Raises:
+        ValueError: it depends on the image, so images cannot be stacked in a batch.
+    """
+    sizes = [
+        tuple(processor(Image.new("RGB", size), return_tensors="pt")["pixel_values"].shape[-2:])
+        for size in ((640, 480), (480, 640))
+    ]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{type(processor).__name__} makes {sizes[0]} of an image of 480x640 and {sizes[1]} of one of 640x480 "
+            "(height, width), which cannot be stacked in a batch. Give --image_sizes."
+        )
+    return sizes[0]
+
+
+def forward_options(model: PreTrainedModel, size: tuple[int, int]) -> dict[str, Any]:
+    """`interpolate_pos_encoding=True` where the model takes it and (height, width) is not its own size."""
+    own = getattr(model.config, "image_size", None)
+    own = (own, own) if isinstance(own, int) else own
+    takes_it = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    return {"interpolate_pos_encoding": True} if takes_it and own is not None and tuple(own) != size else {}

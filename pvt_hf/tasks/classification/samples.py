@@ -1,0 +1,55 @@
+"""From an undecoded image and its label to a sample for classification, or to a reason why it is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ...data.samples import BadSample, decode_rgb
+from ...data.streams import Stream
+
+
+class ClassificationSample:
+    """
+    Makes `{"pixel_values": (3, height, width) float, "labels": () int64}` of an example.
+
+    Args:
+        stream: where the examples come from.
+        transform: PIL RGB image to tensor.
+        class_names: the model's labels, in order; defaults to the stream's. String labels are looked up in it.
+
+    Raises:
+        ValueError: the stream has no label column, no class names are known, or there is only one.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        transform: Callable[[Image.Image], torch.Tensor],
+        class_names: tuple[str, ...] | None = None,
+    ):
+        if stream.label_column is None:
+            raise ValueError(f"{stream.name} has no label column: name it with label_column.")
+        names = class_names or stream.class_names
+        if names is None:
+            raise ValueError(
+                f"The labels of {stream.name} have no names: give class_names, in the order of the labels."
+            )
+        self.class_names = names
+        self.stream, self.transform, self.label_column = stream, transform, stream.label_column
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
+        label = example[self.label_column]
+        if isinstance(label, bytes):
+            label = label.decode()
+        if isinstance(label, str) and label in self.class_names:
+            label = self.class_names.index(label)
+        elif isinstance(label, str) and label.isdigit():
+            label = int(label)
+        if not isinstance(label, int) or not 0 <= label < len(self.class_names):
+            raise BadSample(f"label {label!r} is not one of the {len(self.class_names)} classes")
+        image = decode_rgb(example[self.stream.image_column])
+        return {"pixel_values": self.transform(image), "labels": torch.tensor(label)}

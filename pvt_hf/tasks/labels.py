@@ -1,0 +1,105 @@
+"""Class names and labels: from arguments to configurations, and from the data's labels to a model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..data.streams import Stream
+from ..weights.opening import shorten
+from .ade20k import ADE20K_CLASS_NAMES
+
+
+def read_class_names(text: str) -> tuple[str, ...] | None:
+    """
+    The names that `--class_names` gives; None for an empty text.
+
+    Raises:
+        FileNotFoundError: there is no such .txt file.
+        ValueError: less than two names, or one that occurs twice.
+    """
+    if not text or text == "ade20k":
+        return ADE20K_CLASS_NAMES if text else None
+    if text.endswith(".txt"):
+        lines = [line for line in Path(text).read_text().splitlines() if line.strip()]
+    else:
+        lines = text.split(",")
+    names = tuple(name.strip() for name in lines)
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if len(names) < 2 or repeated:
+        raise ValueError(
+            f"--class_names gives {len(names)} name(s){f', {repeated} more than once' if repeated else ''}: expected "
+            "two or more different ones, separated by commas or in a .txt file with one per line."
+        )
+    return names
+
+
+def label_fields(class_names: Sequence[str]) -> dict[str, Any]:
+    """`id2label` and `label2id` of a configuration."""
+    return {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: label for label, name in enumerate(class_names)},
+    }
+
+
+def class_names_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """A model's class names, by label."""
+    config: Any = model.config
+    return tuple(config.id2label[label] for label in range(config.num_labels))
+
+
+def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int], str | None]:
+    """
+    The model's label for each label of `stream`: by name where both have the same names, otherwise by number.
+
+    Returns:
+        The model's labels in the order of the stream's, and a warning (None if the names agree).
+
+    Raises:
+        ValueError: the numbers of classes differ; a name has different numbers in two otherwise different lists; or the
+            names are the same in another order, but not unique. The message lists the differences.
+    """
+    names, numbers = stream.class_names, list(range(len(model_names)))
+    if names is None:
+        return numbers, (
+            f"the labels of {stream.name} have no names: taken as the model's labels 0 to {len(model_names) - 1} "
+            f"({model_names[0]} to {model_names[-1]}); text is looked up among the model's names."
+        )
+    if names == model_names:  # also where a name occurs twice, like "crane" and "maillot" in ImageNet
+        return numbers, None
+    if set(names) == set(model_names) and len(set(names)) == len(names) == len(model_names):
+        return [model_names.index(name) for name in names], None
+    only_data, only_model = sorted(set(names) - set(model_names)), sorted(set(model_names) - set(names))
+    moved = [name for i, name in enumerate(names) if name in model_names and name not in model_names[i : i + 1]]
+    differences = (
+        f"{stream.name} has {len(names)} classes and the model {len(model_names)}; only in the data: "
+        f"{shorten(only_data)}; only in the model: {shorten(only_model)}; in both with another number: "
+        f"{shorten(moved)}."
+    )
+    if len(names) != len(model_names) or moved:
+        raise ValueError(
+            f"{differences} If the labels do mean the same, name them as the model does: --class_names, in the order "
+            "of the data's labels."
+        )
+    return numbers, f"{differences} Label i of the data is taken as label i of the model."
+
+
+class RenumberedSample:
+    """
+    Samples with the model's labels. A class, because loader processes may have to pickle it.
+
+    Args:
+        sample: example to a dict with `labels`, integers of any shape.
+        table: (n,) int64, the model's label for each of the data's.
+    """
+
+    def __init__(self, sample: Callable[[dict[str, Any]], dict[str, Any]], table: torch.Tensor):
+        self.sample, self.table = sample, table
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        tensors = self.sample(example)
+        return {**tensors, "labels": self.table[tensors["labels"]]}

@@ -1,0 +1,79 @@
+"""Mean IoU of a segmenter, of any architecture, at the images' own sizes, and its table by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from ...engine.task import Evaluation
+from ...metrics.mean_iou import MeanIoU, figures_of_confusion_matrix
+from .inference import Forward
+
+
+class Inference(Protocol):
+    """One of the classes of `pvt_hf.tasks.segmentation.inference`, which describes the arguments."""
+
+    def __call__(self, image: Image.Image) -> list[torch.Tensor]: ...
+
+    def predict(self, model: Forward, views: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor: ...
+
+
+class SegmentationEvaluation(Evaluation):
+    """
+    The figures of [`pvt_hf.metrics.mean_iou.MeanIoU`].
+
+    Batches are lists: `views`, made by `inference`, and `labels` (H, W) of each image, as
+    [`pvt_hf.tasks.segmentation.samples.SegmentationEvaluationSample`] gives them.
+
+    Args:
+        inference: turns an image's views into its label map.
+        num_labels: classes of the model.
+    """
+
+    def __init__(self, inference: Inference, num_labels: int):
+        self.inference, self.num_labels = inference, num_labels
+        self.metric = MeanIoU(num_labels=num_labels)
+
+    def add(self, forward: Callable[..., Any], batch: dict[str, Any]) -> None:
+        def model(pixel_values: torch.Tensor) -> Any:
+            return forward(pixel_values=pixel_values)
+
+        for views, labels in zip(batch["views"], batch["labels"]):
+            predicted = self.inference.predict(model, views, tuple(labels.shape))
+            self.metric.add(prediction=predicted, reference=labels)
+
+    def state(self) -> tuple[Any, int]:
+        collected = self.metric.confusion_matrix, len(self.metric)
+        self.metric = MeanIoU(num_labels=self.num_labels)
+        return collected
+
+    def count(self, states: list[Any]) -> int:
+        return sum(images for _, images in states)
+
+    def compute(self, states: list[Any]) -> dict[str, Any]:
+        return figures_of_confusion_matrix(sum(matrix for matrix, _ in states))
+
+
+MEANS = ("mean_iou", "mean_accuracy", "overall_accuracy")
+
+
+def class_table(metrics: dict[str, Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each class: `name`, `iou`, `accuracy` (from 0 to 1, None where undefined), `pixels`."""
+    columns = (metrics[f"per_category_{name}"] for name in ("iou", "accuracy", "pixels"))
+    return [
+        {"name": name, "iou": iou, "accuracy": accuracy, "pixels": pixels}
+        for name, iou, accuracy, pixels in zip(class_names, *columns)
+    ]
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """The rows of [`class_table`] as text, with a minus sign for None."""
+    width = max(len("class"), *(len(row["name"]) for row in rows))
+    lines = [f"{'class':<{width}} {'IoU':>7} {'accuracy':>9} {'pixels':>14}"]
+    for row in rows:
+        iou, accuracy = ("-" if row[name] is None else f"{row[name]:.4f}" for name in ("iou", "accuracy"))
+        lines.append(f"{row['name']:<{width}} {iou:>7} {accuracy:>9} {row['pixels']:>14,}")
+    return "\n".join(lines)

@@ -1,0 +1,146 @@
+"""Semantic segmentation as a task of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+
+from ...data.streams import Stream
+from ...engine.task import EvaluationPart, Task
+from ...families import load
+from ...models.image_processing_semantic import IGNORE_LABEL, PvtSemanticImageProcessor
+from ..labels import RenumberedSample, class_names_of, match_labels, read_class_names
+from ..models import build_head, open_model
+from .evaluation import MEANS, Inference, SegmentationEvaluation, class_table, format_table
+from .inference import MultiScale, SingleScale, SlidingWindow
+from .samples import SegmentationEvaluationSample, SegmentationSample, collate_lists
+from .settings import (
+    ARCHITECTURES,
+    SegmentationData,
+    SegmentationEvaluationSettings,
+    SegmentationFinetuning,
+    SegmentationRecipe,
+    SegmentationSettings,
+)
+from .streams import open_segmentation_stream
+from .transforms import SegmentationTransform
+
+
+def segmentation_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    """The model's own loss: the mean cross-entropy over labelled pixels."""
+    return model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
+
+
+def make_inference(settings: SegmentationEvaluationSettings, processor: Any) -> Inference:
+    """The way of inference that `--mode` names."""
+    if settings.mode == "single":
+        return SingleScale(processor)
+    if settings.mode == "multi_scale":
+        return MultiScale(processor, settings.ratios, settings.flip)
+    return SlidingWindow(processor, settings.window, settings.stride)
+
+
+class SegmentationTask(Task):
+    name = "semantic-segmentation"
+    auto_class = AutoModelForSemanticSegmentation
+    best_metric = "mean_iou"
+    training_settings = SegmentationSettings
+    evaluation_settings = SegmentationEvaluationSettings
+    finetuning_settings = SegmentationFinetuning
+    eval_batch_size = 1  # images of different sizes are predicted one by one
+
+    def open_stream(self, settings: SegmentationData, split: str, processor: Any, training: bool = False) -> Stream:
+        return open_segmentation_stream(
+            settings.dataset,
+            split,
+            image_column=settings.image_column or None,
+            mask_column=settings.mask_column or None,
+            image_size=settings.scene_size,
+            digit_sizes=settings.digit_sizes,
+        )
+
+    def build_processor(self, settings: SegmentationRecipe) -> Any:
+        if settings.model:
+            return AutoImageProcessor.from_pretrained(settings.model, do_reduce_labels=settings.reduce_labels)
+        size = {"shortest_edge": settings.shortest_edge, "longest_edge": settings.longest_edge}
+        return PvtSemanticImageProcessor(size=size, do_reduce_labels=settings.reduce_labels)
+
+    def build_model(self, settings: SegmentationRecipe, class_names: tuple[str, ...]) -> PreTrainedModel:
+        if settings.model:
+            return open_model(settings.model, self.auto_class, class_names, settings.drop_path_rate)
+        family = ARCHITECTURES[settings.architecture]
+        return build_head(settings, self.auto_class, load(family.config), list(family.stages), class_names)
+
+    def training_sample(self, settings: Any, stream: Stream, processor: Any) -> SegmentationSample:
+        transform = SegmentationTransform(
+            tuple(processor.image_mean),
+            tuple(processor.image_std),
+            crop_size=settings.crop_size,
+            shortest_edge=settings.shortest_edge,
+            longest_edge=settings.longest_edge,
+            min_scale=settings.min_scale,
+            max_scale=settings.max_scale,
+            max_class_share=settings.max_class_share,
+            horizontal_flip=settings.horizontal_flip,
+            photometric=settings.photometric,
+        )
+        return SegmentationSample(stream, transform, read_class_names(settings.class_names), settings.reduce_labels)
+
+    def evaluation_sample(
+        self, settings: Any, stream: Stream, processor: Any, class_names: tuple[str, ...]
+    ) -> SegmentationEvaluationSample:
+        return SegmentationEvaluationSample(stream, SingleScale(processor), class_names, settings.reduce_labels)
+
+    def loss(self, settings: Any, num_labels: int) -> Callable[[nn.Module, dict[str, Any]], torch.Tensor]:
+        return segmentation_loss
+
+    def evaluation(
+        self, settings: Any, model: PreTrainedModel, processor: Any, num_labels: int
+    ) -> SegmentationEvaluation:
+        """At the images' own sizes and a single scale."""
+        return SegmentationEvaluation(SingleScale(processor), num_labels)
+
+    def checkpoint_evaluations(
+        self, settings: SegmentationEvaluationSettings, stream: Stream, model: PreTrainedModel, processor: Any
+    ) -> Iterator[EvaluationPart]:
+        reduce_labels = settings.reduce_labels
+        if reduce_labels is None:
+            reduce_labels = bool(getattr(processor, "do_reduce_labels", False))
+        data_names = read_class_names(settings.class_names) or (
+            stream.class_names and stream.class_names[int(reduce_labels) :]
+        )
+        model_names = class_names_of(model)
+        labels, warning = match_labels(replace(stream, class_names=data_names), model_names)
+        table = torch.full((IGNORE_LABEL + 1,), IGNORE_LABEL)
+        table[: len(labels)] = torch.tensor(labels)
+        inference = make_inference(settings, processor)
+        sample = SegmentationEvaluationSample(stream, inference, data_names or model_names, reduce_labels)
+
+        def report(metrics: dict[str, Any]) -> dict[str, Any]:
+            figures = {name: value for name, value in metrics.items() if not name.startswith("per_category_")}
+            return {**figures, "classes": class_table(metrics, model_names)}
+
+        def text(metrics: dict[str, Any]) -> str:
+            names = (*MEANS, "eval_samples", "eval_skipped", "images_per_second")
+            shown = ", ".join(
+                f"{name} {'-' if metrics[name] is None else format(metrics[name], '.6g')}" for name in names
+            )
+            return f"{format_table(class_table(metrics, model_names))}\n{settings.mode}: {shown}"
+
+        yield EvaluationPart(
+            title=settings.mode,
+            sample=RenumberedSample(sample, table),
+            evaluation=SegmentationEvaluation(inference, len(model_names)),
+            report=report,
+            table=text,
+            facts={"reduce_labels": reduce_labels, "warning": warning},
+        )
+
+    def collate_evaluation(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Lists, because the images differ in size."""
+        return collate_lists(list(samples))

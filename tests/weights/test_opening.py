@@ -1,0 +1,97 @@
+"""
+`open_complete` opens a checkpoint only if it has every weight; `weights_digest` changes with every bit and name.
+
+    python -m pytest tests/weights/test_opening.py
+"""
+
+import hashlib
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForImageClassification
+
+from pvt_hf import PvtForImageClassification
+from pvt_hf.weights.opening import check_model_path, open_complete, shorten, weights_digest
+
+from ..support.common import randomize, tiny_pvt_config
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = randomize(PvtForImageClassification(tiny_pvt_config()))
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model", model
+
+
+def change_weights(folder, change) -> None:
+    """Rewrites the saved weights after `change` has edited them in place."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_complete_checkpoint(saved):
+    folder, model = saved
+    opened = open_complete(AutoModelForImageClassification, folder, dtype=torch.float64)
+    assert type(opened) is PvtForImageClassification and not opened.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(opened.state_dict()[name], tensor.double()), name
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_missing_weights_are_named(saved, count):
+    folder, model = saved
+    missing = sorted(model.state_dict())[:count]
+
+    def drop(weights):
+        for name in missing:
+            del weights[name]
+
+    change_weights(folder, drop)
+    with pytest.raises(ValueError) as error:
+        open_complete(AutoModelForImageClassification, folder)
+    message = str(error.value)
+    assert message.startswith(f"{folder} is not a complete PvtForImageClassification: it has no weights for ")
+    assert all(repr(name) in message for name in missing[:4]) and ("and 2 more" in message) == (count == 6)
+
+
+def test_a_classifier_for_other_classes(saved):
+    folder, model = saved
+    names = {index: f"class {index}" for index in range(3)}
+    with pytest.raises(ValueError, match="weights of other shapes .*'classifier.bias', 'classifier.weight'"):
+        open_complete(PvtForImageClassification, folder, id2label=names)
+    opened = open_complete(PvtForImageClassification, folder, id2label=names, new_classifier=True)
+    assert opened.classifier.weight.shape == (3, 128) and torch.isfinite(opened.classifier.weight).all()
+    assert torch.equal(opened.pvt.encoder.layer_norm.weight, model.pvt.encoder.layer_norm.weight)
+
+
+def test_damaged_weights_and_absent_folders(saved):
+    folder, _ = saved
+    with pytest.raises(FileNotFoundError, match="There is no model folder .*/absent"):
+        open_complete(PvtForImageClassification, folder.with_name("absent"))
+    check_model_path("org/name")  # may be on the Hub
+    (folder / "model.safetensors").write_bytes(b"\xff" * 1000)
+    with pytest.raises(ValueError, match="The weights of .* cannot be read"):
+        open_complete(PvtForImageClassification, folder)
+
+
+def test_the_digest_covers_names_and_bytes():
+    layer = nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 2.0]])), layer.bias.fill_(0.5)
+    little_endian = bytes.fromhex("0000803f00000040")
+    expected = hashlib.sha256(b"bias" + bytes.fromhex("0000003f") + b"weight" + little_endian).hexdigest()
+    assert weights_digest(layer) == expected
+    assert weights_digest(nn.Sequential(layer)) != expected  # other names
+    with torch.no_grad():
+        layer.weight[0, 0] = torch.nextafter(layer.weight[0, 0], torch.tensor(2.0))
+    assert weights_digest(layer) != expected
+
+
+def test_long_lists_of_names_are_cut():
+    assert shorten(["a", "b"], limit=2) == "'a', 'b'"
+    assert shorten(["a", "b", "c"], limit=2) == "'a', 'b' and 1 more"
+    assert shorten([]) == "none"
