@@ -35,8 +35,7 @@ from pvt_hf.tasks.detection.samples import ProcessImage
 from pvt_hf.tasks.detection.settings import ARCHITECTURES, DetectionEvaluationSettings, DetectionSettings
 from pvt_hf.tasks.detection.task import DetectionTask, check_takes_pixel_mask
 
-from ..models.test_modeling_pvt_detr import make_model as make_detr
-from ..support.detection_cases import BACKBONES, random_labels
+from ..support.heads import BACKBONES, random_objects, tiny_head
 from ..support.warm_processes import run as run_program
 
 
@@ -277,7 +276,7 @@ def test_the_schedule_of_detection():
 
 
 def test_the_backbone_of_detr_has_a_rate_of_its_own():
-    model = make_detr()
+    model = tiny_head("detr")
     groups = parameter_groups(model, 1e-4, decay_all=True, backbone_learning_rate=1e-5)
     optimizer = torch.optim.AdamW(groups, lr=1e-4)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -319,7 +318,7 @@ def test_a_head_may_read_other_stages(tmp_path):
 
 def test_labels_of_the_tests_are_of_the_size_that_they_say():
     """Guards the helper that other tests rely on: boxes are those of the masks, to a pixel."""
-    for label in random_labels(2, 48, 80):
+    for label in random_objects(2, 48, 80):
         for box, mask in zip(label["boxes"] * torch.tensor([80, 48, 80, 48]), label["masks"]):
             rows, columns = torch.where(mask)
             extent = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
