@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ..support.clean_process import REPOSITORY
-from ..support.imports import find_circle, find_modules, module_name, read_imports, resolve
+from ..support.imports import find_circle, find_modules, module_name, read_imports, resolve, travelling_files
 
 
 # A folder may import what is above it, and itself; folders of one line do not import each other.
@@ -35,7 +35,6 @@ ROOT_IMPORTS = {"families", "models", "weights"}
 ALLOWED = {
     ("pvt_hf.metrics.reports", "pvt_hf"): "reads `__version__`, which setuptools has to find in pvt_hf/__init__.py",
 }
-TRAVELLING = ("configuration_", "modeling_", "image_processing_")
 
 
 def folder_of(module: str) -> str:
@@ -71,10 +70,6 @@ def package_faults(root: Path, allowed: dict[tuple[str, str], str] = ALLOWED) ->
                 faults.append(f"{place}: {module} must not import {target}")
     circle = find_circle(graph)
     return faults + ([f"circle: {' -> '.join(circle)}"] if circle else [])
-
-
-def travelling_files(root: Path) -> list[Path]:
-    return [path for kind in TRAVELLING for path in sorted((root / "pvt_hf" / "models").glob(f"{kind}*.py"))]
 
 
 def travel_faults(root: Path) -> list[str]:

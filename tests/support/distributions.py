@@ -1,6 +1,6 @@
-"""Builds the wheel and the source distribution of the package, as they would be published."""
+"""Builds the wheel and the source distribution as they would be published, and installs the wheel."""
 
-import os
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from .clean_process import REPOSITORY
+
+
+CORE_ENVIRONMENT = REPOSITORY / ".venv-core"
+CONSTRAINTS = REPOSITORY / "constraints.txt"
 
 
 def tracked_files() -> list[Path]:
@@ -38,12 +42,6 @@ def build_distributions(folder: Path) -> tuple[Path, Path]:
     return wheel, sdist
 
 
-def wheel_to_test(folder: Path) -> Path:
-    """The wheel that the variable PVT_HF_WHEEL names, or one built in `folder`."""
-    given = os.environ.get("PVT_HF_WHEEL")
-    return Path(given) if given else build_distributions(folder)[0]
-
-
 def uv(*arguments: object) -> None:
     """Runs the `uv` of the development environment."""
     program = Path(sys.executable).with_name("uv")
@@ -55,7 +53,7 @@ def uv(*arguments: object) -> None:
 def install_wheel(wheel: Path, folder: Path) -> Path:
     """
     Makes an environment in `folder` that has the wheel and, from this environment, its dependencies, but not this
-    checkout. Returns its interpreter. (tests/package/test_core_only.py installs the dependencies, too.)
+    checkout. Returns its interpreter.
     """
     uv("venv", "--python", sys.executable, folder)
     python = folder / "bin" / "python"
@@ -64,4 +62,21 @@ def install_wheel(wheel: Path, folder: Path) -> Path:
     # Path files in these folders are not read: an editable installation there has no effect.
     dependencies = [path for path in sys.path if Path(path).name == "site-packages"]
     (site_packages / "dependencies.pth").write_text("\n".join(dependencies))
+    return python
+
+
+def install_core(wheel: Path) -> Path:
+    """
+    Installs the wheel with its core dependencies into `.venv-core`; returns its interpreter. The environment is kept
+    between runs while pyproject.toml, constraints.txt and the interpreter stay as they are.
+    """
+    python = CORE_ENVIRONMENT / "bin" / "python"
+    inputs = (REPOSITORY / "pyproject.toml").read_bytes() + CONSTRAINTS.read_bytes() + sys.version.encode()
+    stamp, wanted = CORE_ENVIRONMENT / "installed-from", hashlib.sha256(inputs).hexdigest()
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        shutil.rmtree(CORE_ENVIRONMENT, ignore_errors=True)
+        uv("venv", "--python", sys.executable, CORE_ENVIRONMENT)
+    # Always: the code may have changed. A complete environment takes nothing else from this.
+    uv("pip", "install", "--python", python, "--constraint", CONSTRAINTS, "--reinstall-package", "pvt-hf", wheel)
+    stamp.write_text(wanted)
     return python
