@@ -35,6 +35,7 @@ class TestMaskRcnn(DetectorContract):
     family = "mask_rcnn"
     # All anchors and regions count in the losses: the contract compares gradients of training steps.
     overrides = ALL_REGIONS
+    training_overrides = {"num_train_candidates": 100, "num_proposals": 50, "box_num_samples": 32}
     refused_stages = [["stage4"], STAGES[1:]]
     # How many regions there are depends on the image: no graph of fixed shapes holds them.
     test_compiles_without_graph_breaks = test_compiled_training_step = None
@@ -82,7 +83,7 @@ class TestMaskRcnn(DetectorContract):
 
     def test_compiles_with_graph_breaks(self):
         torch.compiler.reset()
-        model, images = self.make_model(), random_images(1, 64, 96)
+        model, images = self.make_model(**self.compile_overrides), random_images(1, 64, 96)
         compiled = torch.compile(model, backend="eager")
         self.assert_same(self.run_model(compiled, images), self.run_model(model, images))
 

@@ -6,6 +6,7 @@ they leave behind agrees with pycocotools and with the models called by hand.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,12 +103,14 @@ def settings(architecture: str, output: Path, **more) -> DetectionSettings:
     return DetectionSettings(**arguments)
 
 
+ON_COCO = {"eval_split": "validation", "samples_per_epoch": 0, "max_steps": 0, "epochs": 2}  # 6 steps
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def trained(request, coco, tmp_path_factory):
     """The folder and the report of a few steps on the COCO folder."""
     output = tmp_path_factory.mktemp(request.param) / "out"
-    more = {"dataset": str(coco), "eval_split": "validation", "samples_per_epoch": 0, "max_steps": 0, "epochs": 2}
-    return request.param, output, train(TASK, settings(request.param, output, **more))
+    return request.param, output, train(TASK, settings(request.param, output, **ON_COCO, dataset=str(coco)))
 
 
 def test_training_leaves_a_model_and_figures(trained):
@@ -232,22 +235,16 @@ def test_several_sizes_groups_and_a_held_out_share(coco, tmp_path):
     assert report["steps"] == 3 and 0 < report["metrics"]["eval_samples"] < 12
 
 
-@pytest.mark.parametrize(
-    "architecture", ["retinanet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mask_rcnn", "detr"))]
-)
-def test_resuming_goes_on_with_the_same_bits(architecture, tmp_path):
-    whole = train(TASK, settings(architecture, tmp_path / "whole"))
-    train(TASK, settings(architecture, tmp_path / "parts", save_every_steps=2, save_total_limit=0))
+def test_resuming_goes_on_with_the_same_bits(trained, coco, tmp_path):
+    architecture, whole, report = trained
+    saving = {**ON_COCO, "dataset": str(coco), "save_every_steps": 2, "save_total_limit": 0}
+    train(TASK, settings(architecture, tmp_path / "parts", **saving))
     for checkpoint in (tmp_path / "parts").glob("checkpoint-*"):
         if checkpoint.name != "checkpoint-00000004":
-            for file in sorted(checkpoint.rglob("*"), reverse=True):
-                file.unlink()
-            checkpoint.rmdir()
-    resumed = train(
-        TASK, settings(architecture, tmp_path / "parts", save_every_steps=2, resume_from_checkpoint="latest")
-    )
-    assert resumed["steps"] == whole["steps"] == 6
-    one, other = (AutoModelForObjectDetection.from_pretrained(tmp_path / name) for name in ("whole", "parts"))
+            shutil.rmtree(checkpoint)
+    resumed = train(TASK, settings(architecture, tmp_path / "parts", **saving, resume_from_checkpoint="latest"))
+    assert resumed["steps"] == report["steps"] == 6
+    one, other = (AutoModelForObjectDetection.from_pretrained(folder) for folder in (whole, tmp_path / "parts"))
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
 
