@@ -1,7 +1,7 @@
 """
 Runs the tests that a change can affect, and says why each of them.
 
-    python -m tests.support.changed_tests [--base REF] [PYTEST ARGUMENT ...]
+    python -m tests.support.changed_tests [--base REF] [-- PYTEST ARGUMENT ...]
 
 A test file depends on what it imports, directly or through other modules, and on the files of this repository that it
 and its support name. All of this is read from the sources with Python's parser. Names count where there is no import:
@@ -225,9 +225,10 @@ def changed_files(root: Path, base: str | None) -> tuple[str, list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--base", type=lambda text: text or None, help="a git revision, such as main or HEAD~3")
-    options, pytest_arguments = parser.parse_known_args()
+    parser.add_argument("pytest_arguments", nargs="*", help="after `--`")
+    options = parser.parse_args()
     root = Path(__file__).parents[2]
     base, changed = changed_files(root, options.base)
     affected = affected_tests(root, changed)
@@ -237,7 +238,7 @@ def main() -> int:
     if not affected:
         return 0
     sys.stdout.flush()
-    return subprocess.run([sys.executable, "-m", "pytest", *pytest_arguments, *affected], cwd=root).returncode
+    return subprocess.run([sys.executable, "-m", "pytest", *options.pytest_arguments, *affected], cwd=root).returncode
 
 
 if __name__ == "__main__":
