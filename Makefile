@@ -14,19 +14,19 @@ app: $(INSTALLED)
 	$(BIN)/python scripts/app.py
 
 # Two processes of one thread each suit two cores better than one of two. tests/conftest.py starts long files first.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder --durations 25 --durations-min 1
+PYTEST := -q -n 2 --dist loadscope --no-loadscope-reorder --durations 25 --durations-min 1
 FAST := not slow and not gpu and not network
 
 test: $(INSTALLED) browser
-	$(PYTEST) -m "$(FAST)"
+	$(BIN)/python -m pytest $(PYTEST) -m "$(FAST)"
 
 # With the slow ones: what CI runs.
 test-all: $(INSTALLED) browser
-	$(PYTEST) -m "not gpu and not network"
+	$(BIN)/python -m pytest $(PYTEST) -m "not gpu and not network"
 
 # The tests of `make test` that can be affected by what has changed since BASE (default: since this branch left main).
 test-changed: $(INSTALLED) browser
-	$(BIN)/python -m tests.support.changed_tests --base "$(BASE)" -- $(wordlist 4,99,$(PYTEST)) -m "$(FAST)"
+	$(BIN)/python -m tests.support.changed_tests --base "$(BASE)" -- $(PYTEST) -m "$(FAST)"
 
 # tests/scripts/test_app.py needs it. Where it cannot be installed here, that file fails, and the others run.
 browser:

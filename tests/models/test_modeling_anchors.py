@@ -36,7 +36,7 @@ def random_boxes(count: int, generator: torch.Generator, size: float = 100.0) ->
 
 
 def test_anchors_of_retinanet_one_by_one():
-    """Also at 800x1344, where grids of 13x21 and 7x11 cells are not the image divided by 64 and by 128."""
+    """At 800x1344 the grids of 13x21 and 7x11 cells are not the image's size divided by 64 and 128."""
     grids = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
     maps = [torch.empty(1, 1, *grid) for grid in grids]
     generator = torch.Generator().manual_seed(0)
@@ -68,7 +68,7 @@ def test_anchors_of_region_proposals_one_by_one():
 
 
 def test_anchors_in_the_padding_of_a_batch():
-    """An image of 33x70 among others of 128x128: padded to 64x96 on its own, which counts as image."""
+    """An image of 33x70 in a batch of 128x128. Alone it would be padded to 64x96: anchors in there are used."""
     maps = [torch.empty(2, 1, 16, 16), torch.empty(2, 1, 8, 8)]
     grid = AnchorGrid([8, 16], [[1.0], [2.0]], [1.0])
     inside = grid.inside(maps, torch.tensor([[33, 70], [128, 128]]))
@@ -97,7 +97,7 @@ def test_assignment_one_by_one(positive, negative, low_quality):
 
 
 def test_an_object_takes_its_best_box_though_that_overlaps_another_more():
-    """The rule in which torchvision's Matcher differs: it would give the box to the other object."""
+    """torchvision's Matcher differs here: it would give the box to the other object."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
     objects = torch.tensor([[0.0, 0, 10, 9], [8, 0, 30, 10]])  # the second has no better box than the first box
     assigned = assign_to_objects(boxes, objects, positive_iou=0.95, negative_iou=0.4, low_quality_iou=0.0)

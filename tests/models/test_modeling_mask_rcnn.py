@@ -45,7 +45,7 @@ class TestMaskRcnn(DetectorContract):
         return [outputs.pred_scores, outputs.pred_boxes, outputs.pred_masks]
 
     def test_initialisation_statistics(self):
-        """As mmdetection; the backbone's own are tested with it."""
+        """As in mmdetection. The backbone has its own test."""
         torch.manual_seed(0)
         model = self.model_class(self.make_config(fpn_channels=64, box_head_size=128))
         bound = math.sqrt(6 / (64 * 49 + 128))
@@ -64,7 +64,7 @@ class TestMaskRcnn(DetectorContract):
         assert not any(m.bias.any() for head in heads for m in head.modules() if getattr(m, "bias", None) is not None)
 
     def test_half_precision(self):
-        """Detections are fp32 at any precision; which ones there are may change with it, losses by little."""
+        """Detections are always fp32. Precision may change which ones are found; losses change little."""
         labels = random_objects(1, 64, 64)
         model = self.make_model()
         expected = model(random_images(1, 64, 64), labels=labels).loss
@@ -81,6 +81,7 @@ class TestMaskRcnn(DetectorContract):
             actual = model(random_images(1, 64, 64), labels=labels).loss
         assert actual.dtype == torch.float32 and abs(actual / expected - 1) < 0.1
 
+    @pytest.mark.slow
     def test_compiles_with_graph_breaks(self):
         torch.compiler.reset()
         model, images = self.make_model(**self.compile_overrides), random_images(1, 64, 96)
@@ -185,7 +186,7 @@ def bilinear(feature_map: torch.Tensor, y: float, x: float) -> torch.Tensor:
 
 
 def test_regions_are_cut_out_sample_by_sample():
-    """Aligned: half a cell is taken off, and as many samples per bin as cells that it spans, rounded up."""
+    """Aligned sampling: shifted by half a cell, with as many samples per bin as it spans cells, rounded up."""
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, 3, 256 // s, 256 // s, generator=generator) for s in (4, 8, 16, 32)]
     rois = torch.tensor([[0, 10.3, 20.1, 50.9, 44.0], [1, 3.0, 0, 200.5, 180], [1, 100, 100, 230, 250.0]])
@@ -268,7 +269,7 @@ def test_a_quarter_of_the_sample_is_of_objects():
 
 
 def test_mask_targets_of_a_triangle():
-    """Each bin of 28x28 is a pixel of the mask here."""
+    """The box is as large as the grid of 28x28 bins, so each bin is one pixel of the mask."""
     mask = torch.ones(28, 28).tril()
     masks = torch.zeros(2, 40, 60)
     masks[1, 5:33, 10:38] = mask

@@ -1,5 +1,5 @@
 """
-The three PVT classes keep the contract of tests/support/model_contract.py, and compute what native Transformers PVT computes.
+The three PVT classes keep the contract of tests/support/model_contract.py and compute what Transformers' native PVT does.
 
     pytest tests/models/test_modeling_pvt.py
 """
@@ -19,7 +19,7 @@ from ..support.model_contract import ModelContract
 
 class TestPvtModel(ModelContract):
     model_class = PvtModel
-    # The classifier holds it whole
+    # Compiled and exported as part of the classifier
     test_compiles_without_graph_breaks = test_compiled_training_step = None
     test_exports_with_dynamic_batch_height_and_width = None
 
@@ -32,7 +32,7 @@ class TestPvtModel(ModelContract):
 
 class TestPvtBackbone(ModelContract):
     model_class = PvtBackbone
-    # Every head's graph holds it whole
+    # Compiled and exported as part of every head
     test_compiles_without_graph_breaks = test_compiled_training_step = None
     test_exports_with_dynamic_batch_height_and_width = None
 
@@ -114,7 +114,7 @@ class TestPvtForImageClassification(ModelContract):
         torch.testing.assert_close(outputs.loss, nn.functional.mse_loss(outputs.logits[:, 0], values[:, 0]))
 
     def test_loss_honours_the_trainers_item_count(self):
-        """Trainer passes `num_items_in_batch` when it accumulates gradients, and divides by nothing itself."""
+        """When Trainer accumulates gradients it passes `num_items_in_batch` and does not divide the loss itself."""
         model, images, labels = self.make_model(), random_images(2, 64, 64), self.make_labels(2)
         mean = model(images, labels=labels).loss
         torch.testing.assert_close(model(images, labels=labels, num_items_in_batch=8).loss, mean * 2 / 8)

@@ -46,7 +46,7 @@ class TestPvtDetr(DetectorContract):
         return [outputs.logits, outputs.pred_boxes]
 
     def test_half_precision(self):
-        """Images have to come in the precision of the model."""
+        """Images must have the model's precision."""
         images = random_images(2, 64, 64)
         expected = self.run_model(self.make_model(), images)
         for dtype in (torch.bfloat16, torch.float16):
@@ -75,7 +75,7 @@ def test_names_numbers_and_outputs_are_transformers_own():
 
 
 def test_losses_of_processes_are_those_of_the_whole_batch(tmp_path):
-    """Gradients of processes are averaged: so averaged, box losses are those of one process that has all images."""
+    """Averaged over processes, as gradients are, box losses equal those of one process with all images."""
     run(["-m", "tests.support.detr_processes", tmp_path], processes=2)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     model, (images, labels) = tiny_head("detr"), batch_of_three()
@@ -92,7 +92,7 @@ def test_losses_of_processes_are_those_of_the_whole_batch(tmp_path):
 
 
 def test_parameters_of_the_paper_sized_model():
-    """Transformers' own DETR has as many beside its backbone; the paper does not publish a number."""
+    """Without backbones, as many as Transformers' DETR. The paper gives no number."""
     with torch.device("meta"):
         ours = PvtDetrForObjectDetection(
             PvtDetrConfig(backbone_config=get_config("pvt-small", out_features=["stage4"]))
@@ -130,7 +130,7 @@ def test_new_weights_are_those_of_the_original_code():
 
 
 def test_resnet_as_in_the_baseline_of_the_paper():
-    """Transformers' DETR keeps its batch norms, stem and first stage as they are."""
+    """Transformers' DETR freezes it."""
     model = tiny_head("detr", backbone_config=BACKBONES["resnet"](["stage4"])).train()
     model(random_images(2, 64, 64), labels=boxes_only(random_objects(2, 64, 64))).loss.backward()
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]

@@ -44,7 +44,7 @@ class TestRetinaNet(DetectorContract):
         return [outputs.logits, outputs.pred_boxes]
 
     def test_half_precision(self):
-        """Boxes are fp32: their codes are decoded in it."""
+        """Boxes are decoded in fp32."""
         images = random_images(2, 64, 64)
         expected = self.run_model(self.make_model(), images)
         for dtype in (torch.bfloat16, torch.float16):
@@ -258,7 +258,7 @@ def test_parameters_with_the_resnet_of_transformers():
 
 @pytest.mark.parametrize(("height", "width", "paper"), [(800, 1280, "285.8"), (640, 960, "157.2")])
 def test_gflops_of_the_paper(height, width, paper):
-    """With PVT-Small, at 1280x800 and at 960x640; the heads' ReLUs are no modules."""
+    """With PVT-Small at 1280x800 and 960x640. The heads call ReLU as a function, so it is counted separately."""
     model = meta_retinanet(PVT["pvt-small"])
     with_relu = (*model.head.class_convs, *model.head.box_convs)
     with torch.no_grad():

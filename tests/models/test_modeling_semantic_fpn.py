@@ -39,7 +39,7 @@ class TestSemanticFpn(SegmenterContract):
 
 
 def test_a_timm_backbone():
-    """Stages 1 to 4 of timm are strides 4 to 32, as of the others."""
+    """timm's out_indices 1 to 4 have strides 4 to 32."""
     model = tiny_head("semantic_fpn", backbone_config=TimmBackboneConfig(backbone="resnet18", out_indices=[1, 2, 3, 4]))
     images, labels = random_images(2, 64, 96), random_label_maps(2, 64, 96)
     outputs = model.train()(images, labels=labels)
@@ -153,7 +153,7 @@ def test_initialisation():
 
 
 def test_the_neck_serves_three_levels_and_any_channels():
-    """As RetinaNet will use it: levels 2 to 4, and further levels made from what goes in and comes out."""
+    """As RetinaNet uses it: levels 2 to 4, with further levels made from its inputs and outputs."""
     torch.manual_seed(0)
     neck = FeaturePyramidNetwork([32, 80, 128], out_channels=24)
     features = [torch.randn(2, 32, 13, 9), torch.randn(2, 80, 6, 4), torch.randn(2, 128, 3, 2)]
@@ -171,7 +171,7 @@ def test_the_neck_serves_three_levels_and_any_channels():
 
 
 def test_synchronised_batch_norm_can_be_converted():
-    """As training on several GPUs does it; the statistics themselves need them."""
+    """As for training on several GPUs, which alone could test the statistics."""
     model = nn.SyncBatchNorm.convert_sync_batchnorm(tiny_head("semantic_fpn"))
     norms = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
     assert len(norms) == 1 + 1 + 2 + 3
@@ -343,5 +343,5 @@ def test_an_attention_implementation_reaches_the_backbone():
 
 
 def test_trainer_averages_the_loss_itself():
-    """Its count of items would include ignored pixels."""
+    """Trainer's count of items would include ignored pixels."""
     assert SemanticFpnForSemanticSegmentation.accepts_loss_kwargs is False

@@ -207,7 +207,7 @@ def test_logits_are_those_of_the_description(height, width, training, monkeypatc
 
 
 def test_every_class_has_a_prototype_of_its_own():
-    """A class's logits depend, in evaluation, on its own prototype alone; the weights are shared by all."""
+    """In evaluation a class's logits depend on its own prototype only. All classes share the weights."""
     model, images = two_layers(), random_images(1, 64, 64)
     assert model.decoder.prototypes.shape == (6, 32)
     with torch.no_grad():
@@ -221,7 +221,7 @@ def test_every_class_has_a_prototype_of_its_own():
 
 
 def test_scores_are_taken_before_the_softmax():
-    """They are no distribution: scaling the last query projection scales them."""
+    """Scores are not normalised: scaling the last query projection scales them."""
     model, tokens = two_layers(), torch.randn(2, 15, 32)
     with torch.no_grad():
         scores = model.decoder(tokens)
@@ -301,7 +301,7 @@ def test_recomputation_may_be_repeated_and_keeps_frozen_norms():
 
 
 def test_synchronised_batch_norm_can_be_converted():
-    """As training on several GPUs does it; the statistics themselves need them."""
+    """As for training on several GPUs, which alone could test the statistics."""
     model = nn.SyncBatchNorm.convert_sync_batchnorm(tiny_head("trans2seg"))
     assert len([module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]) == 8
 

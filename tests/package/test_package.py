@@ -42,7 +42,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(distributions):
 
 
 def test_the_source_distribution_holds_the_repository(distributions):
-    """All that git has but the settings of git and CI; what setuptools adds says so by its name."""
+    """All tracked files except settings of git and CI. setuptools adds files of its own, which are named below."""
     _, sdist = distributions
     with tarfile.open(sdist) as archive:
         names = {Path(*Path(member.name).parts[1:]) for member in archive.getmembers() if member.isfile()}

@@ -32,7 +32,7 @@ REVEALED = {
 
 @pytest.fixture(scope="module")
 def answers(wheel_python, tmp_path_factory, pytestconfig):
-    """What mypy says of each file: line number to messages, with their codes."""
+    """mypy's messages for each file by line number, with their codes; and the revealed expressions."""
     folder = tmp_path_factory.mktemp("user")
     for name in ("typing_example.py", "typing_errors.py"):
         shutil.copy(TESTS / name, folder)

@@ -78,7 +78,7 @@ def test_figures_follow_from_the_seconds(report):
 
 @pytest.mark.slow
 def test_flop_are_twice_the_papers_multiply_adds(report):
-    """PAPER_FACTS section 1.1: 1.933 G multiply-adds at 224; at 64 counted by the formula of every layer."""
+    """PAPER_FACTS section 1.1 has 1.933 G multiply-adds at 224. At 64 they are counted layer by layer."""
     from pvt_hf import PvtConfig
 
     config, total, channels_in, height = PvtConfig(), 0, 3, 64
@@ -114,7 +114,7 @@ def module(monkeypatch):
 
 @pytest.fixture
 def run_here(module, monkeypatch, tmp_path):
-    """Runs the script's main function in this process; gives exit code and report."""
+    """Runs the script's main function in this process; returns its exit code and report."""
 
     def run(*arguments):
         output = tmp_path / "new" / "report.json"
@@ -210,7 +210,7 @@ def test_ctrl_c_keeps_the_rows_so_far(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, as the script does on Linux alone")
 def test_peak_memory_is_that_of_the_call_alone():
-    """A known 100 MiB, after a larger peak that is over, in a process that starts from a large one."""
+    """Measures a known 100 MiB after an earlier, larger peak, in a process whose parent is large."""
     ballast = torch.ones(2**27)  # 512 MiB here must not be found there
     code = """
         import sys

@@ -1,4 +1,4 @@
-"""A tiny PVT, random weights and images, and the tolerance of numbers that were summed in another order."""
+"""A tiny PVT, random weights and images, and the tolerance for fp32 sums in another order."""
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ def tiny_pvt_config(**overrides) -> PvtConfig:
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random values in every parameter, norm gains and biases too: nothing may hide behind a zero or a one."""
+    """Puts random values into every parameter, also into norms and biases: a zero or a one could hide a fault."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

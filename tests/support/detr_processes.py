@@ -1,5 +1,5 @@
 """
-What every process of `test_losses_of_processes_are_those_of_the_whole_batch` runs: one image of the same batch each.
+Losses of DETR on two processes, each with one image of a batch, for tests/models/test_modeling_pvt_detr.py.
 
     torchrun --nproc_per_node 2 -m tests.support.detr_processes OUTPUT
 """

@@ -16,7 +16,7 @@ CONSTRAINTS = REPOSITORY / "constraints.txt"
 
 
 def tracked_files() -> list[Path]:
-    """What git has in the repository, relative to it. Skips the test where there is no git, as in an unpacked sdist."""
+    """Paths of the files that git tracks, relative to the repository. Skips the test without git, as in an unpacked sdist."""
     if not (REPOSITORY / ".git").exists():
         pytest.skip("only a git checkout can tell which files belong to the repository")
     git = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -25,11 +25,11 @@ def tracked_files() -> list[Path]:
 
 def build_distributions(folder: Path) -> tuple[Path, Path]:
     """
-    `python -m build` on a copy of the tracked files in `folder`: the wheel and the source distribution. The wheel is
-    built from the latter, which therefore has everything that a build needs.
+    Runs `python -m build` on a copy of the tracked files in `folder`; returns the wheel and the source distribution. The
+    wheel is built from the source distribution, so that has everything that a build needs.
 
-    A copy, because setuptools leaves folders where it builds and takes up what it finds in them. Without isolation,
-    since setuptools is one of the development dependencies: nothing is downloaded.
+    A copy, because setuptools leaves folders behind and packs what it finds in them. Nothing is downloaded: setuptools is
+    a development dependency, so the build needs no isolated environment.
     """
     for path in tracked_files():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -77,6 +77,10 @@ class HeadContract(ModelContract):
     def backbone_of(self, model):
         return model.get_submodule(self.backbone_name)
 
+    @pytest.mark.slow  # `make test` compiles a training step and exports at dynamic sizes
+    def test_compiles_without_graph_breaks(self):
+        super().test_compiles_without_graph_breaks()
+
     # Backbones
 
     @pytest.mark.parametrize("backbone", BACKBONES)
@@ -102,7 +106,7 @@ class HeadContract(ModelContract):
         self.assert_same(self.run_model(reloaded.eval(), images), expected, atol=0, rtol=0)
 
     def test_load_pretrained_backbone(self, tmp_path):
-        """Only the backbone changes, position tables are resized."""
+        """It fills the backbone, with resized position tables, and leaves the head alone."""
         classifier = randomize(PvtForImageClassification(tiny_pvt_config(image_size=96)), seed=3)
         classifier.save_pretrained(tmp_path)
         model = self.make_model()
@@ -136,7 +140,7 @@ class HeadContract(ModelContract):
     # Configuration
 
     def test_a_pvt_backbone_may_come_as_anything(self):
-        """Ours, the native class, their dictionaries, or without a model type: it becomes ours."""
+        """As ours, as the native class, as a dictionary of either, or without a model type: it always becomes ours."""
         ours = tiny_pvt_config(out_features=self.stages)
         fields = ours.to_dict()
         native = transformers.PvtConfig(**{key: fields[key] for key in ("hidden_sizes", "depths", "mlp_ratios")})
@@ -201,7 +205,7 @@ class SegmenterContract(HeadContract):
             assert logits.shape == (2, 6, *maps[0].shape[-2:]) == (2, 6, height // 4, width // 4)
 
     def test_loss_is_the_mean_over_labelled_pixels(self):
-        """At the size of the labels, which may be the original image's; 255 is not counted."""
+        """Logits are resized to the labels, which may have the original image's size; label 255 does not count."""
         model, images = self.make_model(), random_images(2, 64, 96)
         for height, width in ((64, 96), (150, 200), (50, 40)):
             labels = self.make_labels(2, height, width)
@@ -235,7 +239,7 @@ class DetectorContract(HeadContract):
         assert torch.isfinite(loss) and all(parameter.grad is not None for parameter in model.parameters())
 
     def test_extreme_boxes(self):
-        """One pixel, no width, a thousand in one image; what would train something else is refused."""
+        """Boxes of one pixel, without a width and a thousand in one image train; wrong classes and pixels are refused."""
         one_pixel = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 1 / 64, 1 / 64]])}
         flat = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.0, 0.2]])}
         many = boxes_only(random_objects(1, 64, 64, count=1000))[0]
@@ -260,7 +264,7 @@ class DetectorContract(HeadContract):
     training_overrides: dict[str, object] = {}
 
     def test_a_hundred_steps_stay_finite(self):
-        """On random scenes: a bright rectangle is an object, every tenth batch has none, every seventh tiny ones."""
+        """On random scenes, where objects are bright rectangles. Some batches have none, some have tiny ones."""
         torch.manual_seed(0)
         model = self.model_class(self.make_config(**self.training_overrides)).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -1,6 +1,6 @@
 """
-What people do with repositories: open them with Auto classes and pipelines. Runs in processes of its own, where pvt_hf
-is imported ("package"), is not there at all ("stranger"), or is not there and nor is a network ("offline").
+Opens repositories as users do, with Auto classes and pipelines. Runs in separate processes: with pvt_hf ("package"),
+without it ("stranger"), and without it and without a network ("offline").
 
     python -c "$(cat hub_client.py)" MODE FOLDER
 
@@ -19,6 +19,10 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+
+# With the package, folders are opened by the tests of models; without a network, all tests run
+PLACES = {"stranger": ("repo", "folder"), "package": ("repo",), "offline": ("repo",)}
 
 
 @torch.no_grad()
@@ -95,7 +99,7 @@ def main(mode: str, root: Path) -> None:
             facts["refused"] = str(error)
     for kind, job in work["jobs"].items():
         pixel_values = inputs[kind]
-        for where in ("repo", "folder"):
+        for where in PLACES[mode]:
             record(f"{kind}/{where}", open_all(mode, job, job[where], where, pixel_values, image, remote))
     pixel_values = inputs["classifier"]
     for name, options in work["pinned"].items():

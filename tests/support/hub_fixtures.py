@@ -1,4 +1,4 @@
-"""What the tests of the Hub share: a Hub on localhost, this process' client that goes there, and scripts run here."""
+"""Fixtures of the Hub's tests: a Hub on localhost, a client in this process that uses it, and scripts run here."""
 
 import importlib.util
 import sys
@@ -16,7 +16,7 @@ TOKEN = "hf_of-nobody"
 
 @pytest.fixture(scope="module")
 def hub():
-    """Where TOKEN may write to "me" and "org"."""
+    """A Hub on localhost. TOKEN may write to "me" and "org"."""
     server = HubServer()
     server.writers = {TOKEN: ["me", "org"], "hf_of-another": ["another"]}
     with server.running():

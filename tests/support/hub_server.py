@@ -1,5 +1,5 @@
 """
-A Hub on localhost: what `huggingface_hub` asks of the real one for models, from repositories held in memory.
+A Hub on localhost that serves model repositories from memory to `huggingface_hub`.
 
 Repositories with branches, tags and commits; small files inside the commit, weights by LFS from another host
 (`HF_HUB_DISABLE_XET=1`: the client's other protocol needs a service of its own). It says no as the Hub does: 401 to
@@ -77,7 +77,7 @@ class Refusal(Exception):
 class HubServer:
     """
     Attributes:
-        writers: by token, the namespaces that its user may write to, the user's own first.
+        writers: the namespaces that each token may write to, the user's own first.
         repositories: by "org/name".
         objects: uploaded weights, by sha256.
         requests: (method, path, status) of every answer.

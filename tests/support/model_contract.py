@@ -26,7 +26,7 @@ from .common import FP32_TOLERANCE, random_images, randomize
 
 
 class ModelContract:
-    """Base of a test class. The attributes and the first methods say what is tested; None leaves a test out."""
+    """Base of a test class. Its attributes and first methods say what is tested. Set a test to None to leave it out."""
 
     model_class: type
     image_sizes = ((64, 64), (32, 32), (96, 64), (45, 101), (128, 160))
@@ -126,7 +126,7 @@ class ModelContract:
         self.assert_same(self.run_model(model, images), expected)
 
     def test_every_attention_implementation_is_dispatched(self):
-        """flash and flex need a GPU for their numbers; that the model calls them, and how, is recorded here."""
+        """flash and flex need a GPU. Here they are replaced by sdpa and their calls are recorded."""
         model, images = self.make_model(), random_images(1, 64, 64)
         expected, sdpa = self.run_model(model, images), ALL_ATTENTION_FUNCTIONS["sdpa"]
         for implementation in ("sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"):
@@ -251,11 +251,11 @@ class ModelContract:
         for one, other in zip(actual, expected):
             assert (one.float() - other).abs().max() < 0.06 * other.abs().max()
 
-    # Compilation. `fullgraph` raises at any graph break; "aot_eager" captures the backward pass too. Generating code takes
-    # a minute: the classifier's test does it, once for all.
+    # Compilation. `fullgraph` raises at any graph break; "aot_eager" captures the backward pass too. Generating code is
+    # slow, so only the classifier's test does it.
 
     def compare_compiled(self, backend):
-        """At sizes that one graph has to serve; height and width divide by 32, for others code may be captured anew."""
+        """At sizes that one graph has to serve. They are divisible by 32; other sizes may need another graph."""
         torch.compiler.reset()
         model, least = self.make_model(**self.compile_overrides), self.export_minimum
         compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
