@@ -1,5 +1,5 @@
 """
-The three PVT classes keep the contract of tests/support/model_contract.py and compute what Transformers' native PVT does.
+The three PVT classes keep the contract of models and compute what Transformers' native PVT does.
 
     pytest tests/models/test_modeling_pvt.py
 """

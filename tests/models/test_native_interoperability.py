@@ -215,7 +215,7 @@ def test_fine_tuned_names_reach_plain_transformers(exchange, name):
 
 
 def test_the_exchange_did_compute_something(exchange):
-    """Different checkpoints and different images have different logits: otherwise the tests above would prove nothing."""
+    """Checkpoints and images differ in their logits: otherwise the tests above would prove nothing."""
     logits = [exchange.native_logits[f"{name}.float32"] for name in DEPTHS]
     for index, one in enumerate(logits):
         assert (one[0] - one[1]).abs().max() > 1e-2 * one.abs().max()

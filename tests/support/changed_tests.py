@@ -210,8 +210,8 @@ def git(root: Path, *arguments: str) -> list[str]:
 
 def changed_files(root: Path, base: str | None) -> tuple[str, list[str]]:
     """
-    Returns the base and the files that differ from it, committed or not. `base` defaults to the commit where this branch
-    left `origin/main`, and to the previous commit if it has not left it or there is no such branch.
+    Returns the base and the files that differ from it, committed or not. The default is the commit where this branch
+    left `origin/main`, or the previous commit if it has not left it or there is no such branch.
     """
     if base is None:
         known = subprocess.run(

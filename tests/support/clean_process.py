@@ -19,8 +19,8 @@ _PROGRESS = re.compile(r"(Loading weights|Writing model shards): +\d+%\|[^|]*\| 
 
 REPOSITORY = Path(__file__).parents[2]
 
-# For each line of JSON that it reads, forks a process and answers with its exit status. It has imported the libraries of
-# all tests but not this package, which each process imports for itself.
+# For each line of JSON that it reads, forks a process and answers with its exit status. It has imported the libraries
+# of all tests but not this package, which each process imports for itself.
 _SERVER = """
 import json, os, sys
 import torch, torchvision.transforms.v2, transformers

@@ -16,7 +16,7 @@ CONSTRAINTS = REPOSITORY / "constraints.txt"
 
 
 def tracked_files() -> list[Path]:
-    """Paths of the files that git tracks, relative to the repository. Skips the test without git, as in an unpacked sdist."""
+    """The files that git tracks, relative to the repository. Without git, as in an unpacked sdist, skips the test."""
     if not (REPOSITORY / ".git").exists():
         pytest.skip("only a git checkout can tell which files belong to the repository")
     git = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -25,11 +25,11 @@ def tracked_files() -> list[Path]:
 
 def build_distributions(folder: Path) -> tuple[Path, Path]:
     """
-    Runs `python -m build` on a copy of the tracked files in `folder`; returns the wheel and the source distribution. The
-    wheel is built from the source distribution, so that has everything that a build needs.
+    Runs `python -m build` on a copy of the tracked files in `folder`; returns wheel and source distribution. The wheel
+    is built from the source distribution, so that has everything that a build needs.
 
-    A copy, because setuptools leaves folders behind and packs what it finds in them. Nothing is downloaded: setuptools is
-    a development dependency, so the build needs no isolated environment.
+    A copy, because setuptools leaves folders behind and packs what it finds in them. Nothing is downloaded: setuptools
+    is a development dependency, so the build needs no isolated environment.
     """
     for path in tracked_files():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

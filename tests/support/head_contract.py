@@ -239,7 +239,7 @@ class DetectorContract(HeadContract):
         assert torch.isfinite(loss) and all(parameter.grad is not None for parameter in model.parameters())
 
     def test_extreme_boxes(self):
-        """Boxes of one pixel, without a width and a thousand in one image train; wrong classes and pixels are refused."""
+        """Boxes of one pixel, without a width, a thousand in one image: all train. Wrong labels are refused."""
         one_pixel = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 1 / 64, 1 / 64]])}
         flat = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.0, 0.2]])}
         many = boxes_only(random_objects(1, 64, 64, count=1000))[0]

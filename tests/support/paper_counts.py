@@ -19,8 +19,8 @@ def as_printed(number: float) -> str:
 
 def count_operations(model: nn.Module, run: Callable[[], object], unnamed_relus: tuple[nn.Module, ...] = ()) -> int:
     """
-    Multiply-adds of convolutions (with bias) and linear layers while `run()` runs `model` and, as in the paper's counter,
-    one operation per element of ReLU and pooling. Attention is counted by [`attention_operations`].
+    Multiply-adds of convolutions (with bias) and linear layers while `run()` runs `model`. As in the paper's counter,
+    ReLU and pooling count one operation per element. Attention is counted by [`attention_operations`].
 
     Args:
         unnamed_relus: modules whose output goes through a ReLU that is no module.
@@ -61,8 +61,8 @@ def attention_operations(config: PvtConfig, height: int, width: int) -> int:
 
 def parameters_but_frozen(model: nn.Module) -> int:
     """
-    Parameters of a detector without the frozen ones, which the paper does not count: stem and first stage of a ResNet (of
-    timm or Transformers). A PVT has none.
+    Parameters of a detector without the frozen ones, which the paper does not count: stem and first stage of a ResNet
+    (of timm or Transformers). A PVT has none.
     """
     prefixes = ("_backbone.conv1.", "_backbone.bn1.", "_backbone.layer1.", "embedder.", "encoder.stages.0.")
     frozen = [parameter for name, parameter in model.backbone.named_parameters() if name.startswith(prefixes)]
