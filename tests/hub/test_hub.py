@@ -163,7 +163,7 @@ def references(root):
 def test_it_opens_and_computes_the_same(kind, mode, references, request):
     result, reference = request.getfixturevalue(mode), references[kind]
     origin = "pvt_hf." if mode == "package" else "transformers_modules."
-    for where in ("repo", "folder"):
+    for where in hub_client.PLACES[mode]:
         facts, tensors = result["facts"][f"{kind}/{where}"], under(result["tensors"], f"{kind}/{where}/")
         # AutoBackbone asks the Hub, whatever it is given
         without = "AutoBackbone" if mode == "offline" or where == "folder" else "nothing"

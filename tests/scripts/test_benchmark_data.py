@@ -33,7 +33,7 @@ def data_module(monkeypatch):
 
 @pytest.fixture
 def run_here(data_module, monkeypatch, tmp_path):
-    """Runs the script's main function in this process; gives exit code and report."""
+    """Runs the script's main function in this process; returns its exit code and report."""
     main = importlib.import_module("benchmark").main
 
     def run(*arguments):

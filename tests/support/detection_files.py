@@ -1,4 +1,4 @@
-"""Small data sets for detection, written by the tests: noise with painted boxes, and COCO's annotations of them."""
+"""Writes small COCO data sets: images of noise with painted boxes, and their annotations."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What the tests of the README's longer examples share: the code as it is printed, on few scenes and tiny backbones."""
+"""Runs the README's longer examples as printed, on few scenes and with tiny backbones."""
 
 import re
 from dataclasses import replace
@@ -15,7 +15,7 @@ from .common import FP32_TOLERANCE, random_images, tiny_pvt_config
 
 
 def example(word: str, section: str, language: str = "python") -> str:
-    """The block of code in a section of the README that has this word."""
+    """The block of code in a section of the README that contains `word`."""
     text = (REPOSITORY / "README.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
     (block,) = [code for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if word in code]
     return block
