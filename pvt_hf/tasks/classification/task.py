@@ -77,7 +77,12 @@ class ClassificationTask(Task):
         )
 
     def build_processor(self, settings: ClassificationRecipe) -> Any:
-        """Resizes the shorter side to size / crop ratio and crops the centre; mean and std are the checkpoint's."""
+        """
+        Resizes the shorter side to size / crop ratio and crops the centre; mean and std are the checkpoint's. Without
+        `image_size` the checkpoint's own.
+        """
+        if not settings.image_size:
+            return AutoImageProcessor.from_pretrained(settings.model)
         sizes: dict[str, Any] = {
             "size": {"shortest_edge": int(settings.image_size / settings.crop_ratio)},
             "crop_size": {"height": settings.image_size, "width": settings.image_size},
@@ -87,7 +92,7 @@ class ClassificationTask(Task):
             return AutoImageProcessor.from_pretrained(settings.model, **sizes)
         return PvtImageProcessor(**sizes)
 
-    def build_model(self, settings: ClassificationRecipe, class_names: tuple[str, ...]) -> PreTrainedModel:
+    def build_model(self, settings: Any, class_names: tuple[str, ...]) -> PreTrainedModel:
         """Raises a ValueError for a single class."""
         if len(class_names) < 2:
             raise ValueError(
@@ -102,8 +107,7 @@ class ClassificationTask(Task):
 
     def training_sample(self, settings: ClassificationRecipe, stream: Stream, processor: Any) -> ClassificationSample:
         transform = training_transform(
-            settings.image_size,
-            settings.image_size,
+            *output_size(processor),
             mean=tuple(processor.image_mean),
             std=tuple(processor.image_std),
             min_scale=settings.min_scale,
