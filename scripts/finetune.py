@@ -74,8 +74,9 @@ class SavePosition(TrainerCallback):
     """Saves the position in the stream with every checkpoint."""
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        checkpoint = f"{args.output_dir}/checkpoint-{state.global_step}"
-        torch.save(kwargs["train_dataloader"].state_dict(), position_file(checkpoint, args))
+        if not args.save_only_model:
+            checkpoint = f"{args.output_dir}/checkpoint-{state.global_step}"
+            torch.save(kwargs["train_dataloader"].state_dict(), position_file(checkpoint, args))
 
 
 def position_file(checkpoint: str, training: TrainingArguments) -> Path:
@@ -170,7 +171,7 @@ def finetune(task: Task, settings: Any, options: FinetuneSettings, training: Tra
         The metrics of that evaluation, with None where one is undefined.
 
     Raises:
-        OSError, ValueError: as [`make_trainer`].
+        OSError, ValueError: as [`make_trainer`]; or the checkpoint to resume from is of fewer processes.
         StreamError: the data cannot be read, or do not fill a batch.
     """
     check_processes(training)
@@ -178,7 +179,12 @@ def finetune(task: Task, settings: Any, options: FinetuneSettings, training: Tra
     trainer = make_trainer(task, settings, options, training)
     stream, checkpoint = trainer.train_dataset, training.resume_from_checkpoint
     if checkpoint:
-        stream.load_state_dict(torch.load(position_file(checkpoint, training), weights_only=True))
+        file = position_file(checkpoint, training)
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"There is no {file}: resume from a checkpoint of as many processes as there are now."
+            )
+        stream.load_state_dict(torch.load(file, weights_only=True))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step == 0:
         raise StreamError(
@@ -241,10 +247,12 @@ def add_lora(model: PreTrainedModel, rank: int, targets: str) -> torch.nn.Module
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[Task, Any, FinetuneSettings, TrainingArguments]:
     """`TASK [--argument value ...]`. Exits with the usage if it is wrong."""
-    name, *arguments = (sys.argv[1:] if arguments is None else arguments) or [""]
+    name, *arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\nTasks: {', '.join(TASKS)}. Their arguments: python scripts/finetune.py TASK --help")
+        raise SystemExit(0)
     if name not in TASKS:
-        print(f"{__doc__}\nThe first argument is the task: {', '.join(TASKS)}.")
-        raise SystemExit(0 if name in ("-h", "--help") else f"error: expected a task, got {name!r}")
+        raise SystemExit(f"error: the first argument is the task, one of {', '.join(TASKS)}; got {name}.")
     task = get_task(name)
     parser = HfArgumentParser((task.finetuning_settings, FinetuneSettings, TrainingArguments))
     parser.usage = f"%(prog)s {task.name} [--argument value ...]"

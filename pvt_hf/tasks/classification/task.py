@@ -50,9 +50,12 @@ class MixedLoss:
         self.hard_loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
 
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        """Raises a ValueError if an odd number of images is to be mixed."""
         images, labels = batch["pixel_values"], batch["labels"]
         if self.mixup is None:
             return self.hard_loss(model(images).logits, labels)
+        if len(images) % 2:
+            raise ValueError(f"--mixup and --cutmix need an even batch size, got {len(images)}.")
         images, targets = self.mixup(images, labels)
         return self.soft_loss(model(images).logits, targets)
 
