@@ -7,170 +7,216 @@ Fine-tunes a model of any task with Transformers' Trainer, on a stream of images
     python scripts/finetune.py object-detection --model org/retinanet-pvt-small --dataset path/to/coco --output_dir out
     torchrun --nproc_per_node 2 scripts/finetune.py ...                    # several processes; on CPUs with --use_cpu
 
-- It reads data as the training scripts do: the same folders and files, the same errors; every process reads its own
-  part. Unusable samples are skipped, named and counted; more than --max_bad_share of them end the run.
-- `--model` is a checkpoint of the task. Its classifier is replaced if the classes differ. Without it, `--backbone`
-  (a trained classifier) gets a new head, `--architecture`.
-- All arguments of `TrainingArguments` are there. Their defaults differ in DEFAULTS below: the model is evaluated and
-  saved every 100 steps, and the best one is loaded at the end.
-- The steps follow from --num_train_epochs and the length of the stream; give --max_steps if that is not known.
-- The evaluation is that of the `evaluate_...` scripts, and gives the same figures.
-- `--lora_rank 8` trains LoRA adapters (PEFT) and a new classifier only. `out` then has the adapter and `out/merged` the
-  whole model.
-- Resuming (--resume_from_checkpoint out/checkpoint-200) continues with the next sample.
+- Data are read as in the training scripts, every process its own part. Unusable samples are skipped, named and counted;
+  more than --max_bad_share of them end the run. Evaluation gives the same figures as the `evaluate_...` scripts.
+- --model is a checkpoint of the task. Its classifier is replaced if the number of classes differs. Without --model,
+  --backbone (a trained classifier, of any architecture that AutoBackbone knows) gets a new head, --architecture.
+- All arguments of `TrainingArguments` are there. Some defaults differ, see `default_arguments`: the model is evaluated
+  and saved every 100 steps, and the best one is loaded at the end.
+- The steps follow from --num_train_epochs and the length of the stream; if that is unknown, give --max_steps.
+- --lora_rank 8 trains LoRA adapters (PEFT) and the classifier of an image classifier. `out` then has the adapter, and
+  `out/merged` the whole model.
+- --resume_from_checkpoint out/checkpoint-200 continues with the next sample.
 
-Afterwards `out` has the model, its processor, `all_results.json` and `trainer_state.json`. For large runs use the
+Afterwards `out` has the model, its image processor, `all_results.json` and `trainer_state.json`. For long runs use the
 `train_...` scripts, which add the paper's schedules, EMA, repeated augmentation and checkpoints that survive a crash.
 """
 
 import math
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers import HfArgumentParser, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
-from pvt_hf.data.batches import BatchStream
 from pvt_hf.data.streams import StreamError
-from pvt_hf.engine.evaluation import evaluate
-from pvt_hf.engine.feed import Feed, SampleCounts, Status
-from pvt_hf.engine.processes import check_world_size, gather_integers, share_buffers, synchronize_batch_norm
+from pvt_hf.engine.evaluation import Monitor, evaluate
+from pvt_hf.engine.feed import Batch, TrainingStream
+from pvt_hf.engine.processes import check_world_size, quiet_progress_bars, share_buffers, synchronize_batch_norm
 from pvt_hf.engine.run import evaluation_batches, open_streams, samples_to_train_on, training_batches
+from pvt_hf.engine.settings import option
 from pvt_hf.engine.task import Evaluation, Task
+from pvt_hf.metrics.reports import without_nan
 from pvt_hf.tasks import TASKS, get_task
-
-
-DEFAULTS = {
-    "eval_strategy": "steps",
-    "eval_steps": 100,
-    "save_steps": 100,
-    "save_total_limit": 2,
-    "load_best_model_at_end": True,
-    "logging_steps": 20,
-    "remove_unused_columns": False,  # Trainer cannot see what a task's loss needs
-}
 
 
 @dataclass
 class FinetuneSettings:
     """Arguments of this script, beside the task's and Trainer's."""
 
-    shuffle_window: int = field(
-        default=1000, metadata={"help": "Samples that each loader process reads ahead to shuffle; 0: source order."}
-    )
-    lora_rank: int = field(
-        default=0, metadata={"help": "Train LoRA adapters of this rank instead of all weights, e.g. 8."}
-    )
-    lora_targets: str = field(
-        default="query,value", metadata={"help": "Endings of the names of the layers that get an adapter."}
-    )
+    shuffle_window: int = option(1000, "Samples that each loader process reads ahead to shuffle; 0: source order.")
+    lora_rank: int = option(0, "Train LoRA adapters of this rank instead of all weights, e.g. 8; 0: all weights.")
+    lora_targets: str = option("query,value", "Layers that get an adapter, by the endings of their names.")
 
 
-@dataclass
-class StreamSettings:
-    """What [`training_batches`] reads, with the names of the training scripts."""
-
-    batch_size: int
-    seed: int
-    shuffle_window: int
-    eval_share: float
-    max_bad_share: float
-    group_by_aspect: bool = False
-    repeated_augmentation: int = 1
-
-
-class TrainingStream:
-    """
-    Batches for Trainer, epoch by epoch; the same number on every process.
-
-    Attributes:
-        position: where the next batch comes from, to resume.
-        counts: of this process' samples.
-    """
-
-    def __init__(self, batches: BatchStream, group_size: int, num_workers: int, pin_memory: bool):
-        self.batches, self.group_size, self.num_workers, self.pin_memory = batches, group_size, num_workers, pin_memory
-        self.counts = SampleCounts()
-        self.position: dict[str, Any] = {"epoch": 0, "loader": None}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        while True:
-            resumed = self.position["loader"] is not None
-            steps = 0
-            self.batches.set_epoch(self.position["epoch"])
-            feed = Feed(
-                self.batches, self.group_size, self.num_workers, self.pin_memory, self.position["loader"], self.counts
-            )
-            for group in feed.groups(None, lambda status: Status(max(value for (value,) in gather_integers(status)))):
-                self.position = {"epoch": self.position["epoch"], "loader": feed.stream_state}
-                for batch in group:
-                    yield {key: value for key, value in batch.items() if key not in ("sample_ids", "skipped")}
-                steps += 1
-            self.position = {"epoch": self.position["epoch"] + 1, "loader": None}
-            if steps or not resumed:  # a checkpoint of an epoch's last step has nothing left in that epoch
-                return
+def default_arguments(task: Task) -> dict[str, Any]:
+    """Defaults that differ from those of `TrainingArguments`."""
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": 100,
+        "save_steps": 100,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": task.best_metric,
+        "logging_steps": 20,
+        # As in the evaluation script: a detector's figures depend on the padding in a batch.
+        "per_device_eval_batch_size": task.evaluation_settings.batch_size,
+        "disable_tqdm": not sys.stderr.isatty(),
+    }
 
 
 class SavePosition(TrainerCallback):
-    """Saves the stream's position with every checkpoint, one file per process."""
-
-    def __init__(self, stream: TrainingStream):
-        self.stream = stream
+    """Saves the position in the stream with every checkpoint."""
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        torch.save(self.stream.position, position_file(Path(args.output_dir) / f"checkpoint-{state.global_step}", args))
+        if not args.save_only_model:
+            checkpoint = f"{args.output_dir}/checkpoint-{state.global_step}"
+            torch.save(kwargs["train_dataloader"].state_dict(), position_file(checkpoint, args))
 
 
-def position_file(checkpoint: Path, training: TrainingArguments) -> Path:
-    return checkpoint / f"stream_{training.process_index}.pt"
+def position_file(checkpoint: str, training: TrainingArguments) -> Path:
+    """Each process has its own."""
+    return Path(checkpoint, f"stream_{training.process_index}.pt")
 
 
 class StreamTrainer(Trainer):
-    """Trainer that reads, computes its loss and evaluates as the training scripts do."""
+    """Trainer with the streams, the loss and the evaluation of the training scripts."""
 
     def __init__(
-        self,
-        model: torch.nn.Module,
-        args: TrainingArguments,
-        stream: TrainingStream,
-        loss: Callable[[Any, dict[str, Any]], torch.Tensor],
-        eval_batches: BatchStream,
-        evaluation: Evaluation,
-        processor: Any,
-    ):
-        # With an evaluation strategy Trainer asks for an `eval_dataset`; only `evaluate` below uses it.
-        super().__init__(
-            model, args, eval_dataset=eval_batches, processing_class=processor, callbacks=[SavePosition(stream)]
-        )
-        self.stream, self.loss, self.eval_batches, self.evaluation = stream, loss, eval_batches, evaluation
+        self, *args: Any, loss: Callable[[Any, Batch], torch.Tensor], evaluation: Evaluation, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, callbacks=[SavePosition()], **kwargs)
+        self.loss, self.evaluation = loss, evaluation
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
+        self.skipped: dict[str, str] = {}
 
     def get_train_dataloader(self) -> Any:
-        return self.stream
+        return self.train_dataset  # not prepared by Accelerate, which would send each process a part of the batches
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self.compute_loss_context_manager():
-            return self.loss(model, inputs)
+    def compute_loss(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.loss(model, inputs)
 
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Of the main process' model, which is the one that is saved."""
-        model = self.accelerator.unwrap_model(self.model).eval()
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, Any]:
+        """Evaluates the main process' model, the one that is saved. Undefined figures are NaN."""
+        model, batches = self.accelerator.unwrap_model(self.model).eval(), self.eval_dataset
         share_buffers(self.accelerator, model)
-        workers = self.args.dataloader_num_workers
-        metrics = evaluate(self.accelerator, model, self.eval_batches, workers, self.evaluation)
+        with Monitor(self.accelerator, batches.stream, "evaluation", self.skipped) as monitor:
+            metrics = evaluate(
+                self.accelerator, model, batches, self.args.dataloader_num_workers, self.evaluation, monitor
+            )
         metrics = {f"{metric_key_prefix}_{name.removeprefix('eval_')}": value for name, value in metrics.items()}
-        # Trainer compares and logs numbers: an undefined figure is never the best.
-        numbers = {
-            name: math.nan if value is None else value for name, value in metrics.items() if not isinstance(value, list)
-        }
-        self.log(numbers)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, numbers)
-        return {**metrics, **numbers}
+        defined = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        self.log(defined)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, defined)
+        return {name: math.nan if value is None else value for name, value in metrics.items()}
+
+
+def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training: TrainingArguments) -> StreamTrainer:
+    """
+    Opens streams and model.
+
+    Args:
+        settings: of the class `task.finetuning_settings`.
+
+    Raises:
+        OSError, ValueError: as `task`'s methods; or the number of steps is unknown.
+    """
+    state = training.distributed_state  # this process among all
+    processor = task.build_processor(settings)
+    train_stream, eval_stream = open_streams(task, settings, processor)
+    train_sample = task.training_sample(settings, train_stream, processor)
+    class_names = train_sample.class_names
+    eval_sample = task.evaluation_sample(settings, eval_stream, processor, class_names)
+    model = synchronize_batch_norm(state, task.build_model(settings, class_names))
+    evaluation = task.evaluation(settings, model, processor, len(class_names))
+    if options.lora_rank:
+        model = add_lora(model, options.lora_rank, options.lora_targets)
+    train_batches = training_batches(
+        task,
+        settings,
+        train_sample,
+        state,
+        batch_size=training.train_batch_size,
+        seed=training.seed,
+        shuffle_window=options.shuffle_window,
+    )
+    training.max_steps = training_steps(training, samples_to_train_on(train_stream, settings), train_stream.name)
+    training.ignore_data_skip = True  # the stream resumes by itself
+    return StreamTrainer(
+        model,
+        training,
+        train_dataset=TrainingStream(
+            train_batches,
+            training.gradient_accumulation_steps,
+            training.dataloader_num_workers,
+            pin_memory=training.device.type == "cuda",
+        ),
+        eval_dataset=evaluation_batches(task, settings, eval_sample, state, training.eval_batch_size),
+        processing_class=processor,
+        loss=task.loss(settings, len(class_names)),
+        evaluation=evaluation,
+    )
+
+
+def finetune(task: Task, settings: Any, options: FinetuneSettings, training: TrainingArguments) -> dict[str, Any]:
+    """
+    Trains, evaluates the best checkpoint and saves it, all in `training.output_dir`.
+
+    Returns:
+        The metrics of that evaluation, with None where one is undefined.
+
+    Raises:
+        OSError, ValueError: as [`make_trainer`]; or the checkpoint to resume from is of fewer processes.
+        StreamError: the data cannot be read, or do not fill a batch.
+    """
+    check_processes(training)
+    set_seed(training.seed)
+    trainer = make_trainer(task, settings, options, training)
+    stream, checkpoint = trainer.train_dataset, training.resume_from_checkpoint
+    if checkpoint:
+        file = position_file(checkpoint, training)
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"There is no {file}: resume from a checkpoint of as many processes as there are now."
+            )
+        stream.load_state_dict(torch.load(file, weights_only=True))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step == 0:
+        raise StreamError(
+            f"{stream.batches.stream.name} does not fill {training.gradient_accumulation_steps} batch(es) of "
+            f"{training.train_batch_size} on each of {training.world_size} process(es): use smaller ones."
+        )
+    skipped = sum(gather_object([stream.counts.skipped]))
+    metrics = without_nan(trainer.evaluate())
+    trainer.save_metrics("train", {**result.metrics, "train_skipped": skipped})
+    trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    trainer.save_model()  # an adapter where there is one
+    if options.lora_rank and trainer.is_world_process_zero():
+        merged = Path(training.output_dir, "merged")
+        trainer.model.merge_and_unload().save_pretrained(merged)
+        trainer.processing_class.save_pretrained(merged)
+    trainer.accelerator.print(
+        f"Saved in {training.output_dir}. Best checkpoint: {trainer.state.best_model_checkpoint}. Evaluated on "
+        f"{metrics['eval_samples']} samples. Skipped: {skipped} in training, {metrics['eval_skipped']} in evaluation."
+    )
+    trainer.accelerator.end_training()
+    return metrics
+
+
+def check_processes(training: TrainingArguments) -> None:
+    """Raises a ValueError if a launcher's processes would each train alone, or one process has several GPUs."""
+    check_world_size(training.distributed_state)
+    if training.n_gpu > 1:  # Trainer's DataParallel would cut objects and masks like images
+        raise ValueError(
+            f"One process sees {training.n_gpu} GPUs: start one process for each, with `torchrun --nproc_per_node "
+            f"{training.n_gpu} scripts/finetune.py ...`, or choose one with CUDA_VISIBLE_DEVICES=0."
+        )
 
 
 def training_steps(training: TrainingArguments, num_samples: int | None, name: str) -> int:
@@ -183,111 +229,43 @@ def training_steps(training: TrainingArguments, num_samples: int | None, name: s
     return max(math.ceil(training.num_train_epochs * (num_samples // per_step)), 1)
 
 
-def add_lora(model: torch.nn.Module, rank: int, targets: str) -> torch.nn.Module:
-    """Adapters of `rank` on the layers whose names end in `targets`. The classifier is trained whole."""
+def add_lora(model: PreTrainedModel, rank: int, targets: str) -> torch.nn.Module:
+    """
+    Adapters of `rank` on the layers whose names end in `targets`. The classifier is trained whole.
+
+    Raises:
+        ImportError: PEFT is not installed.
+        ValueError: the model is no image classifier, or has no such layers.
+    """
     from peft import LoraConfig, get_peft_model
 
+    if not hasattr(model, "classifier"):
+        raise ValueError(f"--lora_rank is for image classifiers; {type(model).__name__} has no layer `classifier`.")
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets.split(","), modules_to_save=["classifier"])
     return get_peft_model(model, config)
 
 
-def finetune(task: Task, settings: Any, finetuning: FinetuneSettings, training: TrainingArguments) -> dict[str, Any]:
-    """Trains, evaluates the best checkpoint and saves it. Returns the metrics of that evaluation."""
-    check_world_size(training.distributed_state)
-    if not (settings.model or getattr(settings, "backbone", "")):
-        raise ValueError("There is nothing to fine-tune: give --model, or --backbone for a new head.")
-    processor = task.build_processor(settings)
-    train_stream, eval_stream = open_streams(task, settings, processor)
-    train_sample = task.training_sample(settings, train_stream, processor)
-    names = train_sample.class_names
-    eval_sample = task.evaluation_sample(settings, eval_stream, processor, names)
-    model = synchronize_batch_norm(training.distributed_state, task.build_model(settings, names))
-    evaluation = task.evaluation(settings, model, processor, len(names))
-    if finetuning.lora_rank:
-        model = add_lora(model, finetuning.lora_rank, finetuning.lora_targets)
-
-    training.max_steps = training_steps(training, samples_to_train_on(train_stream, settings), train_stream.name)
-    training.metric_for_best_model = training.metric_for_best_model or task.best_metric
-    training.ignore_data_skip = True  # the stream resumes by itself
-    workers, state = training.dataloader_num_workers, training.distributed_state
-    streams = StreamSettings(
-        training.train_batch_size,
-        training.seed,
-        finetuning.shuffle_window,
-        settings.eval_share,
-        settings.max_bad_share,
-        getattr(settings, "group_by_aspect", False),
-    )
-    stream = TrainingStream(
-        training_batches(task, streams, train_sample, state),
-        training.gradient_accumulation_steps,
-        workers,
-        training.device.type == "cuda",
-    )
-    if training.resume_from_checkpoint:
-        file = position_file(Path(training.resume_from_checkpoint), training)
-        stream.position = torch.load(file, weights_only=True)
-    eval_batch_size = task.eval_batch_size or training.eval_batch_size
-    trainer = StreamTrainer(
-        model,
-        training,
-        stream,
-        task.loss(settings, len(names)),
-        evaluation_batches(task, settings, eval_sample, state, eval_batch_size),
-        evaluation,
-        processor,
-    )
-    return train_and_save(trainer, finetuning, processor)
-
-
-def train_and_save(trainer: StreamTrainer, finetuning: FinetuneSettings, processor: Any) -> dict[str, Any]:
-    """Trains, evaluates the best checkpoint, and writes models and metrics. Raises a StreamError without any sample."""
-    training, is_main = trainer.args, trainer.args.process_index == 0
-    if is_main:
-        print(f"{training.max_steps} steps of {training.train_batch_size} images on {training.world_size} process(es).")
-    result = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    if trainer.state.global_step == 0:
-        raise StreamError(f"{trainer.stream.batches.stream.name} gave no batch to train on: use a smaller batch size.")
-    metrics = trainer.evaluate()
-    skipped = sum(gather_object([trainer.stream.counts.skipped]))
-    trainer.save_metrics("train", {**result.metrics, "train_skipped": skipped})
-    trainer.save_metrics("eval", metrics)
-    trainer.save_state()
-    trainer.save_model()  # an adapter where there is one
-    if is_main:
-        if finetuning.lora_rank:
-            merged = Path(training.output_dir) / "merged"
-            trainer.model.merge_and_unload().save_pretrained(merged)
-            processor.save_pretrained(merged)
-        best = training.metric_for_best_model
-        print(
-            f"Best checkpoint: {trainer.state.best_model_checkpoint}. {best} {metrics[f'eval_{best}']:.4f} on "
-            f"{metrics['eval_samples']} samples. Skipped: {skipped} in training, {metrics['eval_skipped']} in "
-            f"evaluation. Saved in {training.output_dir}."
-        )
-    trainer.accelerator.end_training()
-    return metrics
-
-
 def parse_arguments(arguments: list[str] | None = None) -> tuple[Task, Any, FinetuneSettings, TrainingArguments]:
     """`TASK [--argument value ...]`. Exits with the usage if it is wrong."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] not in TASKS:
-        wrong = f", got {arguments[0]!r}" if arguments and arguments[0] not in ("-h", "--help") else ""
-        print(f"{__doc__}\nThe first argument is the task, one of {', '.join(TASKS)}{wrong}.", file=sys.stderr)
-        raise SystemExit(0 if arguments and not wrong else 2)
-    task = get_task(arguments[0])
+    name, *arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\nTasks: {', '.join(TASKS)}. Their arguments: python scripts/finetune.py TASK --help")
+        raise SystemExit(0)
+    if name not in TASKS:
+        raise SystemExit(f"error: the first argument is the task, one of {', '.join(TASKS)}; got {name}.")
+    task = get_task(name)
     parser = HfArgumentParser((task.finetuning_settings, FinetuneSettings, TrainingArguments))
     parser.usage = f"%(prog)s {task.name} [--argument value ...]"
-    parser.set_defaults(**DEFAULTS)
+    parser.set_defaults(**default_arguments(task))
     try:
-        return task, *parser.parse_args_into_dataclasses(arguments[1:])
+        return task, *parser.parse_args_into_dataclasses(arguments)
     except ValueError as error:
         parser.error(str(error))
 
 
 if __name__ == "__main__":
     try:
-        finetune(*parse_arguments())
+        with quiet_progress_bars():
+            finetune(*parse_arguments())
     except (ImportError, OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None

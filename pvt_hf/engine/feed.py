@@ -1,9 +1,9 @@
-"""Batches of one epoch for the loop: the same number on every process, with the position to resume from."""
+"""Batches for a training loop, ours or another: as many on every process, with the position to resume from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from itertools import count, islice
 from typing import Any
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, make_loader
 from ..data.streams import StreamError
+from .processes import gather_integers
 
 
 Batch = dict[str, Any]
@@ -130,3 +131,56 @@ class Feed:
 
 def _copy(counts: SampleCounts) -> SampleCounts:
     return SampleCounts(counts.trained, counts.skipped, counts.dropped, list(counts.skipped_samples))
+
+
+class TrainingStream:
+    """
+    This process' training batches, epoch by epoch, for a loop of another library. An iteration is one epoch.
+
+    Args:
+        batches: this process' part of the stream.
+        group_size: batches per optimiser step.
+
+    Attributes:
+        counts: of this process' samples.
+    """
+
+    def __init__(self, batches: BatchStream, group_size: int, num_workers: int, pin_memory: bool):
+        self.batches, self.group_size, self.num_workers, self.pin_memory = batches, group_size, num_workers, pin_memory
+        self.epoch = 0
+        self.loader_state: dict[str, Any] | None = None  # None at the beginning of an epoch
+        self.counts = SampleCounts()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """
+        Raises:
+            StreamError: on every process, if one of them cannot read its part.
+        """
+        if self.loader_state is not None:  # resumed, perhaps after the last step of an epoch
+            trained = self.counts.trained
+            yield from self._epoch()
+            if self.counts.trained > trained:
+                return
+        yield from self._epoch()
+
+    def _epoch(self) -> Iterator[Batch]:
+        self.batches.set_epoch(self.epoch)
+        feed = Feed(self.batches, self.group_size, self.num_workers, self.pin_memory, self.loader_state, self.counts)
+        for group in feed.groups(None, highest_status):
+            self.loader_state = feed.stream_state
+            yield from group
+        self.epoch, self.loader_state = self.epoch + 1, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the optimiser step whose batches were the last to be yielded."""
+        return {"epoch": self.epoch, "loader": self.loader_state, "counts": asdict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next iteration continues with the batch after `state`."""
+        self.epoch, self.loader_state = state["epoch"], state["loader"]
+        self.counts = SampleCounts(**state["counts"])
+
+
+def highest_status(status: Status) -> Status:
+    """That of all processes: an epoch that is over for one is over for all. Every process has to ask."""
+    return Status(max(value for (value,) in gather_integers(status)))

@@ -43,7 +43,16 @@ def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
     class_names = train_sample.class_names
     eval_sample = task.evaluation_sample(settings, eval_stream, processor, class_names)
     model = synchronize_batch_norm(accelerator, task.build_model(settings, class_names))
-    train_batches = training_batches(task, settings, train_sample, accelerator)
+    train_batches = training_batches(
+        task,
+        settings,
+        train_sample,
+        accelerator,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        shuffle_window=settings.shuffle_window,
+        repeats=settings.repeated_augmentation,
+    )
     eval_batches = evaluation_batches(
         task, settings, eval_sample, accelerator, task.eval_batch_size or settings.batch_size
     )
@@ -93,35 +102,47 @@ def open_streams(task: Task, settings: SplitSettings, processor: Any) -> tuple[S
     return train_stream, eval_stream
 
 
-def training_batches(task: Task, settings: Any, sample: SampleMaker, state: Any) -> BatchStream:
+def training_batches(
+    task: Task,
+    settings: Any,
+    sample: SampleMaker,
+    state: Any,
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle_window: int,
+    repeats: int = 1,
+) -> BatchStream:
     """
-    This process' part of the training stream.
+    This process' part of the training stream, in full batches.
 
     Args:
-        settings: [`TrainingSettings`], with the data's.
-        state: with Accelerate's `process_index` and `num_processes`.
+        settings: the task's, of splits and data.
+        sample: makes the samples.
+        state: has Accelerate's `process_index` and `num_processes`.
+        batch_size, seed, shuffle_window, repeats: see [`BatchStream`].
     """
     return BatchStream(
         sample.stream,
         sample,
-        settings.batch_size,
+        batch_size,
         rank=state.process_index,
         world_size=state.num_processes,
-        seed=settings.seed,
-        shuffle_window=settings.shuffle_window,
-        repeats=settings.repeated_augmentation,
+        seed=seed,
+        shuffle_window=shuffle_window,
+        repeats=repeats,
         drop_last=True,
         # Unshuffled, many processes train on the batches of one.
-        strategy=None if settings.shuffle_window else "examples",
+        strategy=None if shuffle_window else "examples",
         keep=HeldOut(settings.eval_share, wanted=False) if settings.eval_share else None,
         max_bad_share=settings.max_bad_share,
         collate=task.collate_training,
-        group=task.group(settings, sample.stream),
+        group=task.group(settings, sample.stream) if shuffle_window else None,
     )
 
 
 def evaluation_batches(task: Task, settings: Any, sample: SampleMaker, state: Any, batch_size: int) -> BatchStream:
-    """This process' part of the stream that a training is evaluated on. `settings`: those of splits and data."""
+    """This process' part of the stream that a training is evaluated on. Arguments as in [`training_batches`]."""
     return BatchStream(
         sample.stream,
         sample,

@@ -153,5 +153,5 @@ class Task(ABC):
         return stack(list(samples))
 
     def group(self, settings: Any, stream: Stream) -> Callable[[dict[str, Any]], Hashable] | None:
-        """Undecoded example to a key: batches are made of samples with the same. None: of any."""
+        """Undecoded example to a key: shuffled batches have samples of one key. None: of any."""
         return None

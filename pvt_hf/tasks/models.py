@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..engine.settings import parse_overrides
 from ..models.configuration_pvt import PvtConfig
 from ..weights.backbone import load_pretrained_backbone
+from ..weights.official import load_official_checkpoint
 from ..weights.opening import check_model_path, open_complete
 from ..weights.variants import get_config
 from .labels import label_fields
@@ -36,7 +38,8 @@ def build_head(
     settings: HeadSettings, auto_class: Any, config_class: Any, stages: list[str], class_names: tuple[str, ...]
 ) -> PreTrainedModel:
     """
-    A new model: a head on a PVT, whose weights are those of `settings.backbone` if that is given.
+    A new model: a head on a PVT with the weights of `settings.backbone`, if that is given. Without `settings.variant`
+    the backbone has the architecture of that checkpoint, PVT or not.
 
     Args:
         config_class: of the head.
@@ -49,14 +52,53 @@ def build_head(
     head_fields, backbone_fields = read_overrides(settings, config_class)
     backbone_fields = {"drop_path_rate": settings.drop_path_rate, **backbone_fields}
     backbone_fields["out_features"] = settings.out_features or stages
-    config = config_class(
-        backbone_config=get_config(settings.variant, **backbone_fields), **head_fields, **label_fields(class_names)
-    )
+    if settings.variant or not settings.backbone:
+        backbone_config = get_config(settings.variant, **backbone_fields)
+    else:
+        backbone_config = config_of(settings.backbone, backbone_fields)
+    config = config_class(backbone_config=backbone_config, **head_fields, **label_fields(class_names))
     model = auto_class.from_config(config)
     if settings.backbone:
         report = load_pretrained_backbone(model, settings.backbone)
         PartialState().print(f"Backbone from {settings.backbone}: {report}")
     return model
+
+
+def config_of(backbone: str, fields: dict[str, Any]) -> PreTrainedConfig:
+    """
+    The configuration of a trained backbone.
+
+    Args:
+        backbone: folder or Hub id of a classifier or of a model with a backbone, or an official PVT `.pth` file.
+        fields: to change. `drop_path_rate` is left out where the architecture has none.
+
+    Raises:
+        ValueError: the configuration does not have one of `fields`.
+        OSError: there is no such checkpoint.
+    """
+    if Path(backbone).is_file():
+        return load_official_checkpoint(backbone, **fields).config
+    check_model_path(backbone)
+    config = AutoConfig.from_pretrained(backbone)
+    config = getattr(config, "backbone_config", None) or config
+    config.num_labels = 2  # the default: the labels of a classifier are not the head's
+    for name, value in fields.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+        elif name != "drop_path_rate":
+            raise ValueError(f"--backbone_overrides sets {name}, which {type(config).__name__} does not have.")
+    return config
+
+
+def normalization_of(backbone: str) -> dict[str, Any]:
+    """`image_mean` and `image_std` of the image processor saved with a trained backbone; {} if there is none."""
+    if not backbone or Path(backbone).is_file():
+        return {}
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(backbone)
+    except (OSError, ValueError):
+        return {}
+    return {"image_mean": processor.image_mean, "image_std": processor.image_std}
 
 
 def read_overrides(settings: HeadSettings, config_class: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,20 +8,26 @@ from ..engine.settings import Settings, check_at_least, option
 
 
 @dataclass(kw_only=True)
-class ModelSettings(Settings):
-    """The model to train: a checkpoint, or a new PVT."""
+class CheckpointSettings(Settings):
+    """A checkpoint to train."""
 
     model: str = option("", "Checkpoint to fine-tune, with its image processor: a folder or Hub id.")
+    drop_path_rate: float = option(0.1, "Stochastic depth of the PVT: largest probability of dropping a block.")
+
+
+@dataclass(kw_only=True)
+class ModelSettings(CheckpointSettings):
+    """The model to train: a checkpoint, or a new PVT."""
+
     variant: str = option("pvt-tiny", "PVT to build if --model is not given, e.g. pvt-small.")
     config_overrides: str = option("{}", "JSON of fields of the new model's configuration, e.g. '{\"dropout\": 0.1}'.")
-    drop_path_rate: float = option(0.1, "Stochastic depth of the PVT: largest probability of dropping a block.")
 
 
 @dataclass(kw_only=True)
 class HeadSettings(ModelSettings):
     """A head on a backbone."""
 
-    variant: str = option("pvt-tiny", "Backbone of a new model, e.g. pvt-small.")
+    variant: str = option("pvt-tiny", "Backbone of a new model, e.g. pvt-small; '': the architecture of --backbone.")
     backbone: str = option(
         "", "Initial weights of the backbone: a classifier, or another model's backbone; a folder, Hub id or .pth file."
     )
@@ -36,6 +42,18 @@ class HeadSettings(ModelSettings):
         super().__post_init__()
         if self.model and self.backbone:
             raise ValueError("--backbone goes with a new model; --model has a trained backbone. Give one of them.")
+
+
+@dataclass(kw_only=True)
+class HeadFinetuning(HeadSettings):
+    """A trained model, or a new head on a trained backbone."""
+
+    variant: str = option("", "PVT to load --backbone into, e.g. pvt-small; default: the architecture of --backbone.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.model and not self.backbone:
+            raise ValueError("There is nothing to fine-tune: give --model, or --backbone to train a new head on it.")
 
 
 @dataclass(kw_only=True)

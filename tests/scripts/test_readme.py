@@ -63,7 +63,7 @@ RUN = {
     "torchrun --nproc_per_node 2 scripts/train_image_classification.py": f"{SHORT} --image_size 64",
     "python scripts/predict.py": "",
     "python scripts/evaluate_image_classification.py": f"--image_sizes 64 96 --batch_size 4 {CPU}",
-    "python scripts/finetune_with_trainer.py": (
+    "python scripts/finetune.py image-classification": (
         "--max_steps 2 --per_device_train_batch_size 2 --eval_steps 2 --save_steps 2 --use_cpu"
     ),
     "python scripts/train_semantic_segmentation.py": (

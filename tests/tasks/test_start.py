@@ -1,6 +1,6 @@
 """
-What a training starts from, in every task: a complete checkpoint with a classifier for other classes, or nothing; and
-class names from a list or a file.
+What a training starts from, in every task: a complete checkpoint with a classifier for other classes, a trained
+backbone of any architecture, or nothing; and class names from a list or a file.
 
     python -m pytest tests/tasks/test_start.py
 """
@@ -13,8 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import SwinForImageClassification, ViTImageProcessor
 
+from pvt_hf import PvtForImageClassification
 from pvt_hf.tasks import TASKS, get_task
+from pvt_hf.weights.official_layout import convert_to_official_state_dict
+
+from ..support.common import tiny_pvt_config
+from ..support.heads import BACKBONES
 
 
 SMALL = json.dumps({"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "mlp_ratios": [2, 2, 2, 2]})
@@ -83,3 +89,58 @@ def test_class_names_from_a_file_reach_the_model(tmp_path):
     assert task.training_sample(made, stream, processor).class_names == ("sky, blue", "sea")
     evaluated = task.evaluation_settings(model="m", dataset=str(tmp_path / "data"), **names)
     assert task.open_stream(evaluated, "train", processor).class_names == ("sky, blue", "sea")
+
+
+@pytest.fixture(params=HEAD)
+def head(request):
+    """(backbone, fields) to a new head, as a run on that backbone begins without `--variant`, and its processor."""
+    task = get_task(request.param)
+
+    def build(backbone, **fields):
+        made = task.training_settings(
+            output_dir="unused", variant="", backbone=str(backbone), config_overrides=json.dumps(HEAD[task.name]),
+            backbone_overrides=json.dumps(fields), drop_path_rate=0.3,
+        )  # fmt: skip
+        return task.build_model(made, ("a", "b", "c")), task.build_processor(made)
+
+    return build
+
+
+def assert_holds(backbone, tensors):
+    """The weights of the backbone are among `tensors`, of a classifier with the prefix "swin." or "pvt."."""
+    found = 0
+    for name, tensor in backbone.state_dict().items():
+        original = name if name in tensors else f"pvt.{name}"
+        if original in tensors:  # not the norms of the feature maps
+            assert torch.equal(tensor, tensors[original]), name
+            found += 1
+    assert found > 20
+
+
+def test_a_head_on_a_classifier_of_another_architecture(head, tmp_path):
+    """A Swin: its architecture, stochastic depth and normalisation, without its labels."""
+    classifier = SwinForImageClassification(BACKBONES["swin"](["stage4"]))
+    classifier.save_pretrained(tmp_path)
+    ViTImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
+    model, processor = head(tmp_path)
+    assert_holds(model.backbone, classifier.state_dict())
+    assert model.config.backbone_config.drop_path_rate == 0.3 and model.config.num_labels == 3
+    assert (*processor.image_mean, *processor.image_std) == (0.5, 0.4, 0.3, 0.1, 0.2, 0.3)
+    with pytest.raises(ValueError, match="sets sequence_reduction_ratios, which SwinConfig does not have"):
+        head(tmp_path, sequence_reduction_ratios=[1, 1, 1, 1])
+
+
+def test_a_head_on_a_pvt(head, tmp_path):
+    """From an official file, and from another head, neither of which has a normalisation of its own."""
+    classifier = PvtForImageClassification(tiny_pvt_config(depths=[1, 1, 1, 1]))
+    torch.save(convert_to_official_state_dict(classifier.state_dict()), tmp_path / "pvt.pth")
+    model, processor = head(tmp_path / "pvt.pth")
+    assert_holds(model.backbone, classifier.state_dict())
+    assert model.config.backbone_config.hidden_sizes == [16, 32, 80, 128]
+    assert list(processor.image_mean) == [0.485, 0.456, 0.406]
+    model.save_pretrained(tmp_path / "head")
+    again, _ = head(tmp_path / "head")
+    assert_holds(again.backbone, classifier.state_dict())
+    assert again.config.backbone_config.drop_path_rate == 0.3
+    with pytest.raises(FileNotFoundError, match="There is no model folder ./nowhere"):
+        head("./nowhere")

@@ -14,7 +14,7 @@ from ...engine.settings import (
     parse_overrides,
 )
 from ...models.configuration_pvt import PvtConfig
-from ..settings import ModelSettings
+from ..settings import CheckpointSettings, ModelSettings
 
 
 @dataclass(kw_only=True)
@@ -26,8 +26,8 @@ class ClassificationData(DataSettings):
 
 
 @dataclass(kw_only=True)
-class ClassificationRecipe(ModelSettings):
-    """Model, augmentation and loss."""
+class ClassificationRecipe(CheckpointSettings):
+    """Augmentation and loss."""
 
     image_size: int = option(224, "Side of the images in training and evaluation, in pixels.")
     crop_ratio: float = option(0.875, "Evaluation: side of the centre crop / resized shorter side.")
@@ -44,15 +44,15 @@ class ClassificationRecipe(ModelSettings):
         check_share(self, "horizontal_flip", "random_erasing", "label_smoothing")
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"--crop_ratio is above 0 and at most 1, got {self.crop_ratio}.")
-        parse_overrides("config_overrides", self.config_overrides, PvtConfig)
 
 
 @dataclass(kw_only=True)
-class ClassificationSettings(TrainingSettings, ClassificationData, ClassificationRecipe):
+class ClassificationSettings(TrainingSettings, ClassificationData, ClassificationRecipe, ModelSettings):
     """Arguments of `scripts/train_image_classification.py`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        parse_overrides("config_overrides", self.config_overrides, PvtConfig)
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"Mixing pairs the samples of a batch: --batch_size must be even, got {self.batch_size}.")
 
@@ -61,7 +61,9 @@ class ClassificationSettings(TrainingSettings, ClassificationData, Classificatio
 class ClassificationFinetuning(SplitSettings, ClassificationData, ClassificationRecipe):
     """Arguments of `scripts/finetune.py image-classification`."""
 
+    model: str = field(metadata={"help": "Checkpoint to fine-tune, with its image processor: a folder or Hub id."})
     dataset: str = field(metadata={"help": "'digits' (built in), a folder, or a Hub dataset id such as org/name."})
+    image_size: int = option(0, "Side of the images, in pixels; default: as the model's image processor makes them.")
     min_scale: float = option(0.35, "Smallest random crop, as a share of the image's area; 1: the whole image.")
     auto_augment: str = option("", "timm's augmentation policy, e.g. rand-m9-mstd0.5-inc1; '': none.")
     random_erasing: float = option(0.0, "Probability of erasing a random rectangle, e.g. 0.25.")

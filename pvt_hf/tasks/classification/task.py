@@ -50,9 +50,12 @@ class MixedLoss:
         self.hard_loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
 
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        """Raises a ValueError if an odd number of images is to be mixed."""
         images, labels = batch["pixel_values"], batch["labels"]
         if self.mixup is None:
             return self.hard_loss(model(images).logits, labels)
+        if len(images) % 2:
+            raise ValueError(f"--mixup and --cutmix need an even batch size, got {len(images)}.")
         images, targets = self.mixup(images, labels)
         return self.soft_loss(model(images).logits, targets)
 
@@ -77,7 +80,12 @@ class ClassificationTask(Task):
         )
 
     def build_processor(self, settings: ClassificationRecipe) -> Any:
-        """Resizes the shorter side to size / crop ratio and crops the centre; mean and std are the checkpoint's."""
+        """
+        Resizes the shorter side to size / crop ratio and crops the centre; mean and std are the checkpoint's. Without
+        `image_size` the checkpoint's own.
+        """
+        if not settings.image_size:
+            return AutoImageProcessor.from_pretrained(settings.model)
         sizes: dict[str, Any] = {
             "size": {"shortest_edge": int(settings.image_size / settings.crop_ratio)},
             "crop_size": {"height": settings.image_size, "width": settings.image_size},
@@ -87,7 +95,7 @@ class ClassificationTask(Task):
             return AutoImageProcessor.from_pretrained(settings.model, **sizes)
         return PvtImageProcessor(**sizes)
 
-    def build_model(self, settings: ClassificationRecipe, class_names: tuple[str, ...]) -> PreTrainedModel:
+    def build_model(self, settings: Any, class_names: tuple[str, ...]) -> PreTrainedModel:
         """Raises a ValueError for a single class."""
         if len(class_names) < 2:
             raise ValueError(
@@ -104,7 +112,7 @@ class ClassificationTask(Task):
         transform = ClassificationTransform(
             tuple(processor.image_mean),
             tuple(processor.image_std),
-            image_size=settings.image_size,
+            image_size=output_size(processor),
             min_scale=settings.min_scale,
             horizontal_flip=settings.horizontal_flip,
             auto_augment=settings.auto_augment,

@@ -15,7 +15,7 @@ from ...engine.settings import (
 )
 from ...families import architectures, load
 from ..models import read_overrides
-from ..settings import HeadSettings, SceneSettings
+from ..settings import HeadFinetuning, HeadSettings, SceneSettings
 
 
 ARCHITECTURES = architectures("detection")
@@ -65,7 +65,7 @@ class DetectionSettings(TrainingSettings, DetectionData, DetectionRecipe):
 
 
 @dataclass(kw_only=True)
-class DetectionFinetuning(SplitSettings, DetectionData, DetectionRecipe):
+class DetectionFinetuning(HeadFinetuning, SplitSettings, DetectionData, DetectionRecipe):
     """Arguments of `scripts/finetune.py object-detection`."""
 
     dataset: str = field(

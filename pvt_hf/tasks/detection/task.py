@@ -20,7 +20,7 @@ from ...families import load
 from ...metrics.coco_ap import coco_results
 from ...metrics.reports import write_json
 from ..labels import class_names_of, read_class_names
-from ..models import build_head, open_model
+from ..models import build_head, normalization_of, open_model
 from .evaluation import MODELS_WITH_MASKS, DetectionEvaluation, format_table
 from .samples import DetectionEvaluationSample, DetectionSample, aspect_group, collate_detection
 from .settings import (
@@ -72,7 +72,8 @@ class DetectionTask(Task):
         if settings.model:
             return AutoImageProcessor.from_pretrained(settings.model)
         size = {"shortest_edge": settings.eval_shortest_edge, "longest_edge": settings.longest_edge}
-        return load(ARCHITECTURES[settings.architecture].processor)(size=size)
+        processor_class = load(ARCHITECTURES[settings.architecture].processor)
+        return processor_class(size=size, **normalization_of(settings.backbone))
 
     def build_model(self, settings: DetectionRecipe, class_names: tuple[str, ...]) -> PreTrainedModel:
         if settings.model:
@@ -154,4 +155,4 @@ class DetectionTask(Task):
 
     def group(self, settings: Any, stream: Stream) -> Callable[[dict[str, Any]], Hashable] | None:
         """Wide images and others, so that a batch has little padding."""
-        return partial(aspect_group, stream) if settings.group_by_aspect and settings.shuffle_window else None
+        return partial(aspect_group, stream) if settings.group_by_aspect else None

@@ -15,7 +15,7 @@ from ...engine.settings import (
 )
 from ...families import architectures, load
 from ..models import read_overrides
-from ..settings import HeadSettings, SceneSettings
+from ..settings import HeadFinetuning, HeadSettings, SceneSettings
 from .inference import RATIOS
 
 
@@ -62,7 +62,7 @@ class SegmentationSettings(TrainingSettings, SegmentationData, SegmentationRecip
 
 
 @dataclass(kw_only=True)
-class SegmentationFinetuning(SplitSettings, SegmentationData, SegmentationRecipe):
+class SegmentationFinetuning(HeadFinetuning, SplitSettings, SegmentationData, SegmentationRecipe):
     """Arguments of `scripts/finetune.py semantic-segmentation`."""
 
     dataset: str = field(

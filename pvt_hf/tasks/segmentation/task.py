@@ -15,7 +15,7 @@ from ...engine.task import EvaluationPart, Task
 from ...families import load
 from ...models.image_processing_semantic import IGNORE_LABEL, PvtSemanticImageProcessor
 from ..labels import RenumberedSample, class_names_of, match_labels, read_class_names
-from ..models import build_head, open_model
+from ..models import build_head, normalization_of, open_model
 from .evaluation import MEANS, Inference, SegmentationEvaluation, class_table, format_table
 from .inference import MultiScale, SingleScale, SlidingWindow
 from .samples import SegmentationEvaluationSample, SegmentationSample, collate_lists
@@ -68,7 +68,9 @@ class SegmentationTask(Task):
         if settings.model:
             return AutoImageProcessor.from_pretrained(settings.model, do_reduce_labels=settings.reduce_labels)
         size = {"shortest_edge": settings.shortest_edge, "longest_edge": settings.longest_edge}
-        return PvtSemanticImageProcessor(size=size, do_reduce_labels=settings.reduce_labels)
+        return PvtSemanticImageProcessor(
+            size=size, do_reduce_labels=settings.reduce_labels, **normalization_of(settings.backbone)
+        )
 
     def build_model(self, settings: SegmentationRecipe, class_names: tuple[str, ...]) -> PreTrainedModel:
         if settings.model:
