@@ -52,10 +52,11 @@ def build_head(
     head_fields, backbone_fields = read_overrides(settings, config_class)
     backbone_fields = {"drop_path_rate": settings.drop_path_rate, **backbone_fields}
     backbone_fields["out_features"] = settings.out_features or stages
-    if settings.variant or not settings.backbone:
-        backbone_config = get_config(settings.variant, **backbone_fields)
-    else:
+    backbone_config: PreTrainedConfig
+    if settings.backbone and not settings.variant:
         backbone_config = config_of(settings.backbone, backbone_fields)
+    else:
+        backbone_config = get_config(settings.variant, **backbone_fields)
     config = config_class(backbone_config=backbone_config, **head_fields, **label_fields(class_names))
     model = auto_class.from_config(config)
     if settings.backbone:
