@@ -1,10 +1,10 @@
 """
-Opens repositories with Auto classes and pipelines, as users do. Runs in a process of its own, where pvt_hf is imported
-("package"), is not installed ("stranger"), or is not installed and there is no network ("offline").
+Opens repositories as users do, with Auto classes and pipelines. Runs in separate processes: with pvt_hf ("package"),
+without it ("stranger"), and without it and without a network ("offline").
 
     python -c "$(cat hub_client.py)" MODE FOLDER
 
-FOLDER/jobs.json lists what to open. Results are written to FOLDER/MODE.safetensors and FOLDER/MODE.json.
+FOLDER/jobs.json says what to open; results go to FOLDER/MODE.safetensors and FOLDER/MODE.json.
 """
 
 import importlib.util
@@ -19,6 +19,10 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+
+# With the package, folders are opened by the tests of models; without a network, all tests run
+PLACES = {"stranger": ("repo", "folder"), "package": ("repo",), "offline": ("repo",)}
 
 
 @torch.no_grad()
@@ -95,7 +99,7 @@ def main(mode: str, root: Path) -> None:
             facts["refused"] = str(error)
     for kind, job in work["jobs"].items():
         pixel_values = inputs[kind]
-        for where in ("repo", "folder"):
+        for where in PLACES[mode]:
             record(f"{kind}/{where}", open_all(mode, job, job[where], where, pixel_values, image, remote))
     pixel_values = inputs["classifier"]
     for name, options in work["pinned"].items():
