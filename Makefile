@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo app test test-slow test-changed browser lint typecheck install clean
+.PHONY: demo app test test-all test-changed browser lint typecheck install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py --output_dir outputs/demo
@@ -13,17 +13,20 @@ demo: $(INSTALLED)
 app: $(INSTALLED)
 	$(BIN)/python scripts/app.py
 
-# Two processes of one thread each suit two cores better than one of two.
-test: $(INSTALLED) browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not network"
+# Two processes of one thread each suit two cores better than one of two. tests/conftest.py starts long files first.
+PYTEST := -q -n 2 --dist loadscope --no-loadscope-reorder --durations 25 --durations-min 1
+FAST := not slow and not gpu and not network
 
-test-slow: $(INSTALLED) browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu and not network"
+test: $(INSTALLED) browser
+	$(BIN)/python -m pytest $(PYTEST) -m "$(FAST)"
+
+# With the slow ones: what CI runs.
+test-all: $(INSTALLED) browser
+	$(BIN)/python -m pytest $(PYTEST) -m "not gpu and not network"
 
 # The tests of `make test` that can be affected by what has changed since BASE (default: since this branch left main).
 test-changed: $(INSTALLED) browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.changed_tests --base "$(BASE)" \
-		-n 2 --dist loadfile -m "not slow and not gpu and not network"
+	$(BIN)/python -m tests.support.changed_tests --base "$(BASE)" -- $(PYTEST) -m "$(FAST)"
 
 # tests/scripts/test_app.py needs it. Where it cannot be installed here, that file fails, and the others run.
 browser:

@@ -54,7 +54,7 @@ from pvt_hf.data.samples import ProcessorTransform
 from pvt_hf.data.streams import Stream
 from pvt_hf.tasks.classification.samples import ClassificationSample
 from pvt_hf.tasks.classification.streams import open_classification_stream
-from pvt_hf.tasks.classification.transforms import training_transform
+from pvt_hf.tasks.classification.transforms import ClassificationTransform
 
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -162,7 +162,7 @@ def build_transforms(row: str) -> tuple[Transform, Transform]:
         )
         return ProcessorTransform(processor), bare
     plain = {"auto_augment": None, "random_erasing": 0.0} if row == "crop" else {}
-    transform = training_transform(SIDE, SIDE, mean=mean, std=std, **plain)
+    transform = ClassificationTransform(mean, std, image_size=SIDE, **plain)
     return transform, transform
 
 

@@ -52,7 +52,7 @@ def answer(output_dir: Path) -> dict:
     label2id = detector.model.config.label2id
     metric, pictures = CocoAP(num_labels=len(label2id)), []
     for example in islice(stream.dataset, 200):
-        image, objects = decode_rgb(example[stream.image_column]), example[stream.objects_column]
+        image, objects = decode_rgb(example[stream.image_column]), example[stream.columns["objects"]]
         found = detector(image, threshold=0.05)
         boxes = torch.tensor([list(one["box"].values()) for one in found], dtype=torch.float32).reshape(-1, 4)
         labels, scores = [label2id[one["label"]] for one in found], [one["score"] for one in found]

@@ -53,7 +53,7 @@ def answer(output_dir: Path) -> dict:
     images, truth, predicted = [], [], []
     for example in islice(stream.dataset, 200):
         image = decode_rgb(example[stream.image_column])
-        mask = decode_labels(example[stream.mask_column], len(labels), reduce_labels=False)
+        mask = decode_labels(example[stream.columns["mask"]], len(labels), reduce_labels=False)
         prediction = np.zeros(mask.shape, dtype=np.int64)
         for segment in segmenter(image):
             prediction[np.asarray(segment["mask"]) > 0] = labels[segment["label"]]

@@ -12,7 +12,7 @@ COCO's results file, with the category and image ids of the data. Several proces
 Unusable images are skipped, named and counted. `--help` lists every argument.
 """
 
-from pvt_hf.data.batches import StreamError
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.tasks import get_task

@@ -16,7 +16,7 @@ once. Images per second are those of all processes together, from the end of the
 Unusable images and masks are skipped, named and counted. `--help` lists every argument.
 """
 
-from pvt_hf.data.batches import StreamError
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.tasks import get_task

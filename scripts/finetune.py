@@ -34,7 +34,7 @@ from accelerate.utils import gather_object
 from transformers import HfArgumentParser, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import pvt_hf  # noqa: F401  registers PVT with the Auto classes
-from pvt_hf.data.batches import StreamError
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.evaluation import Monitor, evaluate
 from pvt_hf.engine.feed import Batch, TrainingStream
 from pvt_hf.engine.processes import check_world_size, quiet_progress_bars, share_buffers, synchronize_batch_norm

@@ -9,7 +9,7 @@ Trains or fine-tunes an image classifier on a stream, on one process or many.
 `--help` lists every argument.
 """
 
-from pvt_hf.data.batches import StreamError
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.tasks import get_task

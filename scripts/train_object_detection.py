@@ -10,7 +10,7 @@ Trains or fine-tunes a detector (boxes, or boxes and masks) on a stream of image
 out.
 """
 
-from pvt_hf.data.batches import StreamError
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.tasks import get_task

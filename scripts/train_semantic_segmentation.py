@@ -11,7 +11,7 @@ Trains or fine-tunes a model for semantic segmentation on a stream of images and
 laid out.
 """
 
-from pvt_hf.data.batches import StreamError
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.run import train
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.tasks import get_task

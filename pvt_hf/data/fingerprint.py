@@ -1,4 +1,4 @@
-"""A short name for the data that a run has seen, so that another run can be told apart."""
+"""A short name for the data of a run, so that a run on other data can be recognised."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hashlib
 import json
 import zlib
 from itertools import islice
+from typing import Any
 
-from .samples import sample_id
+from .samples import sample_id, short_name
 from .streams import Stream
 
 
@@ -16,18 +17,20 @@ FIRST_EXAMPLES = 64
 
 def stream_fingerprint(stream: Stream) -> str:
     """
-    16 hexadecimal digits of what a stream says of itself (length, shards, classes) and of the names, labels and bytes
-    (where images are not files of their own) of its first 64 examples in order, masks and objects included. Equal
-    for equal data in another folder with the same file names; a change that leaves all of these alone is not noticed.
+    16 hexadecimal digits from a stream's length, shards and class names, and from the first 64 examples: their names
+    and what is in the stream's columns.
+
+    The same data in another folder with the same file names have the same fingerprint. Of images that are files, only
+    the names are read. Changes beyond the first examples are not noticed unless the length changes.
     """
-    told = [stream.num_samples, stream.dataset.num_shards, stream.class_names]
+    facts: list[Any] = [stream.num_samples, stream.dataset.num_shards, stream.class_names]
     for example in islice(iter(stream.dataset), FIRST_EXAMPLES):
-        name = "/".join(sample_id(example, stream.image_column).split("/")[-2:])
-        checksum = zlib.crc32((example[stream.image_column] or {}).get("bytes") or b"")
-        told.append([name, str(example[stream.label_column]) if stream.label_column else None, checksum])
-        if stream.mask_column:
-            mask = example[stream.mask_column] or {}
-            told[-1] += ["/".join((mask.get("path") or "").split("/")[-2:]), zlib.crc32(mask.get("bytes") or b"")]
-        if stream.objects_column:
-            told[-1].append(zlib.crc32(repr(example[stream.objects_column]).encode()))
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        facts.append(short_name(sample_id(example, stream.image_column)))
+        facts += [_describe(example[column]) for column in stream.columns.values()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        return [short_name(value["path"] or ""), zlib.crc32(value["bytes"] or b"")]
+    return zlib.crc32(repr(value).encode())

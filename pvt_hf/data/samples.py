@@ -1,8 +1,10 @@
-"""From an undecoded example to a training sample, or to a reason why it is skipped."""
+"""Decoding images, naming samples, and what the tasks' samples share."""
 
 from __future__ import annotations
 
+import contextlib
 import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 
 from ..models.image_processing_input import to_channels_first
+from .streams import Stream
 
 
 class BadSample(ValueError):
@@ -17,7 +20,7 @@ class BadSample(ValueError):
 
 
 def sample_id(example: dict[str, Any], image_column: str) -> str:
-    """A name by which a user finds the example again, the same in every run: key, path, or a checksum."""
+    """A name by which a user finds the example, the same in every run: its key, the image's path, or a checksum."""
     for column in ("sample_id", "__key__", "image_id", "id"):
         if isinstance(example.get(column), str | int):
             return str(example[column])
@@ -27,46 +30,77 @@ def sample_id(example: dict[str, Any], image_column: str) -> str:
     return f"crc32:{zlib.crc32(image.get('bytes') or b''):08x}"
 
 
-def is_held_out(identity: str, share: float) -> bool:
-    """Whether a sample belongs to the held-out `share`; decided by its name alone (the last two parts of a path)."""
-    return zlib.crc32("/".join(identity.split("/")[-2:]).encode()) / 2**32 < share
+def short_name(name: str) -> str:
+    """The last two parts of a path: the same for a copy of the data in another place."""
+    return "/".join(name.split("/")[-2:])
+
+
+def is_held_out(name: str, share: float) -> bool:
+    """Whether a sample belongs to the held-out `share`. Only its short name decides."""
+    return zlib.crc32(short_name(name).encode()) / 2**32 < share
+
+
+@contextlib.contextmanager
+def decoding(value: dict[str, Any] | None, what: str) -> Iterator[None]:
+    """Turns any error in the block into a [`BadSample`], and raises one if the undecoded image is missing or empty."""
+    if not value or (not value.get("bytes") and not value.get("path")):
+        raise BadSample(f"the {what} is missing or empty")
+    try:
+        yield
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
+        raise BadSample(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def decode_rgb(value: dict[str, Any] | None) -> Image.Image:
     """
-    An undecoded image (`{"bytes": ..., "path": ...}`) as PIL RGB: upright (EXIF), transparency on white, 16 bits
-    scaled to 8, like the image processors.
+    Decodes an image (`{"bytes": ..., "path": ...}`) to PIL RGB as the image processors do: upright (EXIF), transparency
+    on white, 16 bits scaled to 8.
 
     Raises:
         BadSample: missing, empty, truncated or not an image.
     """
-    if not value or (not value.get("bytes") and not value.get("path")):
-        raise BadSample("the image is missing or empty")
-    try:
+    with decoding(value, "image"):
         return to_rgb(datasets.Image().decode_example(value))
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
-        raise BadSample(f"{type(error).__name__}: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An opened image as RGB, turned as it is: transparency on white, 16 bits scaled to 8."""
-    # Nearly every image; what follows gives the same by way of an array, which takes a quarter longer.
+    """A PIL image as RGB: transparency on white, 16 bits scaled to 8. It is not turned."""
+    # Nearly every image. The code below gives the same, but goes through an array, which takes a quarter longer.
     if image.mode in ("RGB", "L", "CMYK") and image.info.get("transparency") is None and 0 not in image.size:
         return image if image.mode == "RGB" else image.convert("RGB")
     array = to_channels_first(image, None, do_convert_rgb=True, white=255.0)
     return Image.fromarray(array.transpose(1, 2, 0).round().astype("uint8"))
 
 
+def require_class_names(stream: Stream, class_names: Sequence[str] | None, from_label: int = 0) -> tuple[str, ...]:
+    """`class_names` as a tuple. Raises a ValueError if there are none, naming the first label that needs one."""
+    if not class_names:
+        order = f" from {from_label} on, since lower ones are ignored" if from_label else ""
+        raise ValueError(
+            f"The labels of {stream.name} have no names: give class_names, in the order of the labels{order}."
+        )
+    return tuple(class_names)
+
+
 class ProcessorTransform:
-    """An image processor as a function from one PIL image to its `pixel_values` (channels, height, width)."""
+    """
+    An image processor as a function from one PIL image to its `pixel_values` (3, height, width), without padding.
+
+    A class, because loader workers may have to pickle it.
+    """
 
     def __init__(self, processor: Any):
         self.processor = processor
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        return torch.as_tensor(self.processor(image)["pixel_values"][0])
+        inputs = self.processor(image)
+        pixel_values = torch.as_tensor(inputs["pixel_values"][0])
+        if "pixel_mask" not in inputs:
+            return pixel_values
+        mask = torch.as_tensor(inputs["pixel_mask"][0]).bool()
+        return pixel_values[:, : mask.any(dim=1).sum(), : mask.any(dim=0).sum()]
 
 
 def stack(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Samples of equal shapes to a batch."""
+    """Makes a batch of samples of equal shapes."""
     return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}

@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..data.batches import BatchStream, StreamError, make_loader
+from ..data.batches import BatchStream, make_loader
+from ..data.streams import StreamError
 from .processes import gather_integers
 
 

@@ -24,8 +24,9 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..data.batches import BatchStream, StreamError
+from ..data.batches import BatchStream
 from ..data.fingerprint import stream_fingerprint
+from ..data.streams import StreamError
 from .checkpoints import find_checkpoint, list_checkpoints, load_checkpoint, remove_leftovers, save_checkpoint
 from .feed import Batch, Feed, SampleCounts, Status
 from .finite import FiniteSteps, gradient_norm, poison, whole

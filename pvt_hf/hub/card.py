@@ -68,62 +68,68 @@ def build_card(
         ValueError: no card exists for the model's class, `repo_id` is invalid, or `evaluation`, `run` or `conversion`
             does not have the expected content or is of another model.
     """
-    name = type(model).__name__
-    if name not in MODELS:
-        raise ValueError(f"There is no model card for {name}, only for {', '.join(MODELS)}.")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"repo_id {repo_id!r} is not of the form org/name: {error}") from None
-    family, row = MODELS[name]
+    _check_input(model, repo_id, run, conversion)
+    family, row = MODELS[type(model).__name__]
     backbone = getattr(model.config, "backbone_config", model.config)
     title = repo_id.rsplit("/", 1)[-1]
-
-    results: list[Results] = []
-    measured: Mapping[str, Any] = {}
-    trained_on, starts = None, []
-    url = f"https://huggingface.co/{repo_id}#evaluation"
-    if run is not None:
-        require(run, "run", "the content of run.json", "settings", "metrics", "steps", "versions")
-        settings = measured = run["settings"]
-        expected = "the settings of a training"
-        require(settings, "run['settings']", expected, "dataset", "batch_size", "gradient_accumulation_steps")
-        results = training_results(run, Source("evaluation in training", url))
-        trained_on = dataset_label(settings["dataset"])
-        starts = [dataset_label(settings[key]) for key in ("model", "backbone") if settings.get(key)]
-    if evaluation is not None:
-        source = Source("evaluation with pvt_hf", url)
-        results = evaluation_results(evaluation, source, name, weights_digest(model))
-        measured = evaluation["settings"]
-    if conversion is not None:
-        require(conversion, "conversion", "the content of conversion.json", "source", "model", "verification")
-        license = license or ("apache-2.0" if conversion["source"].get("url") else None)
-
-    data_name, data_id = dataset_label(measured.get("dataset", ""))
-    split = _split(measured)
+    settings, results = _measured(model, run, evaluation, f"https://huggingface.co/{repo_id}#evaluation")
+    data_name, data_id = dataset_label(settings.get("dataset", ""))
+    split = _split(settings)
     entries, metrics = eval_results(results, data_id or data_name, data_name, split)
+    if conversion is not None and conversion["source"].get("url"):
+        license = license or "apache-2.0"
     card_data = ModelCardData(
         license=license,
-        datasets=[trained_on[1]] if trained_on and trained_on[1] else _pretraining(conversion),
-        base_model=[hub_id for _, hub_id in starts if hub_id] or None,
+        datasets=_training_data(run, conversion),
+        base_model=[hub_id for _, hub_id in _starts(run) if hub_id] or None,
         metrics=metrics or None,
         model_name=title if entries else None,
         eval_results=entries or None,
         **card_metadata(row, backbone),
     )
     num_images = f" ({results[0].num_images:,} images)" if results and results[0].num_images else ""
-    precision = measured.get("mixed_precision", "no")
+    precision = settings.get("mixed_precision", "no")
     precision = "" if precision == "no" else f", in {precision}"
     return render_card(
         card_data, family, row, backbone, processor, repo_id, with_code,
         title=title,
         summary=f"{describe(family, row, backbone)} {model.num_parameters():,} parameters.",
-        class_names=_class_names(model.config) if "image-feature-extraction" != card_data.pipeline_tag else "",
+        class_names=_class_names(model.config) if row.hub_task != "image-feature-extraction" else "",
         results_table=results_table(results),
         evaluated_on=f"On {one_line(data_name)}, {one_line(split)}{num_images}{precision}.",
         origin=_origin(conversion) if conversion is not None else None,
-        training=_training(run, trained_on, starts) if run is not None and trained_on is not None else "",
+        training=_training(run) if run is not None else "",
     )  # fmt: skip
+
+
+def _check_input(
+    model: PreTrainedModel, repo_id: str, run: Mapping[str, Any] | None, conversion: Mapping[str, Any] | None
+) -> None:
+    if type(model).__name__ not in MODELS:
+        raise ValueError(f"There is no model card for {type(model).__name__}, only for {', '.join(MODELS)}.")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"repo_id {repo_id!r} is not of the form org/name: {error}") from None
+    if run is not None:
+        require(run, "run", "the content of run.json", "settings", "metrics", "steps", "versions")
+        expected = "the settings of a training"
+        require(run["settings"], "run['settings']", expected, "dataset", "batch_size", "gradient_accumulation_steps")
+    if conversion is not None:
+        require(conversion, "conversion", "the content of conversion.json", "source", "model", "verification")
+
+
+def _measured(
+    model: PreTrainedModel, run: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None, url: str
+) -> tuple[Mapping[str, Any], list[Results]]:
+    """Settings and results of the evaluation, or else of the training."""
+    if evaluation is not None:
+        source, name = Source("evaluation with pvt_hf", url), type(model).__name__
+        results = evaluation_results(evaluation, source, name, weights_digest(model))
+        return evaluation["settings"], results
+    if run is not None:
+        return run["settings"], training_results(run, Source("evaluation in training", url))
+    return {}, []
 
 
 def card_metadata(model: Model, backbone: Any) -> dict[str, Any]:
@@ -199,10 +205,19 @@ def _split(settings: Mapping[str, Any]) -> str:
     return settings.get("split") or settings.get("eval_split") or ""
 
 
-def _pretraining(conversion: Mapping[str, Any] | None) -> list[str] | None:
-    """An official classifier of 1000 classes was trained on ImageNet-1K. Of other files nothing is known."""
-    is_imagenet = conversion is not None and (conversion["model"].get("labels") or "").startswith("ImageNet-1K")
-    return [IMAGENET.hub_id] if is_imagenet else None
+def _training_data(run: Mapping[str, Any] | None, conversion: Mapping[str, Any] | None) -> list[str] | None:
+    """Data sets on the Hub that the model was trained on."""
+    hub_id = dataset_label(run["settings"]["dataset"])[1] if run is not None else None
+    # An official classifier with the names of ImageNet-1K was trained on it. Of other files nothing is known.
+    if not hub_id and conversion is not None and (conversion["model"].get("labels") or "").startswith("ImageNet-1K"):
+        hub_id = IMAGENET.hub_id
+    return [hub_id] if hub_id else None
+
+
+def _starts(run: Mapping[str, Any] | None) -> list[tuple[str, str | None]]:
+    """The checkpoints that a training started from, as [`dataset_label`] names them."""
+    settings = run["settings"] if run is not None else {}
+    return [dataset_label(settings[key]) for key in ("model", "backbone") if settings.get(key)]
 
 
 def _class_names(config: Any) -> str:
@@ -211,7 +226,7 @@ def _class_names(config: Any) -> str:
     return "; ".join(names[:MAX_CLASS_NAMES]) + (f"; and {hidden} more (see `config.json`)" if hidden > 0 else "")
 
 
-def _training(run: Mapping[str, Any], data: tuple[str, str | None], starts: list[tuple[str, str | None]]) -> str:
+def _training(run: Mapping[str, Any]) -> str:
     settings = run["settings"]
     world = run.get("world_size", 1)
     per_step = settings["batch_size"] * settings["gradient_accumulation_steps"] * world
@@ -221,8 +236,8 @@ def _training(run: Mapping[str, Any], data: tuple[str, str | None], starts: list
         if name not in _NOT_SHOWN and value not in (None, "", "{}", "no", 0, [])  # False equals 0
     ]
     facts = [
-        ("data", f"{data[0]}, split {settings.get('train_split', 'train')}"),
-        ("started from", ", ".join(name for name, _ in starts) or "random weights"),
+        ("data", f"{dataset_label(settings['dataset'])[0]}, split {settings.get('train_split', 'train')}"),
+        ("started from", ", ".join(name for name, _ in _starts(run)) or "random weights"),
         ("recipe", Path(run["recipe"]).name if run.get("recipe") else "none"),
         ("steps", f"{run['steps']:,} of {per_step} images ({world} x {run.get('device', 'unknown device')})"),
         ("time", f"{run['seconds'] / 60:,.1f} minutes" if run.get("seconds") else "not recorded"),

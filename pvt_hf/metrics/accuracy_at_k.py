@@ -1,4 +1,4 @@
-"""Top-k accuracy as an `evaluate` metric: no download, usable by class or by `evaluate.load` of this file's path."""
+"""Top-k accuracy as an `evaluate` metric. Use the class, or `evaluate.load` with this file's path; no download."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ class AccuracyAtK(evaluate.Metric):
     """
     Share of samples whose label is among the first k predictions.
 
-    `predictions`: per sample the class indices, best first, as many as the largest k. `references`: the labels.
-    `compute(k=(1, 5))` returns `{"accuracy@1": ..., "accuracy@5": ...}`, fractions of 1.
+        AccuracyAtK().compute(predictions=[[2, 0], [1, 0]], references=[0, 1], k=(1, 2))
+
+    `predictions` are the class indices of each sample, best first, at least as many as the largest k. `references` are
+    the labels. The result is `{"accuracy@1": 0.5, "accuracy@2": 1.0}`, from 0 to 1.
 
     Raises:
-        ValueError: there is no sample, or fewer predictions per sample than the largest k.
+        ValueError: no samples, or fewer predictions per sample than the largest k.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -32,7 +34,7 @@ class AccuracyAtK(evaluate.Metric):
         self, predictions: list[list[int]], references: list[int], k: tuple[int, ...] = (1, 5)
     ) -> dict[str, float]:
         if not len(references):
-            raise ValueError("There is no sample to compute an accuracy of.")
+            raise ValueError("There are no samples to compute an accuracy of.")
         ranked, labels = np.asarray(predictions), np.asarray(references)
         if ranked.shape[1] < max(k):
             raise ValueError(f"accuracy@{max(k)} needs {max(k)} predictions per sample, got {ranked.shape[1]}.")

@@ -1,4 +1,4 @@
-"""COCO average precision (AP) as an `evaluate` metric around pycocotools: no download, usable by class or by path."""
+"""COCO AP as an `evaluate` metric around pycocotools. Use the class, or `evaluate.load` with this file's path."""
 
 from __future__ import annotations
 
@@ -28,35 +28,19 @@ FIGURES = (
 
 def coco_figures(images: Mapping[int | str, dict[str, dict[str, Any]]], num_labels: int, masks: bool) -> dict[str, Any]:
     """
-    The figures of [`CocoAP`] for its `images`, without prefix, by IoU of boxes or of `masks`. pycocotools computes
-    them, with its own parameters; its printing is swallowed.
+    The figures of [`CocoAP`] for its `images`, without prefix, by the IoU of boxes or of `masks`. pycocotools computes
+    them, with its default parameters. Its output is suppressed.
     """
-    detections: list[dict[str, Any]] = []
-    references: list[dict[str, Any]] = []
-    # by id, as pycocotools does: of equal scores the first counts first, whatever process saw which image
-    names = sorted(images, key=lambda name: (isinstance(name, str), name))
-    for index, name in enumerate(names):
-        for entries, record in ((detections, images[name]["prediction"]), (references, images[name]["reference"])):
-            for row, (label, box) in enumerate(zip(record["labels"].tolist(), record["boxes_xywh"].tolist())):
-                # numbered from 1: COCOeval takes a match with number 0 for none
-                entry = {"id": len(entries) + 1, "image_id": index, "category_id": label, "bbox": box, "iscrowd": 0}
-                if masks:
-                    entry["segmentation"] = record["masks"][row]
-                if entries is references:
-                    entry |= {"area": float(record["area"][row]), "iscrowd": int(record["iscrowd"][row])}
-                else:
-                    area = coco_mask.area(entry["segmentation"]) if masks else box[2] * box[3]
-                    entry |= {"area": float(area), "score": float(record["scores"][row])}
-                entries.append(entry)
-
+    # By id, as pycocotools does it: of equal scores the first counts first, whichever process had the image.
+    records = [images[name] for name in sorted(images, key=lambda name: (isinstance(name, str), name))]
     with contextlib.redirect_stdout(io.StringIO()):
         sides = []
-        for entries in (references, detections):
+        for name in ("reference", "prediction"):
             side = COCO()
             side.dataset = {
-                "images": [{"id": index, "height": 0, "width": 0} for index in range(len(names))],  # sizes are in RLE
+                "images": [{"id": index, "height": 0, "width": 0} for index in range(len(records))],  # RLE has sizes
                 "categories": [{"id": label} for label in range(num_labels)],
-                "annotations": entries,
+                "annotations": _annotations([record[name] for record in records], masks),
             }
             side.createIndex()
             sides.append(side)
@@ -71,16 +55,36 @@ def coco_figures(images: Mapping[int | str, dict[str, dict[str, Any]]], num_labe
     return figures
 
 
+def _annotations(records: list[dict[str, Any]], masks: bool) -> list[dict[str, Any]]:
+    """The objects of all images, predicted or annotated, as COCO annotations. An image's id is its index."""
+    annotations: list[dict[str, Any]] = []
+    for index, record in enumerate(records):
+        for row, (label, box) in enumerate(zip(record["labels"].tolist(), record["boxes_xywh"].tolist())):
+            # Ids start at 1, because COCOeval takes a match with number 0 for none.
+            entry = {"id": len(annotations) + 1, "image_id": index, "category_id": label, "bbox": box, "iscrowd": 0}
+            if masks:
+                entry["segmentation"] = record["masks"][row]
+            if "scores" in record:
+                area = coco_mask.area(entry["segmentation"]) if masks else box[2] * box[3]
+                entry |= {"area": float(area), "score": float(record["scores"][row])}
+            else:
+                entry |= {"area": float(record["area"][row]), "iscrowd": int(record["iscrowd"][row])}
+            annotations.append(entry)
+    return annotations
+
+
 def coco_results(
     images: Mapping[int | str, dict[str, dict[str, Any]]], category_ids: Sequence[int] | Mapping[int, int] | None = None
 ) -> list[dict[str, Any]]:
     """
     The predictions of a [`CocoAP`]'s `images` as entries of a COCO results file, ready for `json.dump`:
-    `{"image_id", "category_id", "bbox": [x, y, width, height], "score", "segmentation"}`, the last one (compressed RLE)
-    with masks only. `category_ids` gives the category id of each label; None means that they are the same.
+    `{"image_id", "category_id", "bbox": [x, y, width, height], "score", "segmentation"}`, where `segmentation`
+    (compressed RLE) is there only with masks.
 
-    With both `bbox` and `segmentation`, pycocotools' `loadRes` takes the box for the object's area, which changes AP of
-    masks by size: leave `bbox` out in a file for that.
+    For the AP of masks by size, leave `bbox` out: if there are both, pycocotools' `loadRes` computes areas from boxes.
+
+    Args:
+        category_ids: the category id of each label; None if they are the same.
     """
     entries = []
     for name, image in images.items():
@@ -98,41 +102,42 @@ def coco_results(
 
 class CocoAP(evaluate.Metric):
     """
-    COCO's average precision and recall of boxes and, if `masks`, of masks, as pycocotools computes them.
+    COCO's average precision and recall of boxes and, with `masks`, of masks, as pycocotools computes them.
 
         metric = CocoAP(num_labels=80)  # or evaluate.load("pvt_hf/metrics/coco_ap.py", num_labels=80)
         metric.add_batch(predictions=predictions, references=references)
         metric.compute()
 
-    `predictions`: per image a dict with
-        scores (n,); labels (n,), 0 to num_labels - 1; boxes_xyxy (n, 4), in pixels of the original image; if `masks`,
+    `predictions` has a dict for each image:
+        scores (n,); labels (n,), 0 to num_labels - 1; boxes_xyxy (n, 4), in pixels of the original image; with `masks`,
         masks: (n, height, width) bool or integer of that image's size, or n compressed RLE dicts.
-    `references`: per image a dict with
-        image_id: int or str, different for every image; labels (n,); boxes_xywh (n, 4), as in COCO's files; and
-        optionally iscrowd (n,), else 0; area (n,), else that of the mask or, without masks, of the box; if `masks`,
-        masks as above.
-    Arrays, tensors or lists. An image without objects has n = 0, and so has one without predictions: give it all the
-    same, because false alarms there count. A prediction that lies in a crowd is neither right nor wrong.
+    `references` has a dict for each image:
+        image_id: int or str, different for every image; labels (n,); boxes_xywh (n, 4), as in COCO's files; with
+        `masks`, masks as above. Optional: iscrowd (n,), by default 0; area (n,), by default that of the mask or,
+        without masks, of the box.
+    All are arrays, tensors or lists. Add images without objects (n = 0) as well, because false alarms there count. A
+    prediction that lies in a crowd is neither right nor wrong.
 
-    Only boxes, scores and RLE are kept, in `images`, by image_id; all that can be pickled. Other processes' images are
-    added by [`CocoAP.merge`] before `compute`; `evaluate`'s own way, files with everything (`num_process`), is refused.
+    Only boxes, scores and RLE are kept, in `images`, by image_id. They can be pickled: with several processes, add the
+    images of the others with [`CocoAP.merge`] before `compute`. `evaluate`'s own way (`num_process`), which writes
+    everything to files, is not supported.
 
     Args:
         num_labels: number of classes.
-        masks: whether masks are evaluated, too.
+        masks: whether to evaluate masks as well.
 
-    `compute` empties the metric, as everywhere in `evaluate`, and returns, as fractions of 1 and NaN where there is no
-    object to find:
-        ap (IoU 0.50 to 0.95), ap50, ap75; ap_small (less than 32x32 pixels of area), ap_medium, ap_large (more than
-        96x96); ar1, ar10, ar100 (recall with that many predictions per image and class), ar_small, ar_medium, ar_large.
+    `compute` resets the metric, as always in `evaluate`, and returns numbers from 0 to 1, or NaN if there was no object
+    to find:
+        ap (IoU 0.50 to 0.95), ap50, ap75; ap_small (area below 32x32 pixels), ap_medium, ap_large (above 96x96); ar1,
+        ar10, ar100 (recall with that many predictions per image and class), ar_small, ar_medium, ar_large.
         per_category_ap: list by class.
-        The same with the prefix "mask_", if `masks`: by IoU and area of masks.
+        With `masks`, the same by IoU and area of masks, with the prefix "mask_".
 
     Raises:
         ImportError: pycocotools is not installed.
-        ValueError: an image_id for the second time, here or in `merge`; lengths that differ, NaN, a box with a negative
-            side, a label that is no class, masks that are missing or of different sizes: nothing of that image is kept.
-            In `compute`: there is no image.
+        ValueError: an image_id that was added before, also in `merge`; different lengths, NaN, a box with a negative
+            side, a label that is not a class, masks that are missing or of different sizes. Nothing of such an image is
+            kept. In `compute`: no images.
     """
 
     def __init__(self, config_name: str | None = None, *, num_labels: int, masks: bool = False, **kwargs: Any):
@@ -141,7 +146,7 @@ class CocoAP(evaluate.Metric):
         if num_labels < 1:
             raise ValueError(f"num_labels must be at least 1, got {num_labels}.")
         if kwargs.get("num_process", 1) != 1:
-            raise ValueError("CocoAP writes no files for other processes: `merge` their `images`.")
+            raise ValueError("CocoAP does not support num_process: `merge` the `images` of the processes.")
         super().__init__(config_name, **kwargs)
         self.num_labels, self.masks = num_labels, masks
         self.images: dict[int | str, dict[str, dict[str, Any]]] = {}
@@ -173,45 +178,53 @@ class CocoAP(evaluate.Metric):
         )
 
     def add(self, *, prediction: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
-        """Keeps one image."""
+        """Adds one image."""
         image_id = reference["image_id"]
         image_id = image_id.item() if hasattr(image_id, "item") else image_id
         if not isinstance(image_id, (int, str)):
             raise ValueError(f"image_id {image_id!r}; expected an int or str.")
         try:
-            corners = _rows(prediction, "boxes_xyxy", width=4)
-            found: dict[str, Any] = {
-                "labels": self._labels(prediction),
-                "boxes_xywh": np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
-                "scores": _rows(prediction, "scores"),
-            }
-            wanted: dict[str, Any] = {
-                "labels": self._labels(reference),
-                "boxes_xywh": _rows(reference, "boxes_xywh", width=4),
-            }
-            for record in (found, wanted):
+            found, wanted = self._read_prediction(prediction), self._read_reference(reference)
+            for name, record in (("prediction", found), ("reference", wanted)):
                 if (record["boxes_xywh"][:, 2:] < 0).any():
                     raise ValueError("a box has a negative side. Check xyxy (predictions) and xywh (references).")
-            if self.masks:
-                found["masks"], wanted["masks"] = _to_rle(prediction), _to_rle(reference)
-                sizes = {tuple(rle["size"]) for rle in found["masks"] + wanted["masks"]}
-                if len(sizes) > 1:
-                    raise ValueError(f"masks of sizes {sorted(sizes)}; expected that of the image, for all.")
-            count = len(wanted["labels"])
-            wanted["iscrowd"] = _rows({"iscrowd": np.zeros(count), **reference}, "iscrowd").astype(bool)
-            if "area" in reference:
-                wanted["area"] = _rows(reference, "area")
-            elif self.masks:
-                wanted["area"] = np.array([coco_mask.area(rle) for rle in wanted["masks"]], dtype=np.float64)
-            else:
-                wanted["area"] = wanted["boxes_xywh"][:, 2:].prod(axis=1)
-            for name, record in (("prediction", found), ("reference", wanted)):
                 lengths = {key: len(value) for key, value in record.items()}
                 if len(set(lengths.values())) > 1:
                     raise ValueError(f"a {name} of different lengths: {lengths}.")
+            sizes = {tuple(rle["size"]) for record in (found, wanted) for rle in record.get("masks", [])}
+            if len(sizes) > 1:
+                raise ValueError(f"masks of sizes {sorted(sizes)}; expected the size of the image for all of them.")
         except ValueError as error:
             raise ValueError(f"image {image_id!r}: {error}") from error
         self.merge({image_id: {"prediction": found, "reference": wanted}})
+
+    def _read_prediction(self, prediction: Mapping[str, Any]) -> dict[str, Any]:
+        corners = _rows(prediction, "boxes_xyxy", width=4)
+        found: dict[str, Any] = {
+            "labels": self._labels(prediction),
+            "boxes_xywh": np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+            "scores": _rows(prediction, "scores"),
+        }
+        if self.masks:
+            found["masks"] = _to_rle(prediction)
+        return found
+
+    def _read_reference(self, reference: Mapping[str, Any]) -> dict[str, Any]:
+        wanted: dict[str, Any] = {
+            "labels": self._labels(reference),
+            "boxes_xywh": _rows(reference, "boxes_xywh", width=4),
+        }
+        no_crowds = np.zeros(len(wanted["labels"]))
+        wanted["iscrowd"] = _rows({"iscrowd": no_crowds, **reference}, "iscrowd").astype(bool)
+        if self.masks:
+            wanted["masks"] = _to_rle(reference)
+        if "area" in reference:
+            wanted["area"] = _rows(reference, "area")
+        elif self.masks:
+            wanted["area"] = np.array([coco_mask.area(rle) for rle in wanted["masks"]], dtype=np.float64)
+        else:
+            wanted["area"] = wanted["boxes_xywh"][:, 2:].prod(axis=1)
+        return wanted
 
     def _labels(self, record: Mapping[str, Any]) -> np.ndarray:
         labels = _rows(record, "labels").astype(np.int64)
@@ -220,14 +233,14 @@ class CocoAP(evaluate.Metric):
         return labels
 
     def merge(self, images: Mapping[int | str, dict[str, dict[str, Any]]]) -> None:
-        """Adds the `images` of another metric, such as another process'."""
+        """Adds the `images` of another metric, such as that of another process."""
         twice = [image_id for image_id in images if image_id in self.images]
         if twice:
-            raise ValueError(f"image {twice[0]!r} is there already; an image must be counted once.")
+            raise ValueError(f"image {twice[0]!r} was added before; every image counts once.")
         self.images.update(images)
 
     def add_batch(self, *, predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]) -> None:
-        """Keeps several images."""
+        """Adds several images."""
         if len(predictions) != len(references):
             raise ValueError(f"{len(predictions)} predictions for {len(references)} references.")
         for prediction, reference in zip(predictions, references):
@@ -239,19 +252,19 @@ class CocoAP(evaluate.Metric):
         predictions: Sequence[Mapping[str, Any]] | None = None,
         references: Sequence[Mapping[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """The figures of all images added so far and of these, if there are any; the metric is empty afterwards."""
+        """The figures of all images added so far, and of these. Resets the metric."""
         if predictions is not None or references is not None:
             self.add_batch(
                 predictions=() if predictions is None else predictions,
                 references=() if references is None else references,
             )
         if not self.images:
-            raise ValueError("There is no image to compute an AP of.")
+            raise ValueError("There are no images to compute an AP of.")
         images, self.images = self.images, {}
         figures = coco_figures(images, self.num_labels, masks=False)
         if self.masks:
-            of_masks = coco_figures(images, self.num_labels, masks=True)
-            figures |= {f"mask_{name}": value for name, value in of_masks.items()}
+            mask_figures = coco_figures(images, self.num_labels, masks=True)
+            figures |= {f"mask_{name}": value for name, value in mask_figures.items()}
         return figures
 
 
@@ -277,7 +290,7 @@ def _rows(record: Mapping[str, Any], name: str, width: int | None = None) -> np.
 
 
 def _to_rle(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`record["masks"]`, (n, height, width) or RLE dicts, as n compressed RLE dicts with bytes."""
+    """The masks of an image, (n, height, width) or RLE dicts, as n compressed RLE dicts with bytes."""
     encoded = []
     for mask in _get(record, "masks"):
         if isinstance(mask, Mapping):

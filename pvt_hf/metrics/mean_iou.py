@@ -1,4 +1,4 @@
-"""Mean intersection over union as an `evaluate` metric: no download, usable by class or by `evaluate.load`."""
+"""Mean IoU as an `evaluate` metric. Use the class, or `evaluate.load` with this file's path; no download."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import evaluate
 import numpy as np
 
 
-# Counted at once: what that needs, some 100 MB, does not grow with the image.
+# Counted at a time, so that the memory (about 100 MB) does not grow with the image
 PIXELS_AT_ONCE = 2**22
 
 
 def figures_of_confusion_matrix(matrix: np.ndarray) -> dict[str, Any]:
     """
-    The figures of [`MeanIoU`] for `matrix`: (num_labels, num_labels) counts of pixels, rows by reference and columns by
-    prediction.
+    The figures of [`MeanIoU`] for a matrix of pixel counts, (num_labels, num_labels), with a row for each label of the
+    references and a column for each predicted label.
     """
     found, labelled = matrix.diagonal(), matrix.sum(axis=1)  # by class
     union = labelled + matrix.sum(axis=0) - found
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is wanted
+    with np.errstate(invalid="ignore"):  # 0 / 0 gives the NaN for undefined figures
         iou, accuracy, overall = found / union, found / labelled, found.sum() / labelled.sum()
     return {
         "mean_iou": _mean_of_known(iou),
@@ -35,37 +35,36 @@ def figures_of_confusion_matrix(matrix: np.ndarray) -> dict[str, Any]:
 
 class MeanIoU(evaluate.Metric):
     """
-    Mean intersection over union (IoU) of label maps, from one confusion matrix over all pixels of all images, which is
-    the mIoU of ADE20K (mmsegmentation's `IoUMetric`); not a mean over images.
+    Mean intersection over union (IoU) of label maps, from one confusion matrix over the pixels of all images, like
+    ADE20K's mIoU (mmsegmentation's `IoUMetric`). It is not a mean over images.
 
-    `predictions` and `references`: one (height, width) map of integers per image, as arrays, tensors or nested lists.
-    Images may differ in size, a map and its reference may not. Only the matrix is kept, as int64, and not the maps: the
-    memory does not grow with the number of images.
+    `predictions` and `references` are (height, width) maps of integers, one per image: arrays, tensors or nested lists.
+    Images may differ in size. Only the int64 matrix is kept, so the memory does not grow with the number of images.
 
         metric = MeanIoU(num_labels=150)  # or evaluate.load("pvt_hf/metrics/mean_iou.py", num_labels=150)
         metric.add_batch(predictions=maps, references=labels)
         metric.compute()
 
-    Several processes add up their `confusion_matrix` and call [`figures_of_confusion_matrix`]; `evaluate`'s own way,
-    files with all the maps (`num_process`), is refused.
+    With several processes, add up their `confusion_matrix` and call [`figures_of_confusion_matrix`]. `evaluate`'s own
+    way (`num_process`), which writes all maps to files, is not supported.
 
     Args:
         num_labels: number of classes.
-        ignore_index: label of pixels that do not count, whatever is predicted there.
+        ignore_index: label of pixels that are not counted.
 
-    `compute` empties the metric, as everywhere in `evaluate`, and returns, as fractions of 1:
+    `compute` resets the metric, as always in `evaluate`, and returns numbers from 0 to 1:
         mean_iou: mean of the IoUs that are not NaN.
         mean_accuracy: mean of the accuracies that are not NaN.
         overall_accuracy: share of the labelled pixels that are right.
         per_category_iou: list by class; NaN for a class that is neither in the references nor in the predictions.
-        per_category_accuracy: share of the class' pixels that were found; NaN for a class that is in no reference.
+        per_category_accuracy: share of each class' pixels that were found; NaN for a class without any.
         per_category_pixels: number of labelled pixels by class.
-    The first three are NaN where no pixel has a label.
+    The first three are NaN if no pixel has a label.
 
     Raises:
-        ValueError: `ignore_index` is a class; a map of another shape than its reference, or not of integers; a label
-            that is neither a class nor `ignore_index`, or a prediction (where there is a label) that is no class, named
-            with its value: nothing of that image is counted. In `compute`: there is no map.
+        ValueError: `ignore_index` is a class; a map that is not of integers or does not have its reference's shape; a
+            label that is neither a class nor `ignore_index`, or a prediction on a labelled pixel that is not a class.
+            Nothing of such an image is counted. In `compute`: no maps.
     """
 
     def __init__(self, config_name: str | None = None, *, num_labels: int, ignore_index: int = 255, **kwargs: Any):
@@ -74,7 +73,7 @@ class MeanIoU(evaluate.Metric):
         if 0 <= ignore_index < num_labels:
             raise ValueError(f"ignore_index {ignore_index} is one of the {num_labels} classes: choose another number.")
         if kwargs.get("num_process", 1) != 1:
-            raise ValueError("MeanIoU writes no files for other processes: add up their `confusion_matrix`.")
+            raise ValueError("MeanIoU does not support num_process: add up the `confusion_matrix` of the processes.")
         super().__init__(config_name, **kwargs)
         self.num_labels, self.ignore_index = num_labels, ignore_index
         self._reset()
@@ -135,14 +134,14 @@ class MeanIoU(evaluate.Metric):
     def compute(
         self, *, predictions: Sequence[Any] | None = None, references: Sequence[Any] | None = None
     ) -> dict[str, Any]:
-        """The figures of all maps added so far and of these, if there are any; the metric is empty afterwards."""
+        """The figures of all maps added so far, and of these. Resets the metric."""
         if predictions is not None or references is not None:
             self.add_batch(
                 predictions=() if predictions is None else predictions,
                 references=() if references is None else references,
             )
         if not self.num_maps:
-            raise ValueError("There is no label map to compute an IoU of.")
+            raise ValueError("There are no label maps to compute an IoU of.")
         matrix = self.confusion_matrix
         self._reset()
         return figures_of_confusion_matrix(matrix)

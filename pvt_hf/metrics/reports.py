@@ -1,4 +1,4 @@
-"""What every report of figures shares: JSON files that are whole or absent, undefined figures, versions."""
+"""Writing reports: JSON files that are complete or absent, undefined figures, versions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 
 def write_json(path: str | Path, content: Any) -> None:
     """
-    Writes `content` as JSON, undefined figures as null. The file appears complete or not at all.
+    Writes JSON, with null for undefined figures. The file appears complete or not at all.
 
     Raises:
-        OSError: the file cannot be written; one that was there is unchanged.
+        OSError: the file cannot be written. An existing one is unchanged then.
     """
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -32,7 +32,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def without_nan(value: Any) -> Any:
-    """`value` with None for every float, at any depth, that is NaN or infinite: JSON has neither."""
+    """Replaces NaN and infinite floats, at any depth, with None, because JSON has neither."""
     if isinstance(value, dict):
         return {key: without_nan(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -41,7 +41,7 @@ def without_nan(value: Any) -> Any:
 
 
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
-    """Versions of pvt_hf, Python, torch (with its build, such as "+cpu") and of `packages`, by name."""
+    """Versions of pvt_hf, Python, torch (with its build, such as "+cpu") and `packages`, by name."""
     from .. import __version__
 
     return {

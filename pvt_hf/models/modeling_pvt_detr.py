@@ -87,6 +87,15 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
             AutoBackbone.register(type(backbone_config), PvtBackbone, exist_ok=True)
         super().__init__(config)
         self.loss_function = detr_loss
+
+    @torch.no_grad()
+    @init.guard_torch_init_functions()
+    def initialize_weights(self) -> None:
+        """
+        Initialises what was not loaded from a checkpoint. (Transformers would not call `_init_weights` of this class
+        for modules that hold no parameters themselves.)
+        """
+        super().initialize_weights()
         for part in (self.model.encoder, self.model.decoder):
             for module in part.modules():
                 if isinstance(module, nn.Linear):

@@ -11,9 +11,9 @@ import signal
 import datasets
 import pytest
 
-from pvt_hf.data import batches
-from pvt_hf.data.batches import StreamError
+from pvt_hf.data import windows
 from pvt_hf.data.digits import digit_images
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.checkpoints import list_checkpoints
 
 from ..support.training_runs import TRAIN, flags, kill_at_step, run_patched, train_here
@@ -74,7 +74,7 @@ def shards(tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_shard_that_vanishes_leaves_a_checkpoint_to_go_on_from(shards, tmp_path, monkeypatch, num_workers):
-    monkeypatch.setattr(batches, "RETRY_SECONDS", (0.1, 0.1))
+    monkeypatch.setattr(windows, "RETRY_SECONDS", (0.1, 0.1))
     options = {"num_workers": num_workers, "batch_size": 4, "epochs": 1, "save_total_limit": 0}
     straight, _ = train_here(shards, tmp_path / "straight", **options)
     hidden, file, steps = tmp_path / "hidden.parquet", shards / "train-9.parquet", []
@@ -106,7 +106,7 @@ def test_a_source_that_comes_back_is_read_on(shards, tmp_path, monkeypatch):
         if len(waits) == 2:
             hidden.rename(file)
 
-    monkeypatch.setattr(batches.time, "sleep", sleep)
+    monkeypatch.setattr(windows.time, "sleep", sleep)
     straight, _ = train_here(shards, tmp_path / "straight", batch_size=4, epochs=1)
     first = []
     again, report = train_here(

@@ -187,6 +187,6 @@ def test_shards_are_given_away_whole_where_that_costs_little(inputs):
     ]  # fmt: skip
     stream = open_classification_stream(str(inputs / "five"), "train")
     lines = describe_split(stream, 2, 8, "examples")
-    assert "5 shard(s) for 2 process(es) with 8 worker(s)" in lines[0] and "keeps one sample of 2" in lines[1]
+    assert "5 shard(s) for 2 process(es) with 8 worker(s)" in lines[0] and "keeps one sample in 2" in lines[1]
     assert "3 of 8 workers per process idle" in lines[2] and "Use num_workers 5" in lines[2]
     assert len(describe_split(open_classification_stream(str(inputs / "six"), "train"), 2, 3, "shards")) == 1

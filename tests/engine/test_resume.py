@@ -217,26 +217,25 @@ def test_a_scheduler_stops_two_processes_cleanly(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_full_recipe_learns_and_survives_kills(tmp_path):
+def test_the_full_recipe_learns_and_survives_a_kill(tmp_path):
     """
     `digits_pvt_full.yaml` in two processes: mixup, CutMix, RandAugment, erasing, drop path, repeats, EMA. Above 98 % on
-    digits it has not seen, and the same bits after two SIGKILLs in its last quarter. Up to there, the killed run is
-    the straight one (its checkpoint is copied): which saves minutes, and loses nothing that a resume could get wrong.
+    digits it has not seen, and the same bits after a SIGKILL near its end. Until then the killed run is the straight
+    one, whose checkpoint is copied.
     """
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    recipe = [TRAIN, str(ROOT / "scripts" / "recipes" / "digits_pvt_full.yaml"), "--save_every_steps", "50"]
-    run([*recipe, "--output_dir", straight, "--save_total_limit", 0], processes=2, timeout=1500, warm=False)
+    recipe = [TRAIN, str(ROOT / "scripts" / "recipes" / "digits_pvt_full.yaml"), "--save_every_steps", "25"]
+    run([*recipe, "--output_dir", straight, "--save_total_limit", 5], processes=2, timeout=1500, warm=False)
     report = json.loads((straight / "run.json").read_text())
     assert report["world_size"] == 2 and report["metrics"]["eval_samples"] == 355
     assert report["metrics"]["accuracy@1"] > 0.98
-    copied = f"checkpoint-{report['steps'] * 3 // 4 // 50 * 50:08d}"
+    copied, after = list_checkpoints(straight)[0].name, list_checkpoints(straight)[1].name
+    assert int(copied[-8:]) < int(after[-8:]) < report["steps"]
     shutil.copytree(straight / copied, killed / copied)
     resume = [*recipe, "--output_dir", killed, "--resume_from_checkpoint", "latest", "--save_total_limit", 0]
-    for _ in range(2):
-        newest = list_checkpoints(killed)[-1].name
-        child = Launched(resume, processes=2, warm=False)
-        child.wait_for(killed / f"checkpoint-{int(newest[-8:]) + 50:08d}")
-        kill_all(child, killed)
-        assert newest in child.output()[0]
+    child = Launched(resume, processes=2, warm=False)
+    child.wait_for(killed / after)
+    kill_all(child, killed)
+    assert copied in child.output()[0]
     run(resume, processes=2, timeout=1500, warm=False)
     assert_equal_weights(killed, straight)

@@ -308,7 +308,7 @@ def test_a_single_class_is_refused():
         ("config_overrides", "[1]", "is a JSON object such as"),
         ("config_overrides", "{foo", "is not valid JSON"),
         ("compile_backend", "foo", "choose one of no, eager"),
-        ("auto_augment", "foo", "is no policy of timm"),
+        ("auto_augment", "foo", "timm has no auto_augment policy"),
         ("variant", "pvt-huge", "choose one of pvt-tiny"),
         ("report_to", "foo", "not installed"),
     ],

@@ -1,6 +1,6 @@
 """
-Cards of models that users push: they say what the models' own files hold, those of a real training, evaluation and
-conversion, and nothing of the machine; hostile and wrong input is stopped.
+Cards of models that users push: they say what the files of a real training, evaluation and conversion hold, and nothing
+about the machine. Hostile and wrong input is refused.
 
     python -m pytest tests/hub/test_build_card.py
 """

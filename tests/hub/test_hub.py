@@ -1,8 +1,8 @@
 """
-What is pushed with the real client opens for everybody: on a Hub on localhost (`hub_server.py`) and from folders, in
-plain Transformers, with the package, and where there is no such package; from the cache without a network, too.
+What the real client pushes opens everywhere: from a Hub on localhost (`hub_server.py`) and from folders, in plain
+Transformers, with the package and without it, and from the cache without a network.
 
-Three clean processes (`hub_client.py`) open everything; their tensors are compared with those of the models pushed.
+Three clean processes (`hub_client.py`) open everything. Their tensors are compared with those of the pushed models.
 
     python -m pytest tests/hub/test_hub.py
 """
@@ -40,7 +40,7 @@ SAME = {"atol": 1e-6, "rtol": 1e-6}
 
 @pytest.fixture(scope="module")
 def root(hub, client, tmp_path_factory):
-    """Every kind of model in a folder and on the Hub, an image, what the models compute, and the work for clients."""
+    """Every kind of model in a folder and on the Hub, an image, the models' outputs, and the jobs of the clients."""
     root = tmp_path_factory.mktemp("hub")
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((150, 111), Image.Resampling.BICUBIC).save(root / "image.png")
@@ -163,7 +163,7 @@ def references(root):
 def test_it_opens_and_computes_the_same(kind, mode, references, request):
     result, reference = request.getfixturevalue(mode), references[kind]
     origin = "pvt_hf." if mode == "package" else "transformers_modules."
-    for where in ("repo", "folder"):
+    for where in hub_client.PLACES[mode]:
         facts, tensors = result["facts"][f"{kind}/{where}"], under(result["tensors"], f"{kind}/{where}/")
         # AutoBackbone asks the Hub, whatever it is given
         without = "AutoBackbone" if mode == "offline" or where == "folder" else "nothing"

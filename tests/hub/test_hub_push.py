@@ -1,6 +1,6 @@
 """
-What goes up to the Hub, by the real client to a Hub on localhost (`hub_server.py`): all of it in one commit, only what
-is missing after a cut, and what goes wrong is said in one line.
+Uploads with the real client to a Hub on localhost (`hub_server.py`): everything in one commit, after a lost connection
+only what is missing, and every error in one line.
 
     python -m pytest tests/hub/test_hub_push.py
 """
@@ -201,8 +201,8 @@ def test_no_traces(tmp_path):
 
 def test_script(hub, client, small, tmp_path, script, monkeypatch):
     seen = {}
-    build_card = pvt_hf.hub.build_card
-    monkeypatch.setattr("pvt_hf.hub.build_card", lambda *a, **k: seen.update(k) or build_card(*a, **k))
+    build_card = pvt_hf.hub.upload.build_card
+    monkeypatch.setattr("pvt_hf.hub.upload.build_card", lambda *a, **k: seen.update(k) or build_card(*a, **k))
     evaluation = {
         "settings": {"dataset": "digits", "split": "test"},
         "results": [{"height": 64, "width": 64, "accuracy@1": 0.75, "eval_samples": 10}],
@@ -212,7 +212,7 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     arguments = ["--model", small, "--repo", "me/fruit", "--evaluation", tmp_path / "evaluation.json"]
     before = len(hub.requests)
-    code, output, errors = script("push_to_hub", *arguments, "--dry-run", "--with-code")  # without a token
+    code, output, errors = script("push_to_hub", *arguments, "--dry-run")  # without a token
     assert code == 0, errors
     assert len(hub.requests) == before and "modeling_pvt.py" in output and "dry run" in output
     files = {"run": RUN, "evaluation": evaluation, "conversion": None}
@@ -221,7 +221,7 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
     assert any(line.split() == [f"{weights:,}", "model.safetensors"] for line in output.splitlines())
 
     script.environment("HF_TOKEN", TOKEN)
-    code, output, errors = script("push_to_hub", *arguments, "--private", "--revision", "next")
+    code, output, errors = script("push_to_hub", *arguments, "--private", "--revision", "next", "--without_code")
     assert code == 0, errors
     repository = hub.repositories["me/fruit"]
     assert repository.private and list(hub.files("me/fruit")) == [".gitattributes"]
@@ -235,25 +235,25 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
     [
         (lambda folder: shutil.rmtree(folder), "no folder"),
         (lambda folder: (folder / "config.json").unlink(), "config.json"),
-        (lambda folder: (folder / "config.json").write_text("{ broken"), "config.json is no JSON"),
-        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json is no JSON"),
+        (lambda folder: (folder / "config.json").write_text("{ broken"), "config.json is not a JSON"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json is not a JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list"),
         (lambda folder: change(folder, architectures="PvtForImageClassification"), "expected a list"),
         (lambda folder: change(folder, architectures=[["x"]]), "expected a list"),
-        (lambda folder: change(folder, dtype="float99"), "config.json describes no"),
-        (lambda folder: change(folder, id2label={"a": "b"}), "config.json describes no"),
+        (lambda folder: change(folder, dtype="float99"), "config.json does not describe"),
+        (lambda folder: change(folder, id2label={"a": "b"}), "config.json does not describe"),
         (lambda folder: (folder / "preprocessor_config.json").write_text("[]"), "preprocessor_config.json holds"),
         (
             lambda folder: (folder / "preprocessor_config.json").write_text('{"image_processor_type": 5}'),
-            "describes no image processor",
+            "does not describe an image processor",
         ),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
         (lambda folder: (folder / "run.json").write_text("not JSON"), "run.json"),
         (lambda folder: change(folder, architectures=["UperNetForSemanticSegmentation"]), "UperNet"),
-        (lambda folder: change(folder, architectures=["SemanticFpnForSemanticSegmentation"]), "missing"),
-        (lambda folder: change(folder, depths=[2, 2, 1, 1]), "missing"),
-        (lambda folder: change(folder, mlp_ratios=[2, 4, 2, 2]), "another shape"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "model.safetensors"),
+        (lambda folder: change(folder, architectures=["SemanticFpnForSemanticSegmentation"]), "not a complete"),
+        (lambda folder: change(folder, depths=[2, 2, 1, 1]), "has no weights for"),
+        (lambda folder: change(folder, mlp_ratios=[2, 4, 2, 2]), "weights of other shapes"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "cannot be read"),
     ],
 )
 def test_folders_that_are_not_pushed(break_it, word, small, tmp_path, script):

@@ -212,9 +212,9 @@ def test_an_image_is_counted_once(scenes):
     one, other = CocoAP(num_labels=NUM_LABELS), CocoAP(num_labels=NUM_LABELS)
     one.add(prediction=predictions[0], reference=references[0])
     other.add_batch(predictions=predictions[:2], references=references[:2])
-    with pytest.raises(ValueError, match="image 100 is there already"):
+    with pytest.raises(ValueError, match="image 100 was added before"):
         one.add(prediction=predictions[1], reference=references[0])
-    with pytest.raises(ValueError, match="image 100 is there already"):
+    with pytest.raises(ValueError, match="image 100 was added before"):
         one.merge(other.images)
     assert len(one) == 1
 
@@ -230,7 +230,7 @@ def test_empty_images_and_predictions(scenes):
     assert all(np.isnan(value).all() for value in none.values())
     missed = metric.compute(predictions=[EMPTY] * len(references), references=references)
     assert missed["ap"] == missed["mask_ap"] == missed["ar100"] == 0 and math.isnan(missed["per_category_ap"][ABSENT])
-    with pytest.raises(ValueError, match="There is no image"):
+    with pytest.raises(ValueError, match="There are no images"):
         metric.compute()
 
     # False alarms on an image without objects cost precision
@@ -307,5 +307,5 @@ def test_bad_calls():
         metric.add_batch(predictions=[GOOD_PREDICTION], references=[GOOD_REFERENCE] * 2)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         CocoAP(num_labels=0)
-    with pytest.raises(ValueError, match="`merge` their `images`"):
+    with pytest.raises(ValueError, match="`merge` the `images`"):
         CocoAP(num_labels=5, num_process=2)

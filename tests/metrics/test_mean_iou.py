@@ -106,7 +106,7 @@ def test_batches_kinds_and_parts_give_the_same(maps, monkeypatch):
     assert_equal(figures_of_confusion_matrix(one.confusion_matrix + other.confusion_matrix), expected)
     assert one.confusion_matrix.dtype == np.int64
     assert len(metric) == 0
-    with pytest.raises(ValueError, match="no label map"):
+    with pytest.raises(ValueError, match="no label maps"):
         metric.compute()
 
 
@@ -158,5 +158,5 @@ def test_refuses_what_cannot_be_counted():
         MeanIoU(num_labels=300)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         MeanIoU(num_labels=0)
-    with pytest.raises(ValueError, match="add up their `confusion_matrix`"):
+    with pytest.raises(ValueError, match="add up the `confusion_matrix`"):
         MeanIoU(num_labels=5, num_process=2)

@@ -178,7 +178,7 @@ def pipeline_process(folder, image_files):
 
 
 def test_pipelines_are_quiet(pipeline_process):
-    """No warning, no "not supported", no load report: only the answers, and bars while weights are read."""
+    """Prints the answers and progress bars only: no warning, no "not supported", no load report."""
     assert without_progress_bars(pipeline_process.stderr) == ""
     assert len(pipeline_process.stdout.splitlines()) == 1
 

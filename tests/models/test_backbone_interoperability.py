@@ -133,7 +133,7 @@ def name(request):
 
 @pytest.fixture
 def model(name):
-    """With random weights everywhere, so that nothing hides behind an initial zero."""
+    """With random weights everywhere: an initial zero could hide a fault."""
     torch.manual_seed(0)
     return randomize(MODELS[name][0]())
 
@@ -171,7 +171,7 @@ def test_reload_gives_the_same_bits(name, model, tmp_path):
 
 
 def test_the_answer_depends_on_the_backbone(name, model):
-    """Guards the test above: other weights in the backbone, another answer."""
+    """Otherwise the test above would prove nothing."""
     key, images = MODELS[name][3][-1], random_images(1, 64, 96)
     with torch.no_grad():
         before = model.eval()(images)[key]
@@ -209,7 +209,7 @@ def make_backbone(**overrides) -> PvtBackbone:
 
 
 def assert_holds(backbone: nn.Module, source: nn.Module, but=()) -> None:
-    """Every tensor of `backbone` but those named equals the one of `source`."""
+    """Every tensor of `backbone`, except those in `but`, equals that of `source`."""
     for key, tensor in backbone.state_dict().items():
         if key not in but:
             assert torch.equal(tensor, source.state_dict()[key]), key
@@ -234,7 +234,7 @@ def test_loads_into_the_backbone_of_any_model(make, classifier, folder):
 
 
 def test_the_loaded_backbone_computes_the_classifiers_first_stages(classifier, folder):
-    """Stages 1 to 3 are the same in both; stage 4 is not, where the classifier has a cls token."""
+    """Stages 1 to 3 are the same in both. In stage 4 the classifier has a cls token."""
     backbone, images = make_backbone().eval(), random_images(2, 64, 96)
     load_pretrained_backbone(backbone, folder)
     with torch.no_grad():
@@ -354,7 +354,7 @@ def test_backbone_checkpoint_with_fewer_stages(tmp_path):
 
 
 def test_from_the_backbone_of_another_head(tmp_path):
-    """A segmenter's backbone for DETR's: of two stages that one computes the other uses the last."""
+    """A segmenter's backbone, which returns four stages, in DETR, which reads the last."""
     source = SemanticFpnForSemanticSegmentation(
         SemanticFpnConfig(backbone_config=tiny_pvt_config(out_features=STAGES), fpn_channels=8, head_channels=8)
     )

@@ -42,7 +42,7 @@ def work(tmp_path, monkeypatch):
 
 @torch.no_grad()
 def loss_on_scenes(model, processor) -> float:
-    """Of scenes that the training has not seen."""
+    """The loss on scenes that were not in training."""
     scenes = list(digit_scenes("test", 64, 64, length=4))
     objects = [scene["objects"] for scene in scenes]
     annotations = [
@@ -124,7 +124,7 @@ def test_mask2former(work, capsys):
 
 
 def test_mask2former_learns_from_the_masks_of_the_objects(work):
-    """The batches of the example: a mask and a class for each digit, at the size of the images."""
+    """Batches hold a mask, at the size of the images, and a class for each digit."""
     code = example("Mask2FormerConfig", SECTION).split("\noptimizer = ")[0]
     names = {"__name__": "example"}
     exec(code, names)

@@ -1,6 +1,6 @@
 """
-What the image processors of the detectors make of outputs: suppression, DETR's choice and the pasting of masks against
-loops over boxes and pixels, and against Transformers' own DETR processor; the pipelines.
+Post-processing of the detectors' image processors: suppression and pasting of masks against loops over boxes and
+pixels, DETR's choice against Transformers' own processor, and the pipelines.
 
     pytest tests/models/test_detection_post_processing.py
 """
@@ -193,7 +193,7 @@ def test_masks_are_pasted_at_pixel_centres(size, mask_threshold):
 
 
 def greedy(masks: np.ndarray, overlap: float) -> tuple[np.ndarray, list[int]]:
-    """The map of masks that are ordered by score, and which of them are in it, by sets of pixels."""
+    """The map of masks in order of score, and the indices of those in it, by sets of pixels."""
     taken, kept, segmentation = set(), [], np.zeros(masks.shape[1:], int)
     for index, mask in enumerate(masks):
         pixels = set(zip(*map(tuple, np.nonzero(mask))))
@@ -242,7 +242,7 @@ def test_no_instance():
 
 
 def test_memory_does_not_grow_with_the_masks(monkeypatch):
-    """100 masks of a third of a large image: what is held at once is one of them."""
+    """Of 100 masks of a third of a large image, one is held at a time."""
     outputs = detections(1, 102)
     outputs.pred_boxes[..., 2:] = 0.6
     outputs.pred_scores[:] = 0.9
@@ -260,7 +260,7 @@ def test_memory_does_not_grow_with_the_masks(monkeypatch):
     assert len(largest) == 100 and max(largest) <= 0.61**2 * height * width
 
 
-def test_pipelines_read_what_we_give():
+def test_pipelines_read_our_results():
     """The post-processing of the real pipelines, on outputs as a model would give them."""
     outputs, size = detections(1, 12), (40, 60)
     processor = PvtInstanceImageProcessorPil()
@@ -295,7 +295,7 @@ def test_pipelines_read_what_we_give():
 
 @pytest.mark.parametrize("size", [(40, 70), (90, 31)])
 def test_object_detection_pipeline(backend, size):
-    """With Transformers' own DETR, which takes `pixel_mask` and gives what our processor for DETR expects."""
+    """With Transformers' own DETR, which takes `pixel_mask` and returns what our processor for DETR expects."""
     torch.manual_seed(0)
     backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4, out_features=["stage4"])
     small = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 9, "num_labels": 5}

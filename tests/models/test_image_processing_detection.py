@@ -22,7 +22,6 @@ from ..support.image_processing_cases import (
     RAW,
     STD,
     TWO_LEVELS,
-    mode_examples,
     noise,
     scaled_size,
 )  # fmt: skip
@@ -90,14 +89,6 @@ def test_a_batch_is_padded_to_the_largest(processor):
     assert tensors["pixel_values"].dtype == torch.float32 and tensors["pixel_mask"].dtype == torch.int64
 
 
-@pytest.mark.parametrize("name", mode_examples())
-def test_every_mode_of_image(name):
-    image, expected = mode_examples()[name]
-    for processor_class in BACKENDS.values():
-        found = processor_class(size_divisor=16)(image, **RAW, return_tensors="np")["pixel_values"][0]
-        np.testing.assert_array_equal(found, expected)
-
-
 def test_bad_settings(processor):
     image = noise(40, 40)
     for options, message in (
@@ -124,7 +115,7 @@ TRIANGLES = [[12, 21, 38, 22, 20, 34], [30, 24, 39, 24, 39, 33]]
 
 
 def with_segmentations() -> list[dict]:
-    """Polygons, then run lengths, and nothing that is left out needs to be decoded."""
+    """Polygons, then run lengths; the objects that are dropped have none."""
     rectangle = np.zeros((50, 80), np.uint8)
     rectangle[30:50, :11] = 1
     encoded = coco_mask.encode(np.asfortranarray(rectangle))
@@ -134,7 +125,7 @@ def with_segmentations() -> list[dict]:
 
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_labels_are_those_of_transformers(backend, with_masks):
-    """One image that needs no padding, where the rules are the same."""
+    """For an image that needs no padding, where the rules are the same."""
     annotation = {"image_id": 17, "annotations": with_segmentations() if with_masks else OBJECTS}
     reference = json.loads(json.dumps(annotation))
     if with_masks:  # Transformers knows polygons only

@@ -1,6 +1,6 @@
 """
-What both PVT image processors read: every mode, depth and transparency, by formulas written out here; orientation as
-ImageOps.exif_transpose has it, from any source. Bad input is refused by position.
+What the image processors read: every mode, depth and transparency, by formulas written out here; the EXIF orientation,
+as in ImageOps.exif_transpose, from any source. Bad input is refused with its position in the batch.
 
     pytest tests/models/test_image_processing_input.py
 """
@@ -49,6 +49,14 @@ def test_every_mode(processor, name):
     image, expected = mode_examples()[name]
     assert image.mode == name.split()[0]
     np.testing.assert_array_equal(pixels(processor, image, **RAW), expected)
+
+
+@pytest.mark.parametrize("contract", [contract for contract in CLASSES if contract != "pvt"])
+def test_every_contract_reads_alike(contract, backend):
+    processor = CLASSES[contract][backend]()
+    for name, (image, expected) in mode_examples().items():
+        found = pixels(processor, image, **RAW)[:, :16, :16]  # without padding
+        np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
 @pytest.mark.parametrize("size", [(47, 64), (64, 47), (257, 300)])

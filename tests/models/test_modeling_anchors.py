@@ -22,19 +22,12 @@ from pvt_hf.models.modeling_anchors import (
     normalised_boxes,
 )
 
+from ..support.references import assign_boxes
+
 
 RETINANET = AnchorGrid(
     [8, 16, 32, 64, 128], [[4 * s * 2 ** (i / 3) for i in range(3)] for s in (8, 16, 32, 64, 128)], [0.5, 1, 2]
 )
-
-
-def iou_of(first: list[float], second: list[float]) -> float:
-    """Of two xyxy boxes."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    common = max(width, 0) * max(height, 0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return common / (sum(areas) - common) if sum(areas) > common else 0.0
 
 
 def random_boxes(count: int, generator: torch.Generator, size: float = 100.0) -> torch.Tensor:
@@ -43,7 +36,7 @@ def random_boxes(count: int, generator: torch.Generator, size: float = 100.0) ->
 
 
 def test_anchors_of_retinanet_one_by_one():
-    """Also at 800x1344, where grids of 13x21 and 7x11 cells are not the image divided by 64 and by 128."""
+    """At 800x1344 the grids of 13x21 and 7x11 cells are not the image's size divided by 64 and 128."""
     grids = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
     maps = [torch.empty(1, 1, *grid) for grid in grids]
     generator = torch.Generator().manual_seed(0)
@@ -75,30 +68,13 @@ def test_anchors_of_region_proposals_one_by_one():
 
 
 def test_anchors_in_the_padding_of_a_batch():
-    """An image of 33x70 among others of 128x128: padded to 64x96 on its own, which counts as image."""
+    """An image of 33x70 in a batch of 128x128. Alone it would be padded to 64x96: anchors in there are used."""
     maps = [torch.empty(2, 1, 16, 16), torch.empty(2, 1, 8, 8)]
     grid = AnchorGrid([8, 16], [[1.0], [2.0]], [1.0])
     inside = grid.inside(maps, torch.tensor([[33, 70], [128, 128]]))
     fine, coarse = inside[0, :256].view(16, 16), inside[0, 256:].view(8, 8)
     assert fine[:8, :12].all() and fine.sum() == 96 and coarse[:4, :6].all() and coarse.sum() == 24
     assert inside[1].all()
-
-
-def reference_assignment(boxes, objects, positive, negative, low_quality):
-    """MaxIoUAssigner in words: one box after another, then one object after another."""
-    table = [[iou_of(obj, box) for box in boxes] for obj in objects]
-    assigned = []
-    for index in range(len(boxes)):
-        column = [row[index] for row in table]
-        best = max(range(len(column)), key=column.__getitem__, default=None)
-        overlap = column[best] if column else 0.0
-        assigned.append(best if overlap >= positive else NEGATIVE if overlap < negative else IGNORED)
-    for index, row in enumerate(table):
-        if low_quality is not None and max(row) > 0 and max(row) >= low_quality:
-            for position, overlap in enumerate(row):
-                if overlap == max(row):
-                    assigned[position] = index
-    return assigned
 
 
 @pytest.mark.parametrize(
@@ -115,15 +91,13 @@ def test_assignment_one_by_one(positive, negative, low_quality):
         actual = assign_to_objects(
             boxes, objects, positive_iou=positive, negative_iou=negative, low_quality_iou=low_quality
         )
-        assert actual.tolist() == reference_assignment(
-            boxes.tolist(), objects.tolist(), positive, negative, low_quality
-        )
+        assert actual.tolist() == assign_boxes(boxes.tolist(), objects.tolist(), positive, negative, low_quality)
         kinds |= {min(value, 0) for value in actual.tolist()}
     assert kinds == {0, NEGATIVE} if positive == negative else kinds == {0, NEGATIVE, IGNORED}
 
 
 def test_an_object_takes_its_best_box_though_that_overlaps_another_more():
-    """The rule in which torchvision's Matcher differs: it would give the box to the other object."""
+    """torchvision's Matcher differs here: it would give the box to the other object."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
     objects = torch.tensor([[0.0, 0, 10, 9], [8, 0, 30, 10]])  # the second has no better box than the first box
     assigned = assign_to_objects(boxes, objects, positive_iou=0.95, negative_iou=0.4, low_quality_iou=0.0)

@@ -1,13 +1,12 @@
 """
-Mask R-CNN keeps the contract of tests/support/common.py on PVT, works on four kinds of backbones, and computes what the paper
-describes: convolutions against torchvision's Mask R-CNN, levels, targets and losses against a computation by hand,
-parameters and GFLOPs against Table 4. Anchors and their assignment are tested in tests/models/test_modeling_anchors.py.
+Mask R-CNN keeps the contract of heads, and computes what its paper describes: convolutions against torchvision's Mask
+R-CNN, levels, targets and losses against a computation by hand, parameters and GFLOPs against Table 4 of the PVT paper.
+Anchors and their assignment are tested in test_modeling_anchors.py.
 
     python -m pytest tests/models/test_modeling_mask_rcnn.py
 """
 
 import math
-import unittest
 
 import pytest
 import torch
@@ -16,60 +15,39 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.mask_rcnn import MaskRCNN
 from torchvision.models.resnet import resnet50
 from torchvision.ops import box_iou
-from transformers import (
-    AutoConfig,
-    AutoModelForImageSegmentation,
-    AutoModelForInstanceSegmentation,
-    AutoModelForObjectDetection,
-    ResNetConfig,
-    TimmBackboneConfig,
-)
+from transformers import ResNetConfig, TimmBackboneConfig
 
 from pvt_hf import MaskRcnnConfig, MaskRcnnForInstanceSegmentation
 from pvt_hf.models.modeling_mask_rcnn import RegionPooler, Regions, mask_targets
 from pvt_hf.weights.variants import get_config
 
-from ..support.common import ModelContract, random_images, randomize, tiny_pvt_config
-from ..support.detection_cases import BACKBONES, assert_extreme_boxes_train, boxes_only, empty_labels, random_labels
+from ..support.common import random_images, randomize
+from ..support.head_contract import DetectorContract
+from ..support.heads import boxes_only, no_objects, random_objects, tiny_head
 from ..support.paper_counts import as_printed, attention_operations, count_operations, parameters_but_frozen
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-SMALL_HEAD = {"fpn_channels": 16, "box_head_size": 32, "num_mask_convs": 2, "num_labels": 6, "max_detections": 20}
+ALL_REGIONS = {"rpn_num_samples": 100_000, "box_num_samples": 100_000}
 
 
-def tiny_mask_rcnn_config(**overrides) -> MaskRcnnConfig:
-    return MaskRcnnConfig(**{"backbone_config": tiny_pvt_config(out_features=STAGES), **SMALL_HEAD, **overrides})
-
-
-class MaskRcnnTest(ModelContract, unittest.TestCase):
-    model_class = MaskRcnnForInstanceSegmentation
-    has_labels = True
+class TestMaskRcnn(DetectorContract):
+    family = "mask_rcnn"
+    # All anchors and regions count in the losses: the contract compares gradients of training steps.
+    overrides = ALL_REGIONS
+    training_overrides = {"num_train_candidates": 100, "num_proposals": 50, "box_num_samples": 32}
+    refused_stages = [["stage4"], STAGES[1:]]
     # How many regions there are depends on the image: no graph of fixed shapes holds them.
     test_compiles_without_graph_breaks = test_compiled_training_step = None
-    test_compiles_with_inductor = test_exports_with_dynamic_batch_height_and_width = None
-
-    def make_config(self, **overrides):
-        # All anchors and regions count in the losses: gradients of two training steps are compared without a seed.
-        return tiny_mask_rcnn_config(**{"rpn_num_samples": 100_000, "box_num_samples": 100_000, **overrides})
-
-    def make_model(self, **overrides):
-        model = super().make_model(**overrides)
-        with torch.no_grad():  # boxes that move a little, not all to the image's border
-            model.rpn.box_regressor.weight.mul_(0.1)
-            model.box_head.box_regressor.weight.mul_(0.1)
-        return model
+    test_exports_with_dynamic_batch_height_and_width = None
 
     def output_tensors(self, outputs):
         return [outputs.pred_scores, outputs.pred_boxes, outputs.pred_masks]
 
-    def make_labels(self, batch):
-        return random_labels(batch, 64, 64)
-
     def test_initialisation_statistics(self):
-        """As mmdetection; the backbone's own are tested with it."""
+        """As in mmdetection. The backbone has its own test."""
         torch.manual_seed(0)
-        model = MaskRcnnForInstanceSegmentation(tiny_mask_rcnn_config(fpn_channels=64, box_head_size=128))
+        model = self.model_class(self.make_config(fpn_channels=64, box_head_size=128))
         bound = math.sqrt(6 / (64 * 49 + 128))
         for weight, deviation in (
             (model.box_head.fc1.weight, bound / math.sqrt(3)),
@@ -86,8 +64,8 @@ class MaskRcnnTest(ModelContract, unittest.TestCase):
         assert not any(m.bias.any() for head in heads for m in head.modules() if getattr(m, "bias", None) is not None)
 
     def test_half_precision(self):
-        """Detections are fp32 at any precision; which ones there are may change with it, losses by little."""
-        labels = random_labels(1, 64, 64)
+        """Detections are always fp32. Precision may change which ones are found; losses change little."""
+        labels = random_objects(1, 64, 64)
         model = self.make_model()
         expected = model(random_images(1, 64, 64), labels=labels).loss
         for dtype in (torch.bfloat16, torch.float16):
@@ -97,45 +75,28 @@ class MaskRcnnTest(ModelContract, unittest.TestCase):
             assert abs(outputs.loss / expected - 1) < 0.1
 
     def test_autocast(self):
-        labels, model = random_labels(1, 64, 64), self.make_model()
+        labels, model = random_objects(1, 64, 64), self.make_model()
         expected = model(random_images(1, 64, 64), labels=labels).loss
         with torch.autocast("cpu", dtype=torch.bfloat16):
             actual = model(random_images(1, 64, 64), labels=labels).loss
         assert actual.dtype == torch.float32 and abs(actual / expected - 1) < 0.1
 
+    @pytest.mark.slow
     def test_compiles_with_graph_breaks(self):
         torch.compiler.reset()
-        model, images = self.make_model(), random_images(1, 64, 96)
+        model, images = self.make_model(**self.compile_overrides), random_images(1, 64, 96)
         compiled = torch.compile(model, backend="eager")
         self.assert_same(self.run_model(compiled, images), self.run_model(model, images))
 
-
-# Backbones
-
-
-@pytest.fixture(params=BACKBONES)
-def model(request):
-    torch.manual_seed(0)
-    config = MaskRcnnConfig(backbone_config=BACKBONES[request.param](STAGES), **SMALL_HEAD)
-    return randomize(MaskRcnnForInstanceSegmentation(config)).eval()
+    def test_a_batch_without_objects_trains_every_parameter_without_masks_too(self):
+        model = self.make_model().train()
+        loss = model(random_images(2, 64, 64), labels=boxes_only([no_objects(), no_objects()])).loss
+        loss.backward()
+        assert torch.isfinite(loss) and all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_every_backbone_detects_trains_and_survives_saving(model, tmp_path):
-    images, labels = random_images(2, 75, 110), random_labels(2, 75, 110)
-    outputs = model(images, labels=labels)
-    outputs.loss.backward()
-    assert outputs.pred_masks.shape == (2, 20, 28, 28) and outputs.pred_boxes.shape == (2, 20, 4)
-    for name, parameter in model.named_parameters():
-        # Swin has norms for stages that it does not return, a timm model may have more
-        if not name.startswith("backbone") or model.config.backbone_config.model_type == "pvt":
-            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    model.save_pretrained(tmp_path)
-    expected = model(images)
-    for auto_class in (AutoModelForObjectDetection, AutoModelForInstanceSegmentation, AutoModelForImageSegmentation):
-        reloaded, info = auto_class.from_pretrained(tmp_path, output_loading_info=True)
-        assert type(reloaded) is MaskRcnnForInstanceSegmentation and not any(map(len, info.values())), info
-    actual = reloaded.eval()(images)
-    assert torch.equal(actual.pred_boxes, expected.pred_boxes) and torch.equal(actual.pred_masks, expected.pred_masks)
+def model_of_all_regions(**overrides) -> MaskRcnnForInstanceSegmentation:
+    return tiny_head("mask_rcnn", **{**ALL_REGIONS, **overrides})
 
 
 # Convolutions and linear layers, against torchvision
@@ -225,7 +186,7 @@ def bilinear(feature_map: torch.Tensor, y: float, x: float) -> torch.Tensor:
 
 
 def test_regions_are_cut_out_sample_by_sample():
-    """Aligned: half a cell is taken off, and as many samples per bin as cells that it spans, rounded up."""
+    """Aligned sampling: shifted by half a cell, with as many samples per bin as it spans cells, rounded up."""
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, 3, 256 // s, 256 // s, generator=generator) for s in (4, 8, 16, 32)]
     rois = torch.tensor([[0, 10.3, 20.1, 50.9, 44.0], [1, 3.0, 0, 200.5, 180], [1, 100, 100, 230, 250.0]])
@@ -248,8 +209,8 @@ def test_regions_are_cut_out_sample_by_sample():
 
 
 def test_region_targets_one_by_one():
-    model = MaskRcnnTest().make_model()
-    labels = [*random_labels(2, 64, 96, seed=1), empty_labels(64, 96)]
+    model = model_of_all_regions()
+    labels = [*random_objects(2, 64, 96, seed=1), no_objects(64, 96)]
     objects = []
     for label in labels:
         boxes = label["boxes"] * torch.tensor([96, 64, 96, 64])
@@ -295,8 +256,8 @@ def test_region_targets_one_by_one():
 
 
 def test_a_quarter_of_the_sample_is_of_objects():
-    model = MaskRcnnTest().make_model(box_num_samples=40)
-    labels = [boxes_only(random_labels(1, 64, 64, count=5))[0]]
+    model = model_of_all_regions(box_num_samples=40)
+    labels = [boxes_only(random_objects(1, 64, 64, count=5))[0]]
     boxes = labels[0]["boxes"] * 64
     objects = [torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1)]
     regions = model.sample_regions(
@@ -308,7 +269,7 @@ def test_a_quarter_of_the_sample_is_of_objects():
 
 
 def test_mask_targets_of_a_triangle():
-    """Each bin of 28x28 is a pixel of the mask here."""
+    """The box is as large as the grid of 28x28 bins, so each bin is one pixel of the mask."""
     mask = torch.ones(28, 28).tril()
     masks = torch.zeros(2, 40, 60)
     masks[1, 5:33, 10:38] = mask
@@ -319,7 +280,7 @@ def test_mask_targets_of_a_triangle():
 
 
 def test_region_losses_one_by_one():
-    model = MaskRcnnTest().make_model()
+    model = model_of_all_regions()
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(1, 16, 64 // s, 64 // s, generator=generator) for s in (4, 8, 16, 32)]
     corners = 30 * torch.rand(5, 2, generator=generator)
@@ -343,8 +304,8 @@ def test_region_losses_one_by_one():
 
 
 def test_losses_of_proposals_one_by_one():
-    model = MaskRcnnTest().make_model()
-    labels = random_labels(1, 64, 64, count=3)
+    model = model_of_all_regions()
+    labels = random_objects(1, 64, 64, count=3)
     boxes = labels[0]["boxes"] * 64
     objects = [torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1)]
     maps = [torch.randn(1, 16, 64 // s, 64 // s) for s in (4, 8, 16, 32, 64)]
@@ -385,7 +346,7 @@ def brute_force_suppression(boxes, scores, groups, threshold):
 
 
 def test_detections_of_an_image_one_by_one():
-    model = MaskRcnnTest().make_model(score_threshold=0.2, max_detections=9)
+    model = model_of_all_regions(score_threshold=0.2, max_detections=9)
     generator = torch.Generator().manual_seed(0)
     corners = 40 * torch.rand(30, 2, generator=generator)
     proposals = torch.cat([corners, corners + 5 + 20 * torch.rand(30, 2, generator=generator)], dim=1)
@@ -411,7 +372,7 @@ def test_detections_of_an_image_one_by_one():
 
 
 def test_what_is_behind_the_last_detection_is_zero():
-    model, images = MaskRcnnTest().make_model(score_threshold=0.0), random_images(3, 64, 96)
+    model, images = model_of_all_regions(score_threshold=0.0), random_images(3, 64, 96)
     with torch.no_grad():
         threshold = model(images).pred_scores[0, 11].item()  # what eleven detections of the first image exceed
         model.config.score_threshold = threshold
@@ -427,14 +388,14 @@ def test_what_is_behind_the_last_detection_is_zero():
 
 
 def test_no_detections_at_all():
-    model = MaskRcnnTest().make_model(score_threshold=1.0)
+    model = model_of_all_regions(score_threshold=1.0)
     with torch.no_grad():
         outputs = model(random_images(2, 64, 64))
     assert outputs.num_detections.tolist() == [0, 0] and not outputs.pred_scores.any()
 
 
 def test_no_detections_in_padding():
-    model, images = MaskRcnnTest().make_model(score_threshold=0.0), random_images(1, 128, 128)
+    model, images = model_of_all_regions(score_threshold=0.0), random_images(1, 128, 128)
     mask = torch.zeros(1, 128, 128, dtype=torch.long)
     mask[:, :40, :64] = 1
     proposals, _ = model.rpn(
@@ -450,31 +411,18 @@ def test_no_detections_in_padding():
 # Labels
 
 
-@pytest.mark.parametrize("masks", [True, False])
-def test_a_batch_without_objects_trains_every_parameter(masks):
-    model = MaskRcnnForInstanceSegmentation(tiny_mask_rcnn_config()).train()
-    labels = [empty_labels(), empty_labels()]
-    loss = model(random_images(2, 64, 64), labels=labels if masks else boxes_only(labels)).loss
-    loss.backward()
-    assert torch.isfinite(loss) and all(parameter.grad is not None for parameter in model.parameters())
-
-
 def test_without_masks_it_is_faster_rcnn():
-    model = MaskRcnnTest().make_model().train()
-    labels, images = random_labels(2, 64, 64), random_images(2, 64, 64)
+    model = model_of_all_regions().train()
+    labels, images = random_objects(2, 64, 64), random_images(2, 64, 64)
     with_masks, without = model(images, labels=labels).loss_dict, model(images, labels=boxes_only(labels)).loss_dict
     assert without["loss_mask"] == 0 and with_masks["loss_mask"] > 0
     for name in ("loss_rpn_classification", "loss_rpn_box", "loss_classification", "loss_box"):
         assert torch.equal(with_masks[name], without[name])
 
 
-def test_extreme_labels():
-    assert_extreme_boxes_train(MaskRcnnForInstanceSegmentation(tiny_mask_rcnn_config()))
-
-
 def test_labels_that_cannot_be():
-    model, images = MaskRcnnTest().make_model(), random_images(2, 64, 64)
-    labels = random_labels(2, 64, 64)
+    model, images = model_of_all_regions(), random_images(2, 64, 64)
+    labels = random_objects(2, 64, 64)
     for wrong, words in (
         ([labels[0], boxes_only(labels)[1]], ["labels[0] has masks", "labels[1] has none"]),
         ([labels[0], {**labels[1], "masks": labels[1]["masks"][:, :32]}], ["labels[1]", "32, 64", "64, 64"]),
@@ -485,12 +433,6 @@ def test_labels_that_cannot_be():
             model(images, labels=wrong)
         for word in words:
             assert word in str(error.value)
-
-
-def test_a_narrow_image():
-    with torch.no_grad():
-        outputs = MaskRcnnTest().make_model()(random_images(1, 33, 2000))
-    assert torch.isfinite(outputs.pred_masks).all() and outputs.num_detections.item() > 0
 
 
 # Table 4 of the paper
@@ -546,16 +488,6 @@ def test_gflops_of_the_paper():
 # Configuration
 
 
-def test_config_files_keep_everything(tmp_path):
-    for overrides in ({}, {"num_labels": 2}, {"backbone_config": BACKBONES["resnet"](STAGES)}, {"finest_scale": 20}):
-        config = MaskRcnnConfig(**overrides)
-        config.save_pretrained(tmp_path)
-        again = AutoConfig.from_pretrained(tmp_path)
-        assert type(again) is MaskRcnnConfig and type(again.backbone_config) is type(config.backbone_config)
-        assert again.num_labels == overrides.get("num_labels", 80) and again.finest_scale == config.finest_scale
-        assert again.backbone_config.to_dict() == config.backbone_config.to_dict()
-
-
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -567,7 +499,6 @@ def test_config_files_keep_everything(tmp_path):
         ({"box_code_std": [0.1, 0.1]}, ["box_code_std", "four"]),
         ({"rpn_negative_iou": 0.8}, ["rpn_negative_iou", "0.8", "0.7"]),
         ({"nms_threshold": 1.5}, ["nms_threshold", "1.5"]),
-        ({"backbone_config": {"model_type": "pvt_v9"}}, ["pvt_v9"]),
     ],
 )
 def test_configurations_that_cannot_work(overrides, words):
@@ -575,9 +506,3 @@ def test_configurations_that_cannot_work(overrides, words):
         MaskRcnnConfig(**overrides)
     for word in words:
         assert word in str(error.value)
-
-
-def test_backbones_that_do_not_return_four_maps():
-    for backbone_config in (tiny_pvt_config(), tiny_pvt_config(out_features=STAGES[1:])):
-        with pytest.raises(ValueError, match="four feature maps.*out_features"):
-            MaskRcnnForInstanceSegmentation(MaskRcnnConfig(backbone_config=backbone_config))

@@ -1,10 +1,8 @@
 """
-The three PVT classes keep the contract of tests/support/common.py, and compute what native Transformers PVT computes.
+The three PVT classes keep the contract of models and compute what Transformers' native PVT does.
 
     pytest tests/models/test_modeling_pvt.py
 """
-
-import unittest
 
 import pytest
 import torch
@@ -15,11 +13,15 @@ from pvt_hf import PvtBackbone, PvtConfig, PvtForImageClassification, PvtModel
 from pvt_hf.models.modeling_pvt import PvtDropPath, resize_position_table
 from pvt_hf.weights.variants import VARIANTS, get_config
 
-from ..support.common import FP32_TOLERANCE, ModelContract, random_images, randomize, tiny_pvt_config
+from ..support.common import FP32_TOLERANCE, random_images, randomize, tiny_pvt_config
+from ..support.model_contract import ModelContract
 
 
-class PvtModelTest(ModelContract, unittest.TestCase):
+class TestPvtModel(ModelContract):
     model_class = PvtModel
+    # Compiled and exported as part of the classifier
+    test_compiles_without_graph_breaks = test_compiled_training_step = None
+    test_exports_with_dynamic_batch_height_and_width = None
 
     def make_config(self, **overrides):
         return tiny_pvt_config(**overrides)
@@ -28,8 +30,11 @@ class PvtModelTest(ModelContract, unittest.TestCase):
         return [outputs.last_hidden_state]
 
 
-class PvtBackboneTest(ModelContract, unittest.TestCase):
+class TestPvtBackbone(ModelContract):
     model_class = PvtBackbone
+    # Compiled and exported as part of every head
+    test_compiles_without_graph_breaks = test_compiled_training_step = None
+    test_exports_with_dynamic_batch_height_and_width = None
 
     def make_config(self, **overrides):
         return tiny_pvt_config(**{"out_features": ["stage1", "stage2", "stage3", "stage4"], **overrides})
@@ -67,9 +72,14 @@ class PvtBackboneTest(ModelContract, unittest.TestCase):
             tiny_pvt_config(out_features=["stem"])
 
 
-class PvtForImageClassificationTest(ModelContract, unittest.TestCase):
+class TestPvtForImageClassification(ModelContract):
     model_class = PvtForImageClassification
     has_labels = True
+    compile_overrides = {"depths": [1, 1, 1, 1]}
+
+    @pytest.mark.slow
+    def test_compiles_with_inductor(self):
+        self.compare_compiled("inductor")
 
     def make_config(self, **overrides):
         return tiny_pvt_config(**overrides)
@@ -104,7 +114,7 @@ class PvtForImageClassificationTest(ModelContract, unittest.TestCase):
         torch.testing.assert_close(outputs.loss, nn.functional.mse_loss(outputs.logits[:, 0], values[:, 0]))
 
     def test_loss_honours_the_trainers_item_count(self):
-        """Trainer passes `num_items_in_batch` when it accumulates gradients, and divides by nothing itself."""
+        """When Trainer accumulates gradients it passes `num_items_in_batch` and does not divide the loss itself."""
         model, images, labels = self.make_model(), random_images(2, 64, 64), self.make_labels(2)
         mean = model(images, labels=labels).loss
         torch.testing.assert_close(model(images, labels=labels, num_items_in_batch=8).loss, mean * 2 / 8)

@@ -1,13 +1,12 @@
 """
-RetinaNet keeps the contract of tests/support/common.py on PVT, works on four kinds of backbones, and computes what the paper
-describes: convolutions against torchvision's RetinaNet, losses and candidates against a computation by hand, parameters
-and GFLOPs against Table 3. Anchors and their assignment are tested in tests/models/test_modeling_anchors.py.
+RetinaNet keeps the contract of heads, and computes what its paper describes: convolutions against torchvision's
+RetinaNet, losses and candidates against a computation by hand, parameters and GFLOPs against Table 3 of the PVT paper.
+Anchors and their assignment are tested in test_modeling_anchors.py.
 
     python -m pytest tests/models/test_modeling_retinanet.py
 """
 
 import math
-import unittest
 
 import pytest
 import torch
@@ -16,48 +15,36 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.resnet import resnet50
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-from transformers import AutoConfig, AutoModelForObjectDetection, ResNetConfig, TimmBackboneConfig
+from transformers import ResNetConfig, TimmBackboneConfig
 
 from pvt_hf import RetinaNetConfig, RetinaNetForObjectDetection
 from pvt_hf.models.modeling_anchors import NEGATIVE
 from pvt_hf.weights.variants import get_config
 
-from ..support.common import ModelContract, random_images, randomize, tiny_pvt_config
-from ..support.detection_cases import BACKBONES, boxes_only, empty_labels, random_labels
+from ..support.common import random_images, randomize
+from ..support.head_contract import DetectorContract
+from ..support.heads import no_objects, random_objects, tiny_head, tiny_head_config
 from ..support.paper_counts import as_printed, attention_operations, count_operations, parameters_but_frozen
-from .test_modeling_anchors import reference_assignment
+from ..support.references import assign_boxes
 
 
 STAGES = ["stage2", "stage3", "stage4"]
-SMALL_HEAD = {"fpn_channels": 16, "num_head_convs": 2, "num_labels": 6}
 
 
-def tiny_retinanet_config(**overrides) -> RetinaNetConfig:
-    return RetinaNetConfig(**{"backbone_config": tiny_pvt_config(out_features=STAGES), **SMALL_HEAD, **overrides})
-
-
-class RetinaNetTest(ModelContract, unittest.TestCase):
-    model_class = RetinaNetForObjectDetection
-    has_labels = True
+class TestRetinaNet(DetectorContract):
+    family = "retinanet"
+    refused_stages = [["stage4"], ["stage1", *STAGES]]
     export_minimum = 160  # the coarsest level, of stride 128
 
-    def make_config(self, **overrides):
-        return tiny_retinanet_config(**overrides)
-
-    def make_model(self, **overrides):
-        model = super().make_model(**overrides)
-        with torch.no_grad():
-            model.head.box_regressor.weight.mul_(0.1)  # boxes inside the image, not all at its border
-        return model
+    @property
+    def compile_overrides(self):
+        return {**super().compile_overrides, "num_head_convs": 1}
 
     def output_tensors(self, outputs):
         return [outputs.logits, outputs.pred_boxes]
 
-    def make_labels(self, batch):
-        return random_labels(batch, 64, 64)
-
     def test_half_precision(self):
-        """Boxes are fp32: their codes are decoded in it."""
+        """Boxes are decoded in fp32."""
         images = random_images(2, 64, 64)
         expected = self.run_model(self.make_model(), images)
         for dtype in (torch.bfloat16, torch.float16):
@@ -66,32 +53,6 @@ class RetinaNetTest(ModelContract, unittest.TestCase):
             # bf16 keeps 8 bits: a few percent of the output's own scale after some ten layers
             for one, other in zip((logits, boxes), expected):
                 assert (one.float() - other).abs().max() < 0.06 * other.abs().max()
-
-
-# Backbones
-
-
-@pytest.fixture(params=BACKBONES)
-def model(request):
-    torch.manual_seed(0)
-    config = RetinaNetConfig(backbone_config=BACKBONES[request.param](STAGES), **SMALL_HEAD)
-    return randomize(RetinaNetForObjectDetection(config)).eval()
-
-
-def test_every_backbone_detects_trains_and_survives_saving(model, tmp_path):
-    images, labels = random_images(2, 75, 110), random_labels(2, 75, 110)
-    outputs = model(images, labels=labels)
-    outputs.loss.backward()
-    assert outputs.logits.shape[::2] == (2, 6) and outputs.pred_boxes.shape == (*outputs.logits.shape[:2], 4)
-    for name, parameter in model.named_parameters():
-        # Swin has norms for stages that it does not return, a timm model may have more
-        if name.startswith(("neck", "head")) or model.config.backbone_config.model_type == "pvt":
-            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-    model.save_pretrained(tmp_path)
-    reloaded, info = AutoModelForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
-    assert type(reloaded) is RetinaNetForObjectDetection and not any(map(len, info.values())), info
-    with torch.no_grad():
-        assert torch.equal(reloaded.eval()(images).logits, model(images).logits)
 
 
 # Convolutions, against torchvision
@@ -154,8 +115,8 @@ def test_neck_and_heads_compute_what_torchvisions_do():
 
 
 def test_losses_one_anchor_at_a_time():
-    model = RetinaNetTest().make_model()
-    labels = random_labels(2, 64, 96, seed=3) + [empty_labels()]
+    model = tiny_head("retinanet")
+    labels = random_objects(2, 64, 96, seed=3) + [no_objects()]
     generator = torch.Generator().manual_seed(0)
     anchors = torch.tensor([[x, y, x + s, y + s * r] for x in (0, 20, 40, 70) for y in (0, 10, 30)
                             for s in (10, 24) for r in (0.7, 1.5)], dtype=torch.float64)  # fmt: skip
@@ -174,7 +135,7 @@ def test_losses_one_anchor_at_a_time():
     for image in range(3):
         boxes = labels[image]["boxes"].double().tolist()
         objects = [[(x - w / 2) * 96, (y - h / 2) * 64, (x + w / 2) * 96, (y + h / 2) * 64] for x, y, w, h in boxes]
-        assigned = reference_assignment(anchors.tolist(), objects, 0.5, 0.4, 0.0)
+        assigned = assign_boxes(anchors.tolist(), objects, 0.5, 0.4, 0.0)
         positives = 0
         for index, of_object in enumerate(assigned):
             if not inside[image, index]:
@@ -203,7 +164,7 @@ def test_losses_one_anchor_at_a_time():
 
 
 def test_candidates_are_the_best_anchors_of_each_level():
-    model, images = RetinaNetTest().make_model(), random_images(2, 96, 128)
+    model, images = tiny_head("retinanet"), random_images(2, 96, 128)
     with torch.no_grad():
         model.config.num_candidates = 10_000
         whole = model(images)
@@ -223,7 +184,7 @@ def test_candidates_are_the_best_anchors_of_each_level():
 
 
 def test_anchors_in_padding_are_no_candidates():
-    model, images = RetinaNetTest().make_model(), random_images(2, 128, 128)
+    model, images = tiny_head("retinanet"), random_images(2, 128, 128)
     mask = torch.zeros(2, 128, 128, dtype=torch.long)
     mask[0, :40, :64], mask[1] = 1, 1
     with torch.no_grad():
@@ -241,7 +202,7 @@ def test_anchors_in_padding_are_no_candidates():
 
 
 def test_boxes_are_relative_to_the_image_without_padding():
-    model = RetinaNetTest().make_model()
+    model = tiny_head("retinanet")
     with torch.no_grad():
         maps = model.neck(model.backbone(random_images(1, 128, 128)).feature_maps)
         outputs = (*zip(*(model.head(feature_map) for feature_map in maps)), model.anchors(maps))
@@ -256,42 +217,9 @@ def test_boxes_are_relative_to_the_image_without_padding():
     torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-5)
 
 
-# Labels
-
-
-def test_a_batch_without_objects_trains_every_parameter():
-    model = RetinaNetTest().make_model().train()
-    loss = model(random_images(2, 64, 64), labels=[empty_labels(), empty_labels()]).loss
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def test_extreme_labels():
-    model = RetinaNetTest().make_model().train()
-    one_pixel = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 1 / 64, 1 / 64]])}
-    flat = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.0, 0.2]])}
-    many = random_labels(1, 64, 64, count=1000)[0]
-    for labels in ([one_pixel, flat], [many, empty_labels()]):
-        model.zero_grad()
-        loss = model(random_images(2, 64, 64), labels=boxes_only(labels)).loss
-        loss.backward()
-        assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())
-    with pytest.raises(ValueError, match="num_labels 6"):
-        model(random_images(1, 64, 64), labels=[{**one_pixel, "class_labels": torch.tensor([6])}])
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        model(random_images(1, 64, 64), labels=[{**one_pixel, "boxes": torch.tensor([[32.0, 32, 10, 10]])}])
-
-
-def test_a_narrow_image():
-    with torch.no_grad():
-        outputs = RetinaNetTest().make_model()(random_images(1, 33, 2000))
-    assert torch.isfinite(outputs.logits).all() and torch.isfinite(outputs.pred_boxes).all()
-
-
 def test_the_first_scores_are_the_prior():
     torch.manual_seed(0)
-    model = RetinaNetForObjectDetection(tiny_retinanet_config()).eval()
+    model = RetinaNetForObjectDetection(tiny_head_config("retinanet")).eval()
     with torch.no_grad():
         scores = model(random_images(1, 64, 64)).logits.sigmoid()
     assert abs(scores.mean() - 0.01) < 0.001
@@ -330,7 +258,7 @@ def test_parameters_with_the_resnet_of_transformers():
 
 @pytest.mark.parametrize(("height", "width", "paper"), [(800, 1280, "285.8"), (640, 960, "157.2")])
 def test_gflops_of_the_paper(height, width, paper):
-    """With PVT-Small, at 1280x800 and at 960x640; the heads' ReLUs are no modules."""
+    """With PVT-Small at 1280x800 and 960x640. The heads call ReLU as a function, so it is counted separately."""
     model = meta_retinanet(PVT["pvt-small"])
     with_relu = (*model.head.class_convs, *model.head.box_convs)
     with torch.no_grad():
@@ -343,24 +271,6 @@ def test_gflops_of_the_paper(height, width, paper):
 
 
 @pytest.mark.parametrize(
-    "overrides",
-    [
-        {},
-        {"num_labels": 2},
-        {"id2label": {0: "cat", 1: "dog", 2: "cow"}},
-        {"backbone_config": BACKBONES["resnet"](STAGES)},
-    ],
-)
-def test_config_files_keep_everything(overrides, tmp_path):
-    config = RetinaNetConfig(**overrides)
-    config.save_pretrained(tmp_path)
-    for again in (RetinaNetConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
-        assert type(again) is RetinaNetConfig and type(again.backbone_config) is type(config.backbone_config)
-        assert again.num_labels == overrides.get("num_labels", len(overrides.get("id2label", range(80))))
-        assert again.backbone_config.to_dict() == config.backbone_config.to_dict()
-
-
-@pytest.mark.parametrize(
     ("overrides", "words"),
     [
         ({"fpn_channels": 0}, ["fpn_channels", "0"]),
@@ -370,7 +280,6 @@ def test_config_files_keep_everything(overrides, tmp_path):
         ({"anchor_ratios": []}, ["anchor_ratios"]),
         ({"negative_iou": 0.6}, ["negative_iou", "0.6", "0.5"]),
         ({"prior_probability": 1.0}, ["prior_probability", "1.0"]),
-        ({"backbone_config": {"model_type": "pvt_v9"}}, ["pvt_v9"]),
     ],
 )
 def test_configurations_that_cannot_work(overrides, words):
@@ -378,9 +287,3 @@ def test_configurations_that_cannot_work(overrides, words):
         RetinaNetConfig(**overrides)
     for word in words:
         assert word in str(error.value)
-
-
-def test_backbones_that_do_not_return_three_maps():
-    for backbone_config in (tiny_pvt_config(), tiny_pvt_config(out_features=["stage1", *STAGES])):
-        with pytest.raises(ValueError, match="three feature maps.*out_features"):
-            RetinaNetForObjectDetection(RetinaNetConfig(backbone_config=backbone_config))

@@ -146,7 +146,7 @@ print(json.dumps(infos))
 
 @pytest.fixture(scope="module")
 def exchange(tmp_path_factory):
-    """Logits by name and facts by name: written by native, opened by ours, and our files opened by native."""
+    """Logits and facts by name: of native checkpoints in both classes, and of ours in both classes."""
     root = tmp_path_factory.mktemp("exchange")
 
     def run(code: str, settings: object):
@@ -165,7 +165,7 @@ def exchange(tmp_path_factory):
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value: logits have no meaningful relative error one by one."""
+    """The largest difference relative to the largest value. (A single logit may be close to zero.)"""
     assert one.shape == other.shape and other.abs().max() > 0.1
     return ((one - other).abs().max() / other.abs().max()).item()
 
@@ -215,7 +215,7 @@ def test_fine_tuned_names_reach_plain_transformers(exchange, name):
 
 
 def test_the_exchange_did_compute_something(exchange):
-    """Guards the tests above: different checkpoints have different logits, and images of one batch too."""
+    """Checkpoints and images differ in their logits: otherwise the tests above would prove nothing."""
     logits = [exchange.native_logits[f"{name}.float32"] for name in DEPTHS]
     for index, one in enumerate(logits):
         assert (one[0] - one[1]).abs().max() > 1e-2 * one.abs().max()
@@ -227,7 +227,7 @@ def test_the_exchange_did_compute_something(exchange):
 
 
 def save_with_labels(folder, drop=(), **labels):
-    """A checkpoint of ours whose config.json then lacks the keys `drop`."""
+    """Saves a checkpoint of ours and removes the keys `drop` from its config.json."""
     model = randomize(PvtForImageClassification(PvtConfig(**TINY, **(labels or {"num_labels": 5}))))
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -247,7 +247,7 @@ def test_head_of_a_new_model(labels, rows):
 
 @pytest.mark.parametrize("dropped", [("num_labels",), ("num_labels", "label2id"), ("id2label", "label2id"), ()])
 def test_head_of_a_checkpoint_whose_config_says_less(tmp_path, dropped):
-    """Files from before Transformers 5 have `id2label` alone; native files of 5 may have `num_labels` alone."""
+    """Files from before Transformers 5 have only `id2label`; native files of 5 may have only `num_labels`."""
     model = save_with_labels(tmp_path, drop=dropped, id2label={0: "a", 1: "b", 2: "c"})
     reloaded, info = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))

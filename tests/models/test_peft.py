@@ -98,7 +98,7 @@ def test_gradient_checkpointing_trains_the_same():
 
 
 def test_base_model_and_adapter_from_folders(tmp_path):
-    """As a user does: the base model comes from a folder, the adapter names it."""
+    """The base model comes from a folder, whose path the adapter stores."""
     base_model().save_pretrained(tmp_path / "base")
     model = attach(PvtForImageClassification.from_pretrained(tmp_path / "base"))
     train(model)

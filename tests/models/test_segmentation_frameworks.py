@@ -39,7 +39,7 @@ def work(tmp_path, monkeypatch):
 
 
 def assert_covers(segments, width: int, height: int) -> None:
-    """Every pixel is in one mask; each mask has a class of its own."""
+    """Every pixel is in exactly one mask, and no class has two masks."""
     labels = [segment["label"] for segment in segments]
     assert labels and len(set(labels)) == len(labels) and set(labels) <= set(SCENE_CLASS_NAMES)
     total = sum(np.asarray(segment["mask"]).astype(int) for segment in segments)

@@ -131,7 +131,7 @@ def test_the_command_says_what_it_runs_and_runs_it(tmp_path):
     for arguments in (["init"], ["add", "."], [*IDENTITY, "commit", "--message", "start"]):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True, capture_output=True)
     (tmp_path / "tests" / "test_changed.py").write_text("def test_nothing():\n    assert 1 + 1 == 3\n")
-    command = [sys.executable, "-P", "-m", "tests.support.changed_tests", "--base", "HEAD", "-q"]
+    command = [sys.executable, "-P", "-m", "tests.support.changed_tests", "--base", "HEAD", "--", "-q"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "1 files differ from HEAD; they can affect 1 test files:" in process.stdout, process.stderr

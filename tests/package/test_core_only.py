@@ -1,23 +1,18 @@
 """
 The package works with its core dependencies alone: no torchvision, no datasets, no accelerate.
 
-The wheel is built and installed into `.venv-core`, a second environment beside the development one (kept between
-runs while pyproject.toml, constraints.txt and the interpreter stay as they are). A model and a processor are saved and
-opened there; the numbers are compared with those of this environment, which has everything.
+The wheel is installed into `.venv-core`, a second environment beside the development one. One process there saves and
+opens a model and a processor; its numbers are compared with those of this environment, which has everything.
 
     python -m pytest tests/package/test_core_only.py
 """
 
-import hashlib
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
@@ -25,11 +20,10 @@ from transformers import AutoImageProcessor, AutoModel
 import pvt_hf
 
 from ..support.clean_process import REPOSITORY, run_python, without_progress_bars
-from ..support.distributions import uv, wheel_to_test
+from ..support.distributions import CORE_ENVIRONMENT
+from ..support.imports import read_imports, travelling_files
 
 
-ENVIRONMENT = REPOSITORY / ".venv-core"
-CONSTRAINTS = REPOSITORY / "constraints.txt"
 # What the extras bring and the core must do without
 EXTRAS = (
     "accelerate",
@@ -46,27 +40,6 @@ EXTRAS = (
 )
 
 
-def install_core(wheel: Path) -> Path:
-    """Installs the package's `wheel` with its core dependencies into `.venv-core`; returns its interpreter."""
-    python = ENVIRONMENT / "bin" / "python"
-    inputs = (REPOSITORY / "pyproject.toml").read_bytes() + CONSTRAINTS.read_bytes() + sys.version.encode()
-    stamp, wanted = ENVIRONMENT / "installed-from", hashlib.sha256(inputs).hexdigest()
-    if not stamp.is_file() or stamp.read_text() != wanted:
-        shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-        uv("venv", "--python", sys.executable, ENVIRONMENT)
-    # Always: the code may have changed. A complete environment takes nothing else from this.
-    uv("pip", "install", "--python", python, "--constraint", CONSTRAINTS, "--reinstall-package", "pvt-hf", wheel)
-    stamp.write_text(wanted)
-    return python
-
-
-@pytest.fixture(scope="module")
-def core_python(tmp_path_factory, pytestconfig):
-    wheel = wheel_to_test(tmp_path_factory.mktemp("sources"))
-    with FileLock(pytestconfig.cache.mkdir("core-environment") / "lock"):
-        yield install_core(wheel)
-
-
 CORE = """
 import importlib.util, json, sys
 from pathlib import Path
@@ -78,6 +51,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, pipeline
+from transformers.dynamic_module_utils import check_imports
 
 folder, image = Path(sys.argv[1]), Image.open(sys.argv[2])
 torch.manual_seed(0)
@@ -101,11 +75,16 @@ native.mkdir()
 config.save_pretrained(native)
 settings = {"image_processor_type": "PvtImageProcessor", "size": {"height": 224, "width": 224}}
 (native / "preprocessor_config.json").write_text(json.dumps(settings))
-try:
-    pvt_hf.PvtImageProcessor()
-    message = ""
-except ImportError as error:
-    message = str(error)
+
+
+def refusal(make):
+    try:
+        make()
+    except ImportError as error:
+        return str(error)
+
+
+detectors = [pvt_hf.RetinaNetForObjectDetection, pvt_hf.MaskRcnnForInstanceSegmentation]
 print(json.dumps({
     "found": found,
     "package": pvt_hf.__file__,
@@ -114,63 +93,65 @@ print(json.dumps({
     "model": type(model).__module__,
     "feature maps": [list(feature_map.shape) for feature_map in backbone(pixel_values).feature_maps],
     "missing": report.missing,
-    "message": message,
+    "message": refusal(pvt_hf.PvtImageProcessor),
+    "detectors": {kind.__name__: refusal(lambda: kind(kind.config_class())) for kind in detectors},
+    "imports": {file: check_imports(file) for file in sys.argv[4:]},
     "answer": pipeline("image-classification", model=str(folder))(image),
 }))
 """
 
 
-def test_core_dependencies_suffice(core_python, tmp_path):
+@pytest.fixture(scope="module")
+def work(core_python, tmp_path_factory):
+    """A folder with the image and the model, and what the process found."""
+    folder = tmp_path_factory.mktemp("core")
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((150, 111), Image.Resampling.BICUBIC).save(tmp_path / "image.png")
-    process = run_python(
-        CORE, tmp_path / "model", tmp_path / "image.png", ",".join(EXTRAS), python=core_python, cwd=tmp_path
-    )
+    Image.fromarray(pixels).resize((150, 111), Image.Resampling.BICUBIC).save(folder / "image.png")
+    arguments = [folder / "model", folder / "image.png", ",".join(EXTRAS), *travelling_files(REPOSITORY)]
+    return folder, run_python(CORE, *arguments, python=core_python, cwd=folder)
+
+
+def test_core_dependencies_suffice(work):
+    folder, process = work
     assert without_progress_bars(process.stderr) == ""
     facts = json.loads(process.stdout)
     assert facts["found"] == []
-    assert Path(facts["package"]).is_relative_to(ENVIRONMENT)
+    assert Path(facts["package"]).is_relative_to(CORE_ENVIRONMENT)
     assert facts["processor"] == "PvtImageProcessorPil" and facts["model"] == "pvt_hf.models.modeling_pvt"
     assert facts["feature maps"] == [[1, 16, 16, 16], [1, 128, 2, 2]] and facts["missing"] == []
     assert "PvtImageProcessor requires the Torchvision library" in facts["message"]
     assert facts["native processor"] == "PvtImageProcessorPil"
     assert len(facts["answer"]) == 5
 
-    computed = load_file(tmp_path / "model" / "computed.safetensors")
-    pil = AutoImageProcessor.from_pretrained(tmp_path / "model", backend="pil")
-    image = Image.open(tmp_path / "image.png")
+    computed = load_file(folder / "model" / "computed.safetensors")
+    pil = AutoImageProcessor.from_pretrained(folder / "model", backend="pil")
+    image = Image.open(folder / "image.png")
     assert torch.equal(pil(image, return_tensors="pt").pixel_values, computed["pixel_values"])
     with torch.no_grad():
-        model = AutoModel.from_pretrained(tmp_path / "model").eval()
+        model = AutoModel.from_pretrained(folder / "model").eval()
         # another process may split the work among another number of threads
         torch.testing.assert_close(
             model(computed["pixel_values"]).last_hidden_state, computed["last_hidden_state"], atol=1e-5, rtol=1e-5
         )
     # The same folder, where torchvision is there
-    torchvision = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    torchvision = AutoImageProcessor.from_pretrained(folder / "model")
     assert type(torchvision) is pvt_hf.PvtImageProcessor
     difference = torchvision(image, return_tensors="pt").pixel_values - computed["pixel_values"]
     # the stated agreement of the two: two grey levels of 255, in units of the smallest standard deviation
     assert difference.abs().max() <= 2 / 255 / 0.224 + 1e-6
 
 
-DETECTORS = """
-import json
-import pvt_hf
-
-messages = {}
-for name in ("RetinaNetForObjectDetection", "MaskRcnnForInstanceSegmentation"):
-    model_class = getattr(pvt_hf, name)
-    try:
-        model_class(model_class.config_class())
-    except ImportError as error:
-        messages[name] = str(error)
-print(json.dumps(messages))
-"""
-
-
-def test_detectors_without_torchvision_say_what_they_need(core_python, tmp_path):
-    messages = json.loads(run_python(DETECTORS, python=core_python, cwd=tmp_path).stdout)
+def test_detectors_without_torchvision_say_what_they_need(work):
+    messages = json.loads(work[1].stdout)["detectors"]
     assert len(messages) == 2
     for name, message in messages.items():
         assert name in message and "pip install torchvision" in message
+
+
+def test_imports_of_travelling_files_are_met_by_the_core(work):
+    """Transformers checks them before it runs code from the Hub, and tells which other files it needs."""
+    checked = json.loads(work[1].stdout)["imports"]
+    assert len(checked) > 20
+    for file, found in checked.items():
+        expected = {one.module.rpartition(".")[2] for one in read_imports(Path(file), REPOSITORY) if one.level}
+        assert set(found) == expected, file

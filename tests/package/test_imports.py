@@ -5,14 +5,14 @@ that import each other only, and tests that share code through `tests/support` a
     python -m pytest tests/package/test_imports.py
 """
 
-import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from ..support.clean_process import REPOSITORY
-from ..support.imports import find_circle, find_modules, module_name, read_imports, resolve
+from ..support.imports import find_circle, find_modules, module_name, read_imports, resolve, travelling_files
 
 
 # A folder may import what is above it, and itself; folders of one line do not import each other.
@@ -35,7 +35,6 @@ ROOT_IMPORTS = {"families", "models", "weights"}
 ALLOWED = {
     ("pvt_hf.metrics.reports", "pvt_hf"): "reads `__version__`, which setuptools has to find in pvt_hf/__init__.py",
 }
-TRAVELLING = ("configuration_", "modeling_", "image_processing_")
 
 
 def folder_of(module: str) -> str:
@@ -71,10 +70,6 @@ def package_faults(root: Path, allowed: dict[tuple[str, str], str] = ALLOWED) ->
                 faults.append(f"{place}: {module} must not import {target}")
     circle = find_circle(graph)
     return faults + ([f"circle: {' -> '.join(circle)}"] if circle else [])
-
-
-def travelling_files(root: Path) -> list[Path]:
-    return [path for kind in TRAVELLING for path in sorted((root / "pvt_hf" / "models").glob(f"{kind}*.py"))]
 
 
 def travel_faults(root: Path) -> list[str]:
@@ -132,12 +127,9 @@ def test_travelling_files():
     assert travel_faults(REPOSITORY) == []
 
 
-def test_families_import_nothing():
-    """But for `import_module`, with which `load` imports a class by its name when it is asked for."""
-    tree = ast.parse((REPOSITORY / "pvt_hf" / "families.py").read_text())
-    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
-    assert imported <= {"__future__", "dataclasses", "collections.abc", "importlib", "typing"}
+def test_families_need_the_standard_library_only():
+    imported = read_imports(REPOSITORY / "pvt_hf" / "families.py", REPOSITORY)
+    assert {one.module.split(".")[0] for one in imported} <= sys.stdlib_module_names
 
 
 def test_tests_share_code_through_support():

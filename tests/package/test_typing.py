@@ -16,13 +16,11 @@ import pytest
 
 import pvt_hf
 
-from ..support.distributions import build_distributions, install_wheel
-
 
 TESTS = Path(__file__).parents[1] / "support"
 # One line each, behind a declaration of every public name
 REVEALED = {
-    'pvt_hf.PvtForImageClassification.from_pretrained("folder")': "pvt_hf.models.modeling_pvt.PvtForImageClassification",
+    'pvt_hf.PvtForImageClassification.from_pretrained("a")': "pvt_hf.models.modeling_pvt.PvtForImageClassification",
     'pvt_hf.PvtImageProcessor.from_pretrained("folder")': "pvt_hf.models.image_processing_pvt.PvtImageProcessor",
     'pvt_hf.RetinaNetConfig.from_pretrained("folder")': "pvt_hf.models.configuration_retinanet.RetinaNetConfig",
     'pvt_hf.load_official_checkpoint("file").config': "pvt_hf.models.configuration_pvt.PvtConfig",
@@ -33,18 +31,16 @@ REVEALED = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory, pytestconfig):
-    """What mypy says of each file: line number to messages, with their codes."""
+def answers(wheel_python, tmp_path_factory, pytestconfig):
+    """mypy's messages for each file by line number, with their codes; and the revealed expressions."""
     folder = tmp_path_factory.mktemp("user")
-    wheel, _ = build_distributions(tmp_path_factory.mktemp("sources"))
-    python = install_wheel(wheel, folder / "venv")
     for name in ("typing_example.py", "typing_errors.py"):
         shutil.copy(TESTS / name, folder)
     expressions = [*(f"pvt_hf.{name}" for name in pvt_hf.__all__), *REVEALED]
     names = folder / "names.py"
     names.write_text("import pvt_hf\n" + "".join(f"reveal_type({expression})\n" for expression in expressions))
     process = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull, "--python-executable", python,
+        [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull, "--python-executable", wheel_python,
          "--cache-dir", pytestconfig.cache.mkdir("mypy"), "typing_example.py", "typing_errors.py", "names.py"],
         cwd=folder, capture_output=True, text=True,
     )  # fmt: skip

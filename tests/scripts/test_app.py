@@ -1,9 +1,9 @@
 """
-`scripts/app.py` as people meet it: in a browser (headless Chromium), with a pointer, by keyboard alone, on a narrow
-screen; with models of every task, files that are no images, checkpoints that are none, and with no network.
+`scripts/app.py` in a browser (headless Chromium): with a pointer, with the keyboard only, and on a narrow screen; with
+models of every task, unreadable files, unusable checkpoints, and without a network.
 
-One process of the page, which may speak to nobody but this machine (a Hub on localhost), and one browser serve all
-tests. What the page shows is compared with the pipelines and models called by hand.
+All tests share one server, which may contact this machine only (it has a Hub on localhost), and one browser. What the
+page shows is compared with pipelines and models called directly.
 
     python -m pytest tests/scripts/test_app.py
 """
@@ -94,7 +94,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(files, hub, client):
-    """The page's address, its log, and the log of other hosts."""
+    """The page's address, its log, and a log of other hosts that it contacted."""
     push(KINDS["classifier"].model(), KINDS["classifier"].make_processor(), "org/pvt-tiny", token=TOKEN)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -140,7 +140,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, served):
-    """The page, with the classifier. There must be no errors in the console, and nothing from other hosts."""
+    """The page with the classifier. Fails if the console shows an error or the page asks another host."""
     page, faults = browser.new_page(), []
     page.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
@@ -167,7 +167,7 @@ def load(page: Page, name: object, expected: str) -> None:
 
 
 def upload(page: Page, file: Path) -> None:
-    """In place of the image that is there."""
+    """Replaces the image that is shown."""
     clear = page.get_by_role("button", name="Clear")
     if clear.count():
         clear.click()
@@ -177,7 +177,7 @@ def upload(page: Page, file: Path) -> None:
 
 
 def pictures(page: Page) -> list[str]:
-    """Addresses of the attention pictures, which contain a checksum of the pictures."""
+    """Addresses of the attention pictures; each contains a checksum of its picture."""
     for name in STAGES:
         expect(page.get_by_alt_text(name)).to_be_visible()
     return [page.get_by_alt_text(name).get_attribute("src") for name in STAGES]
@@ -320,7 +320,7 @@ def test_a_checkpoint_of_the_hub(page, files):
 
 
 def test_by_keyboard_alone(page, files):
-    """Every control is reached by Tab, is seen to be, and has a name."""
+    """Every control can be reached with Tab, shows its focus, and has a name."""
     focused = "document.activeElement"
 
     def tab_to(role: str, name: str) -> None:
@@ -368,7 +368,7 @@ def test_a_photograph_of_twelve_megapixels(page, files, name):
 
 @pytest.mark.slow
 def test_without_a_network(page, hub):
-    """Slow: the Hub's client tries again for 20 seconds. The last but one: the Hub ends here."""
+    """Slow because the Hub's client retries for 20 seconds. Must come near the end, because it stops the Hub."""
     for server in hub._servers:
         server.shutdown()
         server.server_close()

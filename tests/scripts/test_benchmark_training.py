@@ -19,7 +19,7 @@ TINY = "--variant pvt-tiny --device cpu --dtype float32 --batch_size 2 --image_s
 
 @pytest.fixture
 def run_here(monkeypatch, tmp_path):
-    """Runs the script's main function in this process; gives exit code and report."""
+    """Runs the script's main function in this process; returns its exit code and report."""
     monkeypatch.syspath_prepend(SCRIPTS)
     main = importlib.import_module("benchmark").main
 

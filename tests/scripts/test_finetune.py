@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ConvNextImageProcessor, ResNetForImageClassification
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
-from pvt_hf.data.batches import StreamError
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.tasks import TASKS, get_task
 

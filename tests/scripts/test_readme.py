@@ -2,7 +2,7 @@
 The examples of README.md run, all of them: blocks of Python in new processes, commands with less data and smaller
 images, in one folder and in the order of the page, so that an example finds what those before it have written.
 
-    python -m pytest tests/scripts/test_readme.py            # every example is known, and what cannot be run here is checked
+    python -m pytest tests/scripts/test_readme.py            # every example is known; some are only checked
     python -m pytest tests/scripts/test_readme.py -m slow    # runs them
 """
 
@@ -89,13 +89,13 @@ RUN = {
 
 
 def check_make(words: list[str]) -> None:
-    """The target is there, and its commands expand."""
+    """The target exists and its commands expand."""
     process = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0 and process.stdout, process.stderr
 
 
 def check_installation(words: list[str]) -> None:
-    """The extras exist. (tests/package/test_package.py and tests/package/test_core_only.py install the package.)"""
+    """The extras exist. (tests/package/ installs the package.)"""
     extras = re.fullmatch(r"\.(?:\[(.+)\])?", words[2])[1]
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert words[:2] == ["pip", "install"] and len(words) == 3
@@ -103,7 +103,7 @@ def check_installation(words: list[str]) -> None:
 
 
 def check_launch(words: list[str]) -> None:
-    """Accelerate's launcher and the script take the arguments; the recipe is there, of arguments that exist."""
+    """Accelerate's launcher and the script accept the arguments, and the recipe has only arguments that exist."""
     launcher = launch_command_parser().parse_args(words[2:])
     assert words[:2] == ["accelerate", "launch"]
     assert launcher.training_script == "scripts/train_image_classification.py"
@@ -115,7 +115,7 @@ def check_launch(words: list[str]) -> None:
 
 
 def check_download(words: list[str]) -> None:
-    """The variant has an address. (tests/weights/test_convert_checkpoint.py downloads from a server of its own.)"""
+    """The variant has a URL. (tests/weights/test_convert_checkpoint.py downloads from a local server.)"""
     assert words[1:3] == ["scripts/convert_checkpoint.py", "--variant"] and words[4] == "--output" and len(words) == 6
     assert get_variant(words[3]).checkpoint_url
 
@@ -135,18 +135,18 @@ CHECKED = {
 
 
 def blocks() -> list[tuple[int, str, str]]:
-    """Line, language and content of every block of the page."""
+    """Line number, language and content of every code block."""
     return [(README.count("\n", 0, one.start()) + 1, one[1], one[2]) for one in FENCE.finditer(README)]
 
 
 def commands(code: str) -> list[list[str]]:
-    """The words of every command of a block of bash, without comments."""
+    """The words of every command in a block of bash, without comments."""
     lines = code.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def added_arguments(words: list[str]) -> list[str]:
-    """What RUN adds to a command that is to be run."""
+    """The arguments that RUN adds to a command."""
     beginnings = [one for one in RUN if words[: len(one.split())] == one.split()]
     assert beginnings, f"a command of README.md that no test knows: {shlex.join(words)}"
     return RUN[max(beginnings, key=len)].split()
@@ -175,7 +175,7 @@ def test_every_example_is_run_or_checked():
 
 
 def test_the_list_of_files_is_complete():
-    """Every file of the package is in a row of the table, and every name there is that of a file or folder."""
+    """Every file of the package is in a row of the table, and every name in the table exists."""
     table = README.partition("\n## Where everything is\n")[2].partition("\n## ")[0]
     patterns = set()
     for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
@@ -193,7 +193,7 @@ def test_the_list_of_files_is_complete():
 
 @pytest.fixture
 def workspace(tmp_path):
-    """A folder with what the page takes for granted: the checkout, data of the reader's, models under made-up names."""
+    """A folder with what the page assumes: the checkout, the reader's data, and models under made-up names."""
     for name in ("scripts", "pvt_hf"):
         (tmp_path / name).symlink_to(ROOT / name)
     torch.manual_seed(0)
@@ -224,7 +224,7 @@ def workspace(tmp_path):
 
 @pytest.mark.slow
 def test_examples_run_in_their_order(workspace, hub, client, script, monkeypatch):
-    """The Hub's examples meet the Hub of the tests; its client runs in this process, which knows of no other."""
+    """Examples of the Hub use one on localhost."""
     monkeypatch.chdir(workspace)
     token_file = workspace / "token"
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(token_file))

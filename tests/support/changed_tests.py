@@ -1,7 +1,7 @@
 """
-Runs the tests that a change can affect, and says why each of them.
+Runs the tests that a change can affect and prints the reason for each.
 
-    python -m tests.support.changed_tests [--base REF] [PYTEST ARGUMENT ...]
+    python -m tests.support.changed_tests [--base REF] [-- PYTEST ARGUMENT ...]
 
 A test file depends on what it imports, directly or through other modules, and on the files of this repository that it
 and its support name. All of this is read from the sources with Python's parser. Names count where there is no import:
@@ -39,7 +39,7 @@ REPOSITORY_NAMES = ("ROOT", "REPOSITORY")
 
 
 class Dependencies:
-    """The files of the repository at `root` that each file in it depends on; paths are relative, with slashes."""
+    """What each file of the repository at `root` depends on. Paths are relative, with slashes."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -63,7 +63,7 @@ class Dependencies:
 
     @cached_property
     def words(self) -> dict[str, set[str]]:
-        """What a word in a text stands for: the files of a class or of a model type."""
+        """The files that a word in a text refers to: those of a class or of a model type."""
         found = {name: files for name, files in self.definitions.items() if name[0].isupper()}
         for module, file in self.modules.items():
             kind, _, model_type = file.stem.partition("_")
@@ -129,7 +129,7 @@ class Dependencies:
                 yield from self._text(node.value, is_test)
 
     def _joined(self, node: ast.BinOp) -> Iterator[str]:
-        """`REPOSITORY / "scripts" / "recipes"`, or the same from `Path(__file__).parents[2]`: that file or folder."""
+        """The file or folder of `REPOSITORY / "scripts" / "recipes"`, also written with `Path(__file__).parents[2]`."""
         parts: list[str] = []
         start: ast.AST = node
         while isinstance(start, ast.BinOp) and isinstance(start.op, ast.Div):
@@ -164,7 +164,7 @@ class Dependencies:
             yield from self._code(tree, "", is_test)
 
     def reasons(self, test: str) -> dict[str, str]:
-        """Everything that the test file depends on, each with the file that led there."""
+        """Maps everything that the test file depends on to the file through which it was found."""
         reached, queue = {test: ""}, [test]
         for path in queue:
             for other in sorted(self.direct(path)):
@@ -175,7 +175,7 @@ class Dependencies:
 
     @staticmethod
     def way(reached: dict[str, str], path: str) -> str:
-        """The files between a test and `path`, in words."""
+        """Describes the files between a test and `path`."""
         between = []
         while (path := reached[path]) and reached[path]:
             between.insert(0, path)
@@ -183,7 +183,7 @@ class Dependencies:
 
 
 def affected_tests(root: Path, changed: list[str]) -> dict[str, str]:
-    """Test files that changes of the files `changed` can affect, each with a reason in words."""
+    """The test files that a change of the files `changed` can affect, with a reason for each."""
     dependencies, affected = Dependencies(root), {}
     tests = sorted(path.relative_to(root).as_posix() for path in (root / "tests").rglob("test_*.py"))
     for test in tests:
@@ -210,8 +210,8 @@ def git(root: Path, *arguments: str) -> list[str]:
 
 def changed_files(root: Path, base: str | None) -> tuple[str, list[str]]:
     """
-    The base and the files that differ from it, those that are not committed included. Without `base`: where this branch
-    left `origin/main`, or the commit before this one if it has not left it or there is no such branch.
+    Returns the base and the files that differ from it, committed or not. The default is the commit where this branch
+    left `origin/main`, or the previous commit if it has not left it or there is no such branch.
     """
     if base is None:
         known = subprocess.run(
@@ -225,9 +225,10 @@ def changed_files(root: Path, base: str | None) -> tuple[str, list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--base", type=lambda text: text or None, help="a git revision, such as main or HEAD~3")
-    options, pytest_arguments = parser.parse_known_args()
+    parser.add_argument("pytest_arguments", nargs="*", help="after `--`")
+    options = parser.parse_args()
     root = Path(__file__).parents[2]
     base, changed = changed_files(root, options.base)
     affected = affected_tests(root, changed)
@@ -237,7 +238,7 @@ def main() -> int:
     if not affected:
         return 0
     sys.stdout.flush()
-    return subprocess.run([sys.executable, "-m", "pytest", *pytest_arguments, *affected], cwd=root).returncode
+    return subprocess.run([sys.executable, "-m", "pytest", *options.pytest_arguments, *affected], cwd=root).returncode
 
 
 if __name__ == "__main__":

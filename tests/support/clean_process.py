@@ -1,4 +1,4 @@
-"""Runs code in a Python process of its own, and reads what it wrote to stderr."""
+"""Runs code in a new Python process and reads what it wrote to stderr."""
 
 import atexit
 import json
@@ -19,8 +19,8 @@ _PROGRESS = re.compile(r"(Loading weights|Writing model shards): +\d+%\|[^|]*\| 
 
 REPOSITORY = Path(__file__).parents[2]
 
-# Reads a line of JSON for each process, forks it, and answers with a line that says how it ended. It has the libraries
-# of every test, not this package: that, and what depends on it, each process imports for itself.
+# For each line of JSON that it reads, forks a process and answers with its exit status. It has imported the libraries
+# of all tests but not this package, which each process imports for itself.
 _SERVER = """
 import json, os, sys
 import torch, torchvision.transforms.v2, transformers
@@ -68,12 +68,11 @@ def run_python(
         code: what `python -c` gets, indented as it may be.
         arguments: passed as text.
         python: the interpreter.
-        cwd: the working directory, which is also where modules are looked for first.
+        cwd: the working directory, and the first place where modules are looked for.
         environment: variables to set.
-        installed: whether packages in development, which are installed by reference, are there: pvt_hf is one. The
-            working directory is then no place for modules either.
-        warm: a fork of a process that has imported torch and Transformers, not pvt_hf: ten seconds less. For tests of
-            what code does with them, not of their import.
+        installed: False hides editable installations, of which pvt_hf is one, and modules in the working directory.
+        warm: forks a process that has imported torch and Transformers but not pvt_hf, which saves some seconds. Not for
+            tests of how these are imported.
 
     Returns:
         The process with `stdout` and `stderr` as text.
@@ -130,5 +129,5 @@ def _fork(
 
 
 def without_progress_bars(stderr: str) -> str:
-    """`stderr` without the bars that Transformers draws while it reads and writes weights; nothing else is removed."""
+    """`stderr` without Transformers' progress bars for reading and writing weights."""
     return _PROGRESS.sub("", stderr).replace("\r", "").strip()

@@ -1,15 +1,20 @@
-"""Small data sets for detection, written by the tests: noise with painted boxes, and COCO's annotations of them."""
+"""Writes small COCO data sets: images of noise with painted boxes, and their annotations."""
 
 import io
 import json
 
 import numpy as np
+import torch
 from PIL import Image
+
+from pvt_hf.data.batches import BatchStream
+from pvt_hf.tasks.detection.samples import DetectionSample, collate_detection
 
 
 # As in COCO, ids have gaps and are not listed in their order.
 CATEGORIES = {90: "toothbrush", 1: "person", 3: "car"}
 CLASS_NAMES = ("person", "car", "toothbrush")
+SIZES = {"b.png": (36, 40), "a.png": (50, 33), "sub/c.png": (32, 64), "d.png": (41, 41), "e.png": (40, 36)}
 
 
 def encoded(array: np.ndarray, format: str = "PNG", **options) -> bytes:
@@ -80,3 +85,33 @@ def write_coco(file, image_folder, sizes, counts=None, objects=None) -> dict:
     content = {"images": images, "annotations": annotations, "categories": categories}
     file.write_text(json.dumps(content))
     return content
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+
+def whole(image, boxes_xyxy, masks):
+    return to_pixels(image), boxes_xyxy, masks
+
+
+def batches_of(stream, batch_size=1, *, with_masks=False, class_names=None, **settings):
+    sample = DetectionSample(stream, whole, class_names, with_masks)
+    return BatchStream(stream, sample, batch_size, collate=collate_detection, **settings)
+
+
+def read(stream, **settings) -> dict[str, tuple[torch.Tensor, dict]]:
+    """Pixels and labels by name, of all usable examples, of batches of one."""
+    return {
+        batch["sample_ids"][0]: (batch["pixel_values"][0], batch["labels"][0])
+        for batch in batches_of(stream, **settings)
+        if "sample_ids" in batch
+    }
+
+
+def boxes_xywh(labels: dict) -> np.ndarray:
+    """Back to COCO's boxes, in pixels of the image itself."""
+    boxes = labels["boxes"].double().numpy()
+    height, width = labels["size"].tolist()
+    sides = boxes[:, 2:] * [width, height]
+    return np.concatenate([boxes[:, :2] * [width, height] - sides / 2, sides], axis=1)

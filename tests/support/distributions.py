@@ -1,6 +1,6 @@
-"""Builds the wheel and the source distribution of the package, as they would be published."""
+"""Builds the wheel and the source distribution as they would be published, and installs the wheel."""
 
-import os
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -11,8 +11,12 @@ import pytest
 from .clean_process import REPOSITORY
 
 
+CORE_ENVIRONMENT = REPOSITORY / ".venv-core"
+CONSTRAINTS = REPOSITORY / "constraints.txt"
+
+
 def tracked_files() -> list[Path]:
-    """What git has in the repository, relative to it. Skips the test where there is no git, as in an unpacked sdist."""
+    """The files that git tracks, relative to the repository. Without git, as in an unpacked sdist, skips the test."""
     if not (REPOSITORY / ".git").exists():
         pytest.skip("only a git checkout can tell which files belong to the repository")
     git = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -21,11 +25,11 @@ def tracked_files() -> list[Path]:
 
 def build_distributions(folder: Path) -> tuple[Path, Path]:
     """
-    `python -m build` on a copy of the tracked files in `folder`: the wheel and the source distribution. The wheel is
-    built from the latter, which therefore has everything that a build needs.
+    Runs `python -m build` on a copy of the tracked files in `folder`; returns wheel and source distribution. The wheel
+    is built from the source distribution, so that has everything that a build needs.
 
-    A copy, because setuptools leaves folders where it builds and takes up what it finds in them. Without isolation,
-    since setuptools is one of the development dependencies: nothing is downloaded.
+    A copy, because setuptools leaves folders behind and packs what it finds in them. Nothing is downloaded: setuptools
+    is a development dependency, so the build needs no isolated environment.
     """
     for path in tracked_files():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -36,12 +40,6 @@ def build_distributions(folder: Path) -> tuple[Path, Path]:
     assert process.returncode == 0, process.stdout + process.stderr
     (wheel,), (sdist,) = (folder / "dist").glob("*.whl"), (folder / "dist").glob("*.tar.gz")
     return wheel, sdist
-
-
-def wheel_to_test(folder: Path) -> Path:
-    """The wheel that the variable PVT_HF_WHEEL names, or one built in `folder`."""
-    given = os.environ.get("PVT_HF_WHEEL")
-    return Path(given) if given else build_distributions(folder)[0]
 
 
 def uv(*arguments: object) -> None:
@@ -55,7 +53,7 @@ def uv(*arguments: object) -> None:
 def install_wheel(wheel: Path, folder: Path) -> Path:
     """
     Makes an environment in `folder` that has the wheel and, from this environment, its dependencies, but not this
-    checkout. Returns its interpreter. (tests/package/test_core_only.py installs the dependencies, too.)
+    checkout. Returns its interpreter.
     """
     uv("venv", "--python", sys.executable, folder)
     python = folder / "bin" / "python"
@@ -64,4 +62,21 @@ def install_wheel(wheel: Path, folder: Path) -> Path:
     # Path files in these folders are not read: an editable installation there has no effect.
     dependencies = [path for path in sys.path if Path(path).name == "site-packages"]
     (site_packages / "dependencies.pth").write_text("\n".join(dependencies))
+    return python
+
+
+def install_core(wheel: Path) -> Path:
+    """
+    Installs the wheel with its core dependencies into `.venv-core`; returns its interpreter. The environment is kept
+    between runs while pyproject.toml, constraints.txt and the interpreter stay as they are.
+    """
+    python = CORE_ENVIRONMENT / "bin" / "python"
+    inputs = (REPOSITORY / "pyproject.toml").read_bytes() + CONSTRAINTS.read_bytes() + sys.version.encode()
+    stamp, wanted = CORE_ENVIRONMENT / "installed-from", hashlib.sha256(inputs).hexdigest()
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        shutil.rmtree(CORE_ENVIRONMENT, ignore_errors=True)
+        uv("venv", "--python", sys.executable, CORE_ENVIRONMENT)
+    # Always: the code may have changed. A complete environment takes nothing else from this.
+    uv("pip", "install", "--python", python, "--constraint", CONSTRAINTS, "--reinstall-package", "pvt-hf", wheel)
+    stamp.write_text(wanted)
     return python

@@ -60,7 +60,7 @@ def tiny_head(name: str, backbone: str = "pvt", **overrides) -> PreTrainedModel:
 
 @torch.no_grad()
 def randomize_head(model: PreTrainedModel) -> PreTrainedModel:
-    """`model`, changed in place: as `tiny_head` returns it."""
+    """Changes `model` in place to what `tiny_head` returns."""
     randomize_statistics(randomize(model))
     for name, module in model.named_modules():
         if name.endswith("box_regressor"):
@@ -79,7 +79,7 @@ def randomize_statistics(model: nn.Module) -> nn.Module:
 
 
 def random_label_maps(batch: int, height: int, width: int, num_labels: int = NUM_LABELS, seed: int = 0) -> torch.Tensor:
-    """(batch, height, width), int64, a tenth of it 255."""
+    """(batch, height, width), int64. A tenth of the labels is 255."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, num_labels, (batch, height, width), generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255

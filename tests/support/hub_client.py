@@ -1,10 +1,10 @@
 """
-What people do with repositories: open them with Auto classes and pipelines. Runs in processes of its own, where pvt_hf
-is imported ("package"), is not there at all ("stranger"), or is not there and nor is a network ("offline").
+Opens repositories with Auto classes and pipelines, as users do. Runs in a process of its own, where pvt_hf is imported
+("package"), is not installed ("stranger"), or is not installed and there is no network ("offline").
 
     python -c "$(cat hub_client.py)" MODE FOLDER
 
-FOLDER/jobs.json says what to open; results go to FOLDER/MODE.safetensors and FOLDER/MODE.json.
+FOLDER/jobs.json lists what to open. Results are written to FOLDER/MODE.safetensors and FOLDER/MODE.json.
 """
 
 import importlib.util

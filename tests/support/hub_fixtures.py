@@ -1,4 +1,4 @@
-"""What the tests of the Hub share: a Hub on localhost, this process' client that goes there, and scripts run here."""
+"""Fixtures for tests of the Hub: a Hub on localhost, the client of this process, and scripts run in this process."""
 
 import importlib.util
 import sys
@@ -16,7 +16,7 @@ TOKEN = "hf_of-nobody"
 
 @pytest.fixture(scope="module")
 def hub():
-    """Where TOKEN may write to "me" and "org"."""
+    """A Hub where TOKEN can write to "me" and "org"."""
     server = HubServer()
     server.writers = {TOKEN: ["me", "org"], "hf_of-another": ["another"]}
     with server.running():
@@ -25,7 +25,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def client(hub, tmp_path_factory):
-    """Leads the client of this process to the local Hub: what HF_ENDPOINT and others do before it is imported."""
+    """Points the client of this process to the local Hub, as HF_ENDPOINT would if it were set before the import."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
             patch.delenv(name, raising=False)
@@ -42,7 +42,7 @@ def client(hub, tmp_path_factory):
 
 @pytest.fixture
 def script(monkeypatch, capsys):
-    """Runs a script's main function here; gives exit code, stdout and stderr."""
+    """Runs a script's main function in this process. Returns exit code, stdout and stderr."""
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")

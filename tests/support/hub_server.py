@@ -1,9 +1,9 @@
 """
-A Hub on localhost: what `huggingface_hub` asks of the real one for models, from repositories held in memory.
+A Hub on localhost, with the requests that `huggingface_hub` makes for models. Repositories are held in memory.
 
-Repositories with branches, tags and commits; small files inside the commit, weights by LFS from another host
-(`HF_HUB_DISABLE_XET=1`: the client's other protocol needs a service of its own). It says no as the Hub does: 401 to
-unknown tokens, 403 without write access, 404 for private repositories of others; and it fails on demand.
+They have branches, tags and commits. Small files are inside the commit, weights come by LFS from another host
+(`HF_HUB_DISABLE_XET=1`: the client's other protocol needs a service of its own). Refusals are the Hub's: 401 for
+unknown tokens, 403 without write access, 404 for private repositories of others. It can also be told to fail.
 """
 
 import base64

@@ -69,3 +69,9 @@ def find_circle(graph: dict[str, set[str]]) -> list[str] | None:
     except CycleError as error:
         return error.args[1]
     return None
+
+
+def travelling_files(root: Path) -> list[Path]:
+    """The files of the package that are copied into a Hub repository, flat and by name."""
+    kinds = ("configuration_", "modeling_", "image_processing_")
+    return [path for kind in kinds for path in sorted((root / "pvt_hf" / "models").glob(f"{kind}*.py"))]

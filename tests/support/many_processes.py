@@ -1,6 +1,6 @@
 """
-What every process of `tests/engine/test_many_processes.py` runs under `torchrun`: real training and evaluation, with a
-record of the samples. Writes `<output>/rank<r>.json` and weights.
+Trains and evaluates on several processes for tests/engine/test_many_processes.py, and records which samples each
+process saw. Writes `<output>/rank<r>.json` and weights.
 
     torchrun --standalone --nproc_per_node 2 -m tests.support.many_processes DATA MODEL OUTPUT
 """

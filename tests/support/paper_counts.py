@@ -1,4 +1,4 @@
-"""Parameters and FLOPs by the paper's convention (its framework's counter), as its tables print them."""
+"""Counts parameters and FLOPs as the paper's framework does, and rounds them as its tables do."""
 
 from collections.abc import Callable
 from decimal import ROUND_HALF_UP, Decimal
@@ -10,8 +10,8 @@ from pvt_hf import PvtConfig
 
 def as_printed(number: float) -> str:
     """
-    In the paper's one decimal, from the two that the counter of its framework prints. (Only the 15.446 M of ResNet18
-    with Semantic FPN tell this from rounding once.)
+    With the paper's one decimal, rounded from the two that its framework's counter prints. (This differs from rounding
+    once only for the 15.446 M of ResNet18 with Semantic FPN.)
     """
     counted = Decimal(number / 1e6 if number < 1e9 else number / 1e9)
     return str(counted.quantize(Decimal("0.01"), ROUND_HALF_UP).quantize(Decimal("0.1"), ROUND_HALF_UP))
@@ -19,8 +19,8 @@ def as_printed(number: float) -> str:
 
 def count_operations(model: nn.Module, run: Callable[[], object], unnamed_relus: tuple[nn.Module, ...] = ()) -> int:
     """
-    Multiply-adds of convolutions (bias counted) and linear layers while `run()` runs `model`; and, as the counter of
-    the paper has it, one per element of ReLU and pooling. For attention, which is no module: [`attention_operations`].
+    Multiply-adds of convolutions (with bias) and linear layers while `run()` runs `model`. As in the paper's counter,
+    ReLU and pooling count one operation per element. Attention is counted by [`attention_operations`].
 
     Args:
         unnamed_relus: modules whose output goes through a ReLU that is no module.
@@ -61,8 +61,8 @@ def attention_operations(config: PvtConfig, height: int, width: int) -> int:
 
 def parameters_but_frozen(model: nn.Module) -> int:
     """
-    Parameters of a detector without those that its training leaves frozen, which the paper does not count: the stem and
-    the first stage of a ResNet, of timm or of Transformers. A PVT has none.
+    Parameters of a detector without the frozen ones, which the paper does not count: stem and first stage of a ResNet
+    (of timm or Transformers). A PVT has none.
     """
     prefixes = ("_backbone.conv1.", "_backbone.bn1.", "_backbone.layer1.", "embedder.", "encoder.stages.0.")
     frozen = [parameter for name, parameter in model.backbone.named_parameters() if name.startswith(prefixes)]

@@ -1,6 +1,7 @@
-"""What the tests of the README's longer examples share: the code as it is printed, on few scenes and tiny backbones."""
+"""Runs the README's longer examples as printed, on few scenes and with tiny backbones."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from .common import FP32_TOLERANCE, random_images, tiny_pvt_config
 
 
 def example(word: str, section: str, language: str = "python") -> str:
-    """The block of code in a section of the README that has this word."""
+    """The block of code in a section of the README that contains `word`."""
     text = (REPOSITORY / "README.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
     (block,) = [code for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if word in code]
     return block
@@ -26,7 +27,8 @@ def work_small(folder: Path, patch: pytest.MonkeyPatch, streams) -> None:
 
     def few_scenes(split, *arguments):
         count = 84 if split == "train" else 8
-        return open_scenes(split, *arguments)[0].take(count), count
+        examples = open_scenes(split, *arguments)
+        return replace(examples, dataset=examples.dataset.take(count), num_samples=count)
 
     def tiny(name, **fields):
         assert name == "pvt-tiny"

@@ -28,10 +28,6 @@ from pvt_hf.tasks.classification import task as classification  # noqa: F401
 ROOT = Path(__file__).parents[2]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
 def run_program(arguments: list[str]) -> None:
     """`python ARGUMENTS` in this process, with generators that know nothing of the server's."""
     random.seed()
@@ -53,7 +49,6 @@ def _child(arguments: list[str], processes: int, cwd: Path, stdout: str, stderr:
     for path, descriptor in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(path, os.O_WRONLY), descriptor)
     os.chdir(cwd)
-    os.environ.update(environment())
     if processes == 1:
         run_program(arguments)
     else:
@@ -91,7 +86,7 @@ class Launched:
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
             self._process = subprocess.Popen(
                 [sys.executable, *(torchrun if processes > 1 else []), *self.arguments],
-                env=environment(), cwd=cwd, stdout=self._files[0], stderr=self._files[1], start_new_session=True,
+                cwd=cwd, stdout=self._files[0], stderr=self._files[1], start_new_session=True,
             )  # fmt: skip
         self.pid = self._process.pid
 

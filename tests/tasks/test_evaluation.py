@@ -28,8 +28,7 @@ from transformers.models.pvt.image_processing_pvt import PvtImageProcessor as Na
 from transformers.models.pvt.modeling_pvt import PvtForImageClassification as NativeModel
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor, PvtModel
-from pvt_hf.data.batches import StreamError
-from pvt_hf.data.streams import Stream
+from pvt_hf.data.streams import Stream, StreamError
 from pvt_hf.engine import evaluation as evaluation_frame
 from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.engine.settings import parse_arguments
@@ -205,7 +204,7 @@ def test_a_checkpoint_without_a_head_is_refused(photos, tmp_path):
 
 
 def stream_of(names: tuple[str, ...] | None) -> Stream:
-    return Stream("shop (test)", None, "image", "label", names, None)
+    return Stream("shop (test)", None, class_names=names)
 
 
 def test_labels_by_name_or_by_number():

@@ -74,7 +74,7 @@ def test_missing_weights_are_refused(task, checkpoint):
 
 
 def test_class_names_from_a_file_reach_the_model(tmp_path):
-    """Of a classifier, whose parquet files have numbers for labels. (Other tasks: in the tests of their training.)"""
+    """Of a classifier, whose parquet files have numbers for labels. (Other tasks: see their training.)"""
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40)).save(buffer, "PNG")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})

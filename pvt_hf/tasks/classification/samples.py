@@ -1,4 +1,4 @@
-"""From an undecoded image and its label to a sample for classification, or to a reason why it is skipped."""
+"""From an undecoded image and its label to a sample for classification, or to the reason why it is skipped."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ...data.samples import BadSample, decode_rgb
+from ...data.samples import BadSample, decode_rgb, require_class_names
 from ...data.streams import Stream
 
 
 class ClassificationSample:
     """
-    Makes `{"pixel_values": (3, height, width) float, "labels": () int64}` of an example.
+    Makes `{"pixel_values": (3, height, width) float, "labels": () int64}` from an example, to train or to evaluate on.
 
     Args:
-        stream: where the examples come from.
+        stream: where the examples come from; has a "label" column.
         transform: PIL RGB image to tensor.
-        class_names: the model's labels, in order; defaults to the stream's. String labels are looked up in it.
+        class_names: the model's labels, in order; default: the stream's. Labels that are text are looked up in them.
 
     Raises:
-        ValueError: the stream has no label column, no class names are known, or there is only one.
+        ValueError: the stream has no label column, or no class names are known.
     """
 
     def __init__(
@@ -31,15 +31,8 @@ class ClassificationSample:
         transform: Callable[[Image.Image], torch.Tensor],
         class_names: tuple[str, ...] | None = None,
     ):
-        if stream.label_column is None:
-            raise ValueError(f"{stream.name} has no label column: name it with label_column.")
-        names = class_names or stream.class_names
-        if names is None:
-            raise ValueError(
-                f"The labels of {stream.name} have no names: give class_names, in the order of the labels."
-            )
-        self.class_names = names
-        self.stream, self.transform, self.label_column = stream, transform, stream.label_column
+        self.stream, self.transform, self.label_column = stream, transform, stream.column("label")
+        self.class_names = require_class_names(stream, class_names or stream.class_names)
 
     def __call__(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
         label = example[self.label_column]

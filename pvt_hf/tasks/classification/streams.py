@@ -1,24 +1,33 @@
 """
-Opening a source of labelled images as a stream: built-in digits, a folder of images, parquet files, webdataset tars, or
-a Hub data set.
-
-The images stay encoded: `samples.py` decodes them, where a damaged file is a sample to skip.
+Opening labelled images as a stream: built-in digits, a folder of images, parquet files, webdataset tars, or a data set
+on the Hub. The images stay encoded; `samples.py` decodes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image
 
 from ...data.digits import digit_images
-from ...data.streams import Stream, find_image_column, open_archives, open_digit_scenes, open_source, split_root
+from ...data.streams import (
+    Examples,
+    Stream,
+    check_columns,
+    encoded_image,
+    find_image_column,
+    image_files,
+    make_stream,
+    open_archives,
+    open_source,
+    split_folder,
+)
 
 
-# Each training digit is drawn this many times, with other colours, places and sizes: one pass over "digits".
+# Renderings of each training digit, in different colours, places and sizes, in one pass over "digits"
 DIGIT_RENDERINGS = 8
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "category", "target", "fine_label")
 
@@ -31,61 +40,53 @@ def open_classification_stream(
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
     image_size: int = 64,
-    **load_kwargs: Any,
 ) -> Stream:
     """
     Args:
-        source: `"digits"` or `"digit-scenes"` (built in); a folder of images in one sub-folder per class, of parquet
-            files, or of webdataset tars, in each case with or without a level of split folders (`train`, `val` ...);
-            or the id of a data set on the Hub.
-        split: `"train"`, `"validation"` or `"test"`, or any other that the source names. The built-in digits have
-            train and test; validation is test there.
-        image_column, label_column: found by type (images) and name (labels) if not given.
-        class_names: names by label, for sources whose labels are bare integers, or strings to be numbered by this list.
-        image_size: side in pixels of the built-in images.
-        load_kwargs: for `datasets.load_dataset` of a Hub id: `name`, `revision`, `token` ...
+        source: `"digits"` (built in, 10 classes); a folder of images, with a subfolder for each class; a folder of
+            parquet files or webdataset tars; or the id of a data set on the Hub. Folders may have a level of splits
+            (`train`, `val` ...) above.
+        split: `"train"`, `"validation"` or `"test"`, or another name that the source has. The built-in digits have
+            train and test; validation is test.
+        image_column, label_column: by default found by type (images) and name (labels).
+        class_names: names by label, for sources whose labels are integers without names, or strings.
+        image_size: side of the built-in images in pixels.
 
     Returns:
-        A [`Stream`]. Image folders have one shard per file and parquet files one per row group, so that shuffling
-        shards (`set_epoch`) mixes them well and workers share them evenly.
+        A [`Stream`] with the columns "image" and, if there is one, "label". An image folder has one shard per file,
+        parquet files one per row group, so that shuffled shards mix well and workers share them evenly.
 
     Raises:
-        FileNotFoundError: nothing there, or no such split; the message lists what there is.
-        ValueError: no image column, or several and none named.
+        FileNotFoundError: no such source or split.
+        ValueError: no image column, or several and none named; a named column that is not there.
     """
-    num_samples: int | None
-    if source in ("digits", "digit-scenes"):
-        digits_split = "test" if split == "validation" else split
-        if source == "digits":
-            num_samples = {"train": 1442 * DIGIT_RENDERINGS, "test": 355}[digits_split]
-            dataset = digit_images(digits_split, image_size=image_size, num_shards=16, length=num_samples)
-        else:
-            dataset, num_samples = open_digit_scenes(split, image_size)
+    if source == "digits":
+        examples = _open_digits(split, image_size)
     else:
-        dataset, num_samples = open_source(source, split, _open_folder, load_kwargs)
-    features = dataset.features
-    image_column = image_column or find_image_column(features, source)
+        examples = open_source(source, split, _open_folder)
+    features = examples.dataset.features
+    check_columns(source, features, image_column, label_column)
+    columns = {"image": image_column or find_image_column(source, features)}
     label_column = label_column or next((name for name in LABEL_COLUMNS if name in features), None)
-    for column in filter(None, (image_column, label_column)):
-        if column not in features:
-            raise ValueError(f"{source} has no column {column!r}; it has {', '.join(features)}.")
+    if label_column:
+        columns["label"] = label_column
     if class_names is None and isinstance(features.get(label_column), datasets.ClassLabel):
         class_names = features[label_column].names
-    return Stream(
-        name=f"{source} ({split})",
-        dataset=dataset.decode(False),
-        image_column=image_column,
-        label_column=label_column,
-        class_names=None if class_names is None else tuple(class_names),
-        num_samples=num_samples,
-    )
+    names = None if class_names is None else tuple(class_names)
+    return make_stream(source, split, replace(examples, class_names=names), columns)
 
 
-def _open_folder(folder: Path, split: str) -> tuple[datasets.IterableDataset, int | None]:
-    root = split_root(folder, split)
-    opened = open_archives(root, split, by_name=root is folder)
-    if opened is not None:
-        return opened
+def _open_digits(split: str, image_size: int) -> Examples:
+    split = "test" if split == "validation" else split
+    num_samples = 1442 * DIGIT_RENDERINGS if split == "train" else 355
+    return Examples(digit_images(split, image_size=image_size, num_shards=16, length=num_samples), num_samples)
+
+
+def _open_folder(folder: Path, split: str) -> Examples:
+    archives = open_archives(folder, split)
+    if archives is not None:
+        return archives
+    root = split_folder(folder, split)
     if root is folder and split != "train":
         raise FileNotFoundError(
             f"{folder} is not divided into splits, so it has no {split!r}: make folders "
@@ -94,34 +95,34 @@ def _open_folder(folder: Path, split: str) -> tuple[datasets.IterableDataset, in
     return _open_image_folder(root)
 
 
-def _open_image_folder(root: Path) -> tuple[datasets.IterableDataset, int]:
+def _open_image_folder(root: Path) -> Examples:
     """
-    One sub-folder per class, one shard per file.
+    One subfolder for each class, one shard for each file.
 
     `datasets`' own "imagefolder" makes a single shard, class after class, which no shuffle buffer mixes.
     """
-    extensions = {extension.lower() for extension in Image.registered_extensions()}
     class_names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     files, labels = [], []
     for label, name in enumerate(class_names):
-        found = sorted(file for file in (root / name).rglob("*") if file.suffix.lower() in extensions)
+        found = image_files(root / name)
         files += [str(file) for file in found]
         labels += [label] * len(found)
     if not files:
         raise FileNotFoundError(
-            f"No images found under {root}: expected one sub-folder per class with image files in it, parquet files, "
+            f"No images found under {root}: expected one subfolder per class with image files in it, parquet files, "
             "or webdataset tars."
         )
     empty = sorted(set(range(len(class_names))) - set(labels))
     if empty:
         raise FileNotFoundError(f"No images in {', '.join(str(root / class_names[label]) for label in empty)}.")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=class_names)})
     dataset = datasets.IterableDataset.from_generator(
-        _read_paths, features=features, gen_kwargs={"files": files, "labels": labels}
+        _read_files,
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=class_names)}),
+        gen_kwargs={"files": files, "labels": labels},
     )
-    return dataset, len(files)
+    return Examples(dataset, len(files))
 
 
-def _read_paths(files: list[str], labels: list[int]) -> Iterator[dict[str, Any]]:
+def _read_files(files: list[str], labels: list[int]) -> Iterator[dict[str, Any]]:
     for file, label in zip(files, labels):
-        yield {"image": {"path": file, "bytes": None}, "label": label}
+        yield {"image": encoded_image(file), "label": label}

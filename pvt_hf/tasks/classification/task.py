@@ -31,7 +31,7 @@ from .settings import (
     ClassificationSettings,
 )
 from .streams import open_classification_stream
-from .transforms import training_transform
+from .transforms import ClassificationTransform
 
 
 class MixedLoss:
@@ -109,10 +109,10 @@ class ClassificationTask(Task):
         return PvtForImageClassification(PvtConfig(drop_path_rate=settings.drop_path_rate, **fields))
 
     def training_sample(self, settings: ClassificationRecipe, stream: Stream, processor: Any) -> ClassificationSample:
-        transform = training_transform(
-            *output_size(processor),
-            mean=tuple(processor.image_mean),
-            std=tuple(processor.image_std),
+        transform = ClassificationTransform(
+            tuple(processor.image_mean),
+            tuple(processor.image_std),
+            image_size=output_size(processor),
             min_scale=settings.min_scale,
             horizontal_flip=settings.horizontal_flip,
             auto_augment=settings.auto_augment,

@@ -1,10 +1,11 @@
 """
 A folder of images with COCO's annotations in one JSON file, as a stream of examples.
 
-Each process parses the file once, before any worker starts, into an Arrow table of 0.8 times its size, whose memory
-forked workers share. (Python's objects are several times the file, and every worker would copy them bit by bit as it
-counts references.) Polygons become texts as they are parsed: at its peak a process holds 4.7 times the size of the
-file, with polygons as lists of numbers 9.3 times. (Files of 8 and 25 MB; by that, 2.1 GB for COCO's 450 MB.)
+Each process parses the file once, before any worker starts, into an Arrow table of 0.8 times its size. Forked workers
+share the table's memory. (Python objects would take several times the file, and every worker would end up with a copy,
+because counting references writes to them.) Polygons are turned into text while they are parsed: at its peak a process
+holds 4.7 times the size of the file, and 9.3 times with polygons as lists of numbers. (Measured on files of 8 and 25
+MB; that makes 2.1 GB for COCO's 450 MB.)
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from ...data.streams import SPLIT_NAMES, split_root
+from ...data.streams import SPLIT_NAMES, Examples, encoded_image, split_folder
 from ...models.image_processing_coco import may_have_objects
 
 
-# Names of a file that lies beside the images of its split
+# Names of an annotation file that lies beside the images of its split
 FILE_NAMES = ("annotations.json", "_annotations.coco.json", "instances.json")
-# Images per piece of the table: the texts of one piece stay far below the 2 GB that Arrow's strings may have.
+# Images per piece of the table: an Arrow string column holds at most 2 GB, and the text of a piece stays far below.
 ROWS_PER_PIECE = 4096
-# Files that are looked for before a folder counts as another one than that of the annotations
+# Image files that are looked for before a folder counts as the wrong one
 FILES_TRIED = 100
 
 FEATURES = datasets.Features(
@@ -40,18 +41,18 @@ FEATURES = datasets.Features(
             "category": datasets.List(datasets.Value("int64")),  # COCO's ids
             "area": datasets.List(datasets.Value("float64")),
             "iscrowd": datasets.List(datasets.Value("int64")),
-            "segmentation": datasets.List(datasets.Value("string")),  # JSON: polygons and run lengths have no one type
+            "segmentation": datasets.List(datasets.Value("string")),  # JSON: polygons and RLE have no common type
         },
     }
 )
 
 
-def find_coco_folder(folder: Path, split: str) -> tuple[Path, list[Path]] | None:
+def find_coco_files(folder: Path, split: str) -> tuple[Path, list[Path]] | None:
     """
-    The annotation file of a split and the folders in which its images may lie; None if the folder has no such file.
+    The annotation file of a split, and the folders in which its images may lie; None if there is no such file.
 
     Raises:
-        FileNotFoundError: the folder has files for other splits alone.
+        FileNotFoundError: the folder has annotations, but is not divided into splits.
     """
     names = SPLIT_NAMES.get(split, (split,))
     files = sorted((folder / "annotations").glob("*.json"))
@@ -62,7 +63,7 @@ def find_coco_folder(folder: Path, split: str) -> tuple[Path, list[Path]] | None
                 folders = dict.fromkeys([part, *names])
                 roots = [folder / name for name in folders] + [folder / "images" / name for name in folders]
                 return file, [*roots, folder / "images", folder]
-    root = split_root(folder, split)
+    root = split_folder(folder, split)
     found = next((root / name for name in FILE_NAMES if (root / name).is_file()), None)
     if found is None:
         files = [*root.glob("*.json"), *(root / "annotations").glob("*.json")]
@@ -78,19 +79,18 @@ def find_coco_folder(folder: Path, split: str) -> tuple[Path, list[Path]] | None
     return found, [root / "images", root, folder]
 
 
-def open_coco_folder(
-    file: Path, image_folders: list[Path], keep_empty: bool
-) -> tuple[datasets.IterableDataset, tuple[str, ...], tuple[int, ...], int]:
+def open_coco_files(file: Path, image_folders: list[Path], keep_empty: bool) -> Examples:
     """
-    The examples (`FEATURES`, images undecoded, one shard each), the names of the categories in the order of their ids,
-    these ids, and the number of examples. Annotations of images that the file does not list are left out.
+    The examples (`FEATURES`, images undecoded, one shard each). Labels number the categories in the order of their ids.
+    Annotations of images that the file does not list are ignored.
 
     Args:
-        image_folders: the first that has some of the images is taken.
+        image_folders: the first one that has some of the images is used.
+        keep_empty: whether to keep images without objects to learn from.
 
     Raises:
-        FileNotFoundError: none of them has.
-        ValueError: the file is no JSON of COCO's kind.
+        FileNotFoundError: none of the folders has any of the images.
+        ValueError: the file is not COCO's JSON.
     """
     table, names, categories = _read_file(file, keep_empty)
     root = next((path for path in image_folders if any((path / name).is_file() for name in names[:FILES_TRIED])), None)
@@ -109,14 +109,14 @@ def open_coco_folder(
         },
     )
     ids = sorted(categories)
-    return dataset, tuple(categories[category] for category in ids), tuple(ids), len(names)
+    return Examples(dataset, len(names), tuple(categories[category] for category in ids), tuple(ids))
 
 
 def _read_file(file: Path, keep_empty: bool) -> tuple[pa.Table, list[str], dict[int, str]]:
-    """The images' facts and objects, their file names, and the categories; Python's objects go with this frame."""
+    """The table of images and objects, the file names, and the categories' names by id."""
     try:
         with file.open(encoding="utf-8-sig") as opened:
-            content = json.load(opened, object_hook=_with_text)
+            content = json.load(opened, object_hook=_segmentation_to_text)
         categories = {category["id"]: str(category["name"]) for category in content["categories"]}
         annotations = defaultdict(list)
         for annotation in content["annotations"]:
@@ -127,7 +127,7 @@ def _read_file(file: Path, keep_empty: bool) -> tuple[pa.Table, list[str], dict[
         pieces = []
         for start in range(0, len(images), ROWS_PER_PIECE):
             rows = [
-                {**_facts(image), **_lists(annotations[image["id"]])}
+                {**_image_facts(image), **_object_lists(annotations[image["id"]])}
                 for image in images[start : start + ROWS_PER_PIECE]
             ]
             pieces.append(pa.Table.from_pylist(rows, schema=_schema()))
@@ -140,7 +140,7 @@ def _read_file(file: Path, keep_empty: bool) -> tuple[pa.Table, list[str], dict[
 
 
 class SharedTable:
-    """An Arrow table that copies of a stream share: `deepcopy` would copy its memory, once per epoch and worker."""
+    """An Arrow table that is not copied with its stream, which is copied once per epoch and worker."""
 
     def __init__(self, table: pa.Table):
         self.table = table
@@ -154,7 +154,7 @@ class SharedTable:
 
 def _read_rows(files: list[str], rows: list[int], table: SharedTable) -> Iterator[dict[str, Any]]:
     for file, row in zip(files, rows):
-        yield {"image": {"path": file, "bytes": None}, **table.row(row)}
+        yield {"image": encoded_image(file), **table.row(row)}
 
 
 def _schema() -> pa.Schema:
@@ -162,11 +162,11 @@ def _schema() -> pa.Schema:
     return schema.remove(schema.get_field_index("image"))
 
 
-def _facts(image: dict[str, Any]) -> dict[str, Any]:
+def _image_facts(image: dict[str, Any]) -> dict[str, Any]:
     return {"image_id": image["id"], "width": image.get("width"), "height": image.get("height")}
 
 
-def _lists(annotations: list[dict[str, Any]]) -> dict[str, Any]:
+def _object_lists(annotations: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "objects": {
             "bbox": [annotation.get("bbox") for annotation in annotations],
@@ -178,8 +178,8 @@ def _lists(annotations: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _with_text(item: dict[str, Any]) -> dict[str, Any]:
-    """An object of the file as soon as it is parsed: with its segmentation as text, or None if that is empty."""
+def _segmentation_to_text(item: dict[str, Any]) -> dict[str, Any]:
+    """Called with every JSON object as it is parsed. Turns a segmentation into text, an empty one into None."""
     if "segmentation" in item:
         item["segmentation"] = json.dumps(item["segmentation"]) if item["segmentation"] else None
     return item

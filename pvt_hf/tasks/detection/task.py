@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 
+from ...data.samples import ProcessorTransform
 from ...data.streams import Stream
 from ...engine.evaluation import prepare_output
 from ...engine.task import EvaluationPart, Task
@@ -21,7 +22,7 @@ from ...metrics.reports import write_json
 from ..labels import class_names_of, read_class_names
 from ..models import build_head, normalization_of, open_model
 from .evaluation import MODELS_WITH_MASKS, DetectionEvaluation, format_table
-from .samples import DetectionEvaluationSample, DetectionSample, ProcessImage, aspect_group, collate_detection
+from .samples import DetectionEvaluationSample, DetectionSample, aspect_group, collate_detection
 from .settings import (
     ARCHITECTURES,
     DetectionData,
@@ -96,7 +97,7 @@ class DetectionTask(Task):
     def evaluation_sample(
         self, settings: Any, stream: Stream, processor: Any, class_names: tuple[str, ...]
     ) -> DetectionEvaluationSample:
-        return DetectionEvaluationSample(stream, ProcessImage(processor), class_names, self._has_masks(settings))
+        return DetectionEvaluationSample(stream, ProcessorTransform(processor), class_names, self._has_masks(settings))
 
     def _has_masks(self, settings: Any) -> bool:
         """Whether the model of a training has masks, and they are wanted."""
@@ -125,7 +126,7 @@ class DetectionTask(Task):
         evaluation = self.evaluation(settings, model, processor, len(class_names))
         if settings.class_names:
             stream = replace(stream, class_names=read_class_names(settings.class_names))
-        sample = DetectionEvaluationSample(stream, ProcessImage(processor), class_names, evaluation.masks)
+        sample = DetectionEvaluationSample(stream, ProcessorTransform(processor), class_names, evaluation.masks)
 
         def write_results(states: list[Any]) -> None:
             write_json(settings.results, coco_results(evaluation.merge(states).images, sample.category_ids))

@@ -1,7 +1,10 @@
 """
-The training transform for object detection and instance segmentation: that of the official
-`detection/configs/_base_/datasets/coco_{detection,instance}.py`, with mmdetection: rescaling, flipping, normalisation.
-Padding is the batch's affair, see `collate_detection` in samples.py. All draws are from torch's global generator.
+The training transform for object detection and instance segmentation, with the settings of the paper's recipe as
+defaults.
+
+It follows the train pipeline of the official `detection/configs/_base_/datasets/coco_{detection,instance}.py`, which
+uses mmdetection: rescaling, flipping, normalisation. Batches are padded by `collate_detection` in samples.py. All steps
+draw from torch's global generator.
 """
 
 from __future__ import annotations
@@ -21,12 +24,11 @@ from ...models.image_processing_sizes import rescaled_size
 
 class ResizeToShortestEdge(v2.Transform):
     """
-    Resizes to the largest size of the same aspect whose shorter side is at most one drawn from `shortest_edges` and
-    whose longer side at most `longest_edge`, with mmcv's rounding: bilinear with antialiasing for images, nearest for
-    masks.
+    Draws a limit for the shorter side from `shortest_edges`, and resizes to the largest size of the same aspect ratio
+    within it and `longest_edge`, with mmcv's rounding: bilinear with antialiasing for images, nearest for masks.
 
-    mmdetection's `Resize`. It resizes with OpenCV, whose bilinear filter takes single pixels where it shrinks; here
-    they are averaged, as in the image processors.
+    Source: mmdetection's `Resize`. That resizes with OpenCV, whose bilinear filter does not average pixels where it
+    shrinks; here they are averaged, as in the image processors.
     """
 
     def __init__(self, shortest_edges: Sequence[int], longest_edge: int):
@@ -45,18 +47,19 @@ class ResizeToShortestEdge(v2.Transform):
 
 class DetectionTransform:
     """
-    A PIL RGB image, its boxes_xyxy (n, 4) float32 in pixels and its masks (n, H, W) uint8 or None, to `pixel_values`
-    (3, h, w) float32, boxes_xyxy (n, 4) float32 in pixels of these and masks (n, h, w) uint8 or None.
+    Turns a PIL RGB image, its boxes_xyxy (n, 4) float32 in pixels and its masks (n, H, W) uint8 or None into
+    `pixel_values` (3, h, w) float32, boxes_xyxy (n, 4) float32 in pixels of the result, and masks (n, h, w) uint8 or
+    None.
 
     Args:
         mean, std: per channel, of values in [0, 1].
-        shortest_edges: of which the shorter side is drawn, in pixels: `(800,)` for the paper's single scale,
-            `range(640, 801)` for its multi-scale training, `range(480, 801, 32)` for steps.
-        longest_edge: limit in pixels of the longer side, which a long image keeps to with a smaller shorter side.
+        shortest_edges: lengths in pixels, one of which is drawn as the shorter side: `(800,)` for the paper's single
+            scale, `range(640, 801)` for its multi-scale training.
+        longest_edge: limit in pixels of the longer side. The shorter side of a long image is smaller accordingly.
         horizontal_flip: probability.
 
     Raises:
-        ValueError: sides that are not positive, or none.
+        ValueError: no sides, or sides that are not positive.
     """
 
     def __init__(

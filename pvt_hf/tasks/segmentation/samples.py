@@ -1,4 +1,4 @@
-"""From an undecoded image and mask to a sample for semantic segmentation, or to a reason why it is skipped."""
+"""From an undecoded image and mask to a sample for semantic segmentation, or to the reason why it is skipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...data.samples import BadSample, decode_rgb
+from ...data.samples import BadSample, decode_rgb, decoding, require_class_names
 from ...data.streams import Stream
 from ...models.image_processing_semantic import IGNORE_LABEL, map_to_array, map_to_labels
 
@@ -20,51 +20,41 @@ Views = Callable[[Image.Image], list[torch.Tensor]]
 
 def decode_labels(value: dict[str, Any] | None, num_labels: int, reduce_labels: bool) -> np.ndarray:
     """
-    An undecoded mask (`{"bytes": ..., "path": ...}`) as (H, W) int64 labels: classes, and 255 where there is none.
+    Decodes a mask (`{"bytes": ..., "path": ...}`) to (H, W) int64 labels: classes, and 255 for pixels without a class.
 
     Args:
-        reduce_labels: label 0 becomes 255 and n becomes n - 1; 255 stays 255. Here and nowhere else.
+        reduce_labels: label 0 becomes 255 and n becomes n - 1; 255 stays 255. Labels are reduced nowhere else.
 
     Raises:
-        BadSample: missing, empty, truncated, not an image or one of colours, or a label that is no class; the message
-            names the value as it is in the mask.
+        BadSample: missing, empty, truncated, not an image, an image of colours, or labels that are not among the
+            classes. The message gives them as they are in the mask.
     """
-    if not value or (not value.get("bytes") and not value.get("path")):
-        raise BadSample("the mask is missing or empty")
-    try:
+    with decoding(value, "mask"):
         array = map_to_array(datasets.Image().decode_example(value), reduce_labels)
         labels = map_to_labels(array, array.shape[0], array.shape[1], reduce_labels)
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
-        raise BadSample(f"mask: {type(error).__name__}: {error}") from error
     unknown = np.unique(array[(labels != IGNORE_LABEL) & (labels >= num_labels)]).tolist()
     if unknown:
         first = 1 if reduce_labels else 0
         raise BadSample(
             f"mask: labels {', '.join(map(str, unknown[:5]))}{' ...' * (len(unknown) > 5)} are not among the "
-            f"{num_labels} classes, {first} to {first + num_labels - 1} (class_names tells which there are)"
+            f"{num_labels} classes, {first} to {first + num_labels - 1} (named by class_names)"
         )
     return labels
 
 
 class _DecodedSample:
-    """What training and evaluation samples share: class names, and decoding with its checks."""
+    """The part that training and evaluation samples share: class names and decoding."""
 
     def __init__(self, stream: Stream, class_names: tuple[str, ...] | None, reduce_labels: bool):
-        if stream.mask_column is None:
-            raise ValueError(f"{stream.name} has no mask column: open it with open_segmentation_stream.")
-        names = class_names or (stream.class_names and stream.class_names[int(reduce_labels) :])
-        if not names:
+        self.stream, self.mask_column, self.reduce_labels = stream, stream.column("mask"), reduce_labels
+        first = int(reduce_labels)
+        own_names = stream.class_names and stream.class_names[first:]
+        self.class_names = require_class_names(stream, class_names or own_names, from_label=first)
+        if len(self.class_names) > IGNORE_LABEL:
             raise ValueError(
-                f"The labels of {stream.name} have no names: give class_names, in the order of the labels"
-                f"{' from 1 on, since 0 is ignored' if reduce_labels else ''}."
+                f"{len(self.class_names)} classes: at most {IGNORE_LABEL} are possible, because the label "
+                f"{IGNORE_LABEL} marks pixels without a class."
             )
-        if len(names) > IGNORE_LABEL:
-            raise ValueError(
-                f"{len(names)} classes: at most {IGNORE_LABEL} are possible, because the label "
-                f"{IGNORE_LABEL} is that of pixels without a class."
-            )
-        self.class_names = names
-        self.stream, self.mask_column, self.reduce_labels = stream, stream.mask_column, reduce_labels
 
     def decode(self, example: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
         """The RGB image and its (H, W) int64 labels. Raises [`BadSample`], also if their sizes differ."""
@@ -80,17 +70,17 @@ class _DecodedSample:
 
 class SegmentationSample(_DecodedSample):
     """
-    Makes `{"pixel_values": (3, height, width) float, "labels": (height, width) int64}` of an example, to train on.
+    Makes `{"pixel_values": (3, height, width) float, "labels": (height, width) int64}` from an example, to train on.
 
     Args:
-        stream: where the examples come from; has a `mask_column`.
+        stream: where the examples come from; has a "mask" column.
         transform: PIL RGB image and its (H, W) int64 labels (255: no class) to the two tensors, of one size for all.
-        class_names: the model's labels, in order, after any reduction; defaults to the stream's (without the first of
-            them with `reduce_labels`).
-        reduce_labels: label 0 of the masks is no class and 1 is the model's 0, as ADE20K has it.
+        class_names: the model's labels, in order, after any reduction; default: the stream's (with `reduce_labels`,
+            without the first).
+        reduce_labels: label 0 in the masks is no class, and 1 is the model's 0, as in ADE20K.
 
     Raises:
-        ValueError: the stream has no masks, or no class names are known, or there are more than 255.
+        ValueError: the stream has no mask column, no class names are known, or there are more than 255.
     """
 
     def __init__(
@@ -110,31 +100,27 @@ class SegmentationSample(_DecodedSample):
 
 class SegmentationEvaluationSample(_DecodedSample):
     """
-    Makes `{"views": list of (3, h, w), "labels": (H, W) int64}` of an example, the labels at the image's own size.
+    Makes `{"views": list of (3, h, w), "labels": (H, W) int64}` from an example, with labels at the image's own size.
 
     Args:
-        views: PIL RGB image to the tensors that the mode of inference works on, of any sizes and dtypes; from
+        transform: PIL RGB image to the tensors that the mode of inference needs, of any sizes and dtypes; see
             `pvt_hf.tasks.segmentation.inference`.
         stream, class_names, reduce_labels: as for [`SegmentationSample`], with the same errors.
 
-    Use it with `BatchStream(..., collate=collate_lists)`: images of different sizes are no tensor.
+    Use it with `BatchStream(..., collate=collate_lists)`, because the images differ in size.
     """
 
     def __init__(
-        self,
-        stream: Stream,
-        views: Views,
-        class_names: tuple[str, ...] | None = None,
-        reduce_labels: bool = False,
+        self, stream: Stream, transform: Views, class_names: tuple[str, ...] | None = None, reduce_labels: bool = False
     ):
         super().__init__(stream, class_names, reduce_labels)
-        self.views = views
+        self.transform = transform
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         image, labels = self.decode(example)
-        return {"views": self.views(image), "labels": torch.from_numpy(labels)}
+        return {"views": self.transform(image), "labels": torch.from_numpy(labels)}
 
 
 def collate_lists(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Samples of any shapes to a batch of lists."""
+    """Makes a batch of lists of samples of any shapes."""
     return {key: [sample[key] for sample in samples] for key in samples[0]}

@@ -1,9 +1,9 @@
 """
-Training transforms for semantic segmentation, with the settings of the paper's recipe as defaults.
+The training transform for semantic segmentation, with the settings of the paper's recipe as defaults.
 
-They compute what the train pipeline of the official `segmentation/configs/_base_/datasets/ade20k.py` does with
-mmsegmentation: rescaling, cropping, flipping, photometric distortion, normalisation, padding. torchvision's transforms
-(v2) do the work; the two that it does not have are here. All draw from torch's global generator.
+It follows the train pipeline of the official `segmentation/configs/_base_/datasets/ade20k.py`, which uses
+mmsegmentation: rescaling, cropping, flipping, photometric distortion, normalisation, padding. The steps are
+torchvision's (v2), except for two that it does not have. All draw from torch's global generator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import SizeDict
 
 from ...models.image_processing_semantic import IGNORE_LABEL
-from ...models.image_processing_sizes import resize_steps
+from ...models.image_processing_sizes import rescaled_size
 
 
 CROP_TRIES = 10  # mmsegmentation's `RandomCrop`
@@ -27,15 +27,15 @@ CROP_TRIES = 10  # mmsegmentation's `RandomCrop`
 
 class RandomRescale(v2.Transform):
     """
-    Draws a factor, multiplies both limits by it, and resizes to the largest size of the same aspect within them:
+    Draws a factor, multiplies both limits by it, and resizes to the largest size of the same aspect ratio within them:
     bilinear with antialiasing for images, nearest for masks.
 
-    mmsegmentation's `Resize` with `ratio_range`. It resizes with OpenCV, whose bilinear filter takes single pixels
-    where it shrinks; here they are averaged, as in the image processor.
+    Source: mmsegmentation's `Resize` with `ratio_range`. That resizes with OpenCV, whose bilinear filter does not
+    average pixels where it shrinks; here they are averaged, as in the image processor.
 
     Args:
         shortest_edge, longest_edge: limits in pixels of the shorter and the longer side, at factor 1.
-        min_scale, max_scale: of the factor, drawn uniformly.
+        min_scale, max_scale: range of the factor, drawn uniformly.
     """
 
     def __init__(self, shortest_edge: int, longest_edge: int, min_scale: float, max_scale: float):
@@ -49,7 +49,7 @@ class RandomRescale(v2.Transform):
             shortest_edge=max(int(self.shortest_edge * factor), 1), longest_edge=max(int(self.longest_edge * factor), 1)
         )
         height, width = F.get_size(flat_inputs[0])
-        return {"size": resize_steps(height, width, limits)[0]}
+        return {"size": rescaled_size(height, width, limits)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(F.resize, inpt, size=list(params["size"]), antialias=True)
@@ -57,10 +57,10 @@ class RandomRescale(v2.Transform):
 
 class RandomCropOfClasses(v2.Transform):
     """
-    A window at random; where a side is smaller, all of it. One in which a single class has `max_class_share` or more of
-    the labelled pixels, or all of them, is drawn again up to ten times; the last is taken whatever it holds.
+    Crops a random window; of a side that is smaller, all. A window in which one class has `max_class_share` or more of
+    the labelled pixels, or all of them, is drawn again, up to ten times; the last one is used in any case.
 
-    mmsegmentation's `RandomCrop` with `cat_max_ratio`. Inputs: an image and its `Mask`.
+    Source: mmsegmentation's `RandomCrop` with `cat_max_ratio`. Inputs: an image and its `Mask`.
     """
 
     def __init__(self, height: int, width: int, max_class_share: float):
@@ -89,12 +89,12 @@ class RandomCropOfClasses(v2.Transform):
 
 class PhotometricDistortion(v2.RandomPhotometricDistort):
     """
-    Brightness, contrast, saturation and hue, each with probability 0.5, contrast before or after the other colours.
+    Changes brightness, contrast, saturation and hue, each with probability 0.5; contrast before or after the colours.
 
-    The ranges are those of mmsegmentation's `PhotoMetricDistortion`, and torchvision's permutation of the channels,
-    which that one lacks, is left out. What differs: brightness is a factor of 1 ± 32/255 here and a summand of ± 32
-    grey levels there; contrast moves away from the mean grey here and is a factor there; saturation moves away from the
-    grey image here and is a factor of HSV's saturation there. Hue is the same: ± 36 degrees.
+    Source: mmsegmentation's `PhotoMetricDistortion`, with its ranges; torchvision's permutation of channels is off.
+    Deviations: brightness is a factor of 1 ± 32/255 here, and adds ± 32 grey levels there; contrast moves away from the
+    mean grey here, and is a factor there; saturation moves away from the grey image here, and is a factor of HSV's
+    saturation there. Hue is the same: ± 36 degrees.
     """
 
     def __init__(self) -> None:
@@ -108,17 +108,18 @@ class PhotometricDistortion(v2.RandomPhotometricDistort):
 
 class SegmentationTransform:
     """
-    A PIL RGB image and its labels to `pixel_values` (3, crop_size, crop_size) float32 and labels (crop_size, crop_size)
-    int64; where the image does not fill the crop, at the right and below, they are 0 (after normalisation) and 255.
+    Turns a PIL RGB image and its labels (H, W) into `pixel_values` (3, crop_size, crop_size) float32 and labels
+    (crop_size, crop_size) int64. An image that does not fill the crop is padded at the right and bottom: with 0 after
+    normalisation, and with label 255.
 
     Args:
         mean, std: per channel, of values in [0, 1].
-        crop_size: side in pixels.
-        shortest_edge, longest_edge: limits for the image's sides before the crop, at scale 1.
-        min_scale, max_scale: of a factor on these limits.
-        max_class_share: of a single class in the crop; 1 takes any crop.
+        crop_size: side of the result in pixels.
+        shortest_edge, longest_edge: limits in pixels of the image's sides before the crop, at scale 1.
+        min_scale, max_scale: range of a factor on these limits.
+        max_class_share: largest share of a single class in the crop; 1 accepts any crop.
         horizontal_flip: probability.
-        photometric: whether colours are distorted.
+        photometric: whether to distort colours.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class SegmentationTransform:
         )
 
     def __call__(self, image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        mask = tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8)))  # at most 255; less to resize than int64
+        mask = tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8)))  # faster to resize than int64
         pixel_values, mask = self.steps(v2.functional.to_image(image), mask)
         rows, columns = mask.shape
         padding = [0, 0, self.crop_size - columns, self.crop_size - rows]  # left, top, right, bottom

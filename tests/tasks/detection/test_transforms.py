@@ -1,7 +1,7 @@
 """
 The training transform keeps image, boxes and masks together, with mmdetection's sizes.
 
-    pytest tests/tasks/test_detection_transforms.py
+    pytest tests/tasks/detection/test_transforms.py
 """
 
 import numpy as np

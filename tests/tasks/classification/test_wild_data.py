@@ -2,7 +2,7 @@
 Training on what real data sets contain, from real files of all three kinds: strange and broken images, wrong labels,
 empty and short streams, columns that are missing.
 
-    pytest tests/data/test_streams_in_the_wild.py
+    pytest tests/tasks/classification/test_wild_data.py
 """
 
 import io
@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pvt_hf.data.batches import StreamError
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.checkpoints import list_checkpoints
 from pvt_hf.tasks.classification.samples import ClassificationSample
 from pvt_hf.tasks.classification.streams import open_classification_stream
 
-from ..support.training_runs import train_here
+from ...support.training_runs import train_here
 
 
 NAMES = ("first", "second")
