@@ -162,7 +162,7 @@ def build_transforms(row: str) -> tuple[Transform, Transform]:
         )
         return ProcessorTransform(processor), bare
     plain = {"auto_augment": None, "random_erasing": 0.0} if row == "crop" else {}
-    transform = ClassificationTransform(mean, std, image_size=SIDE, **plain)
+    transform = ClassificationTransform(mean, std, image_size=(SIDE, SIDE), **plain)
     return transform, transform
 
 

@@ -21,6 +21,9 @@ for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_DATASETS_CACHE"
     os.environ.pop(name, None)
 
 
+pytest.register_assert_rewrite("tests.support")  # says what the sides of a failed `assert` were
+
+
 def pytest_collection_modifyitems(items):
     """Long files first, by the last measurement, so that no process is left with one at the end."""
     table = (Path(__file__).parent / "DURATIONS.md").read_text()

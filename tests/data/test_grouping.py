@@ -1,5 +1,5 @@
 """
-Batches of one group: as few mixed ones as there can be, every example once, and resumed exactly.
+Batches of one group: few are mixed, every example comes once, and resuming is exact.
 
     pytest tests/data/test_grouping.py
 """
@@ -77,8 +77,8 @@ def test_the_order_of_a_window_by_hand():
 @pytest.mark.parametrize("window", [100, 101, 399, COUNT])
 def test_only_the_rests_are_mixed(window, stream):
     """
-    A window leaves at most three of each of three groups: two whole batches, and one that the next window completes;
-    and that it does, so that batches are not out of step with the groups from then on.
+    A window leaves at most three samples of each of three groups: two mixed batches, and one that the next window
+    completes. Batches after that are of one group again.
     """
     counts, orders = [], []
     for group in ({}, {"group": None}):
@@ -101,7 +101,7 @@ def test_what_is_unusable_or_held_out_does_not_put_the_next_windows_out_of_step(
         == sorted(ids_of(plain))
         == [number for number in range(COUNT) if number % 10 != 3 and number % 97 != 5]
     )
-    # Held out examples cost nothing; four unusable ones cost a batch at each change of group in the rest of a window.
+    # Held-out examples mix no batches; each of four unusable ones mixes a batch at every change of group in its window.
     assert count_mixed(grouped(stream, prepare_all, keep=keep)) <= 12
     assert count_mixed(batches) <= 60 < 75 < count_mixed(plain)
 
@@ -129,7 +129,7 @@ def test_processes_have_as_many_batches_as_without_groups(world_size, num_worker
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resuming_after_any_batch_continues_exactly(num_workers, stream):
-    """Within windows that begin in a batch, behind unusable examples, and at a window's end."""
+    """Also in windows that begin within a batch, after unusable examples, and at a window's end."""
 
     def loader():
         batches = grouped(stream, shuffle_window=21, keep=lambda name: int(name) % 10 != 3, drop_last=True)

@@ -234,7 +234,7 @@ def test_the_import_is_small_and_quiet():
     assert "transformers.models.auto.modeling_auto" in before and "pvt_hf.models.modeling_pvt" in added
     for name in ("datasets", "evaluate", "timm", "sklearn", "matplotlib", "peft", "pandas"):
         assert not any(module == name or module.startswith(f"{name}.") for module in added), name
-    for name in ("pvt_hf.data", "pvt_hf.training", "pvt_hf.metrics", "pvt_hf.inference.pictures"):
+    for name in ("pvt_hf.data", "pvt_hf.engine", "pvt_hf.tasks", "pvt_hf.metrics", "pvt_hf.inference", "pvt_hf.hub"):
         assert name not in added
     # The Auto classes import some 3,000 modules. A model needs a few more of Transformers, its processor some backends.
     foreign = {module for module in added if module.split(".")[0] != "pvt_hf"}

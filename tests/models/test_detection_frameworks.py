@@ -31,6 +31,7 @@ from pvt_hf.tasks.detection.task import DetectionTask
 from ..support.readme_examples import assert_same_after_reloading, example, work_small
 
 
+pytestmark = pytest.mark.slow
 SECTION = "Object detection and instance segmentation"
 
 

@@ -21,8 +21,8 @@ from ..support.clean_process import run_python
 from ..support.common import TINY, randomize
 
 
-# Depths of Tiny, Small, Medium and Large (PAPER_FACTS section 1.1) with small widths, and the real PVT-Tiny
-DEPTHS = {"tiny": [2, 2, 2, 2], "small": [3, 4, 6, 3], "medium": [3, 4, 18, 3], "large": [3, 8, 27, 3]}
+# Depths of Tiny, Small and Large (PAPER_FACTS section 1.1) with small widths, and the real PVT-Tiny
+DEPTHS = {"tiny": [2, 2, 2, 2], "small": [3, 4, 6, 3], "large": [3, 8, 27, 3]}
 NATIVE = {
     **{name: {**TINY, "depths": depths, "num_labels": 5} for name, depths in DEPTHS.items()},
     "pvt-tiny": {},

@@ -29,6 +29,7 @@ from pvt_hf.tasks.segmentation.task import SegmentationTask
 from ..support.readme_examples import assert_same_after_reloading, example, work_small
 
 
+pytestmark = pytest.mark.slow
 SECTION = "Semantic segmentation"
 
 

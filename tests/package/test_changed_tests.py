@@ -128,6 +128,7 @@ def test_the_command_says_what_it_runs_and_runs_it(tmp_path):
         shutil.copy(REPOSITORY / "tests" / f"{name}.py", tmp_path / "tests" / f"{name}.py")
     for name in ("test_changed", "test_other"):
         (tmp_path / "tests" / f"{name}.py").write_text("def test_nothing():\n    assert 1 + 1 == 2\n")
+    (tmp_path / ".gitignore").write_text("__pycache__/\n")
     for arguments in (["init"], ["add", "."], [*IDENTITY, "commit", "--message", "start"]):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True, capture_output=True)
     (tmp_path / "tests" / "test_changed.py").write_text("def test_nothing():\n    assert 1 + 1 == 3\n")

@@ -24,6 +24,7 @@ from ..support.distributions import CORE_ENVIRONMENT
 from ..support.imports import read_imports, travelling_files
 
 
+pytestmark = pytest.mark.slow
 # What the extras bring and the core must do without
 EXTRAS = (
     "accelerate",

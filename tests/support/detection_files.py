@@ -1,4 +1,4 @@
-"""Writes small COCO data sets: images of noise with painted boxes, and their annotations."""
+"""Small data sets for detection, written by the tests: images of noise, with COCO annotations, and batches of them."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def random_mask(seed: int, height: int, width: int, share: float = 0.5) -> np.nd
 
 
 def random_objects(seed: int, height: int, width: int, count: int) -> list[dict]:
-    """COCO's annotations of `count` boxes inside the image with polygons; of three or more the first is a crowd."""
+    """COCO annotations of `count` boxes inside the image, with polygons. The first of three or more is a crowd."""
     rng, made = np.random.default_rng(seed), []
     for index in range(count):
         x0, x1 = np.sort(rng.choice(width + 1, 2, replace=False)).tolist()
@@ -65,10 +65,10 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 def write_coco(file, image_folder, sizes, counts=None, objects=None) -> dict:
     """
-    Noise of these sizes, by name, and its annotations; returns what was written as JSON.
+    Writes images of noise, with these sizes by name, and their annotations. Returns the content of the JSON file.
 
     Args:
-        counts: objects by image, random ones; by default 0, 1, 2, ...
+        counts: random objects per image; by default 0, 1, 2, ...
         objects: annotations by image name, instead of random ones.
     """
     image_folder.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ def write_pair(images, masks, name: str, seed: int) -> None:
 
 
 def write_parquet(root):
-    """As ADE20K lies on the Hub: two image columns and one that is none of ours."""
+    """As ADE20K lies on the Hub: two image columns, and one that is not needed."""
     features = datasets.Features(
         {
             "image": datasets.Image(),

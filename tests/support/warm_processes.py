@@ -45,6 +45,7 @@ def run_program(arguments: list[str]) -> None:
 
 def _child(arguments: list[str], processes: int, cwd: Path, stdout: str, stderr: str) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if pytest runs in the background
     multiprocessing.set_start_method("fork", force=True)  # a process that starts cold has this default
     for path, descriptor in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(path, os.O_WRONLY), descriptor)

@@ -29,7 +29,7 @@ from transformers.models.pvt.modeling_pvt import PvtForImageClassification as Na
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor, PvtModel
 from pvt_hf.data.streams import Stream, StreamError
-from pvt_hf.engine import evaluation as evaluation_frame
+from pvt_hf.engine import evaluation as engine_evaluation
 from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.tasks.classification.evaluation import OfficialProtocol
@@ -369,9 +369,9 @@ def test_fewer_than_five_classes(tmp_path):
 
 def test_images_per_second_leave_the_first_batch_out(monkeypatch):
     clock = iter([100.0, 102.0, 104.0])
-    monkeypatch.setattr(evaluation_frame.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(engine_evaluation.time, "perf_counter", lambda: next(clock))
     alone = SimpleNamespace(num_processes=1, is_main_process=False)
-    with evaluation_frame.Monitor(alone, SimpleNamespace(num_samples=None), "title", {}) as monitor:
+    with engine_evaluation.Monitor(alone, SimpleNamespace(num_samples=None), "title", {}) as monitor:
         monitor({"skipped": []})  # does not start the clock
         for size in (8, 8, 4):
             monitor({"sample_ids": ["x"] * size, "skipped": []})

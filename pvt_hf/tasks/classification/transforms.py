@@ -20,7 +20,7 @@ class ClassificationTransform:
 
     Args:
         mean, std: per channel, of values in [0, 1].
-        image_size: side of the result in pixels, or (height, width).
+        image_size: (height, width) of the result in pixels.
         min_scale: smallest share of the image's area that is cropped; with 1 the whole image is used.
         horizontal_flip, random_erasing: probabilities.
         auto_augment: timm's policy string, or None. The official code passes colour jitter as well, which timm ignores
@@ -35,16 +35,15 @@ class ClassificationTransform:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         *,
-        image_size: int | tuple[int, int] = 224,
+        image_size: tuple[int, int] = (224, 224),
         min_scale: float = 0.08,
         horizontal_flip: float = 0.5,
         auto_augment: str | None = "rand-m9-mstd0.5-inc1",
         random_erasing: float = 0.25,
     ):
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         try:
             self.steps: Any = create_transform(
-                input_size=(3, height, width),
+                input_size=(3, *image_size),
                 is_training=True,
                 scale=(min_scale, 1.0),
                 ratio=(3 / 4, 4 / 3) if min_scale < 1 else (1.0, 1.0),

@@ -33,7 +33,7 @@ def test_the_transform_has_the_papers_parts():
 
 def test_posterizing_to_no_bits_gives_black_as_in_the_official_training():
     """Pillow 13 refuses 0 bits, for which timm asks at the largest magnitude."""
-    transform = ClassificationTransform((0.5,) * 3, (0.5,) * 3, image_size=8)
+    transform = ClassificationTransform((0.5,) * 3, (0.5,) * 3, image_size=(8, 8))
     (augment,) = [step for step in transform.steps.transforms if isinstance(step, RandAugment)]
     (operation,) = [each for each in augment.ops if each.name == "PosterizeIncreasing"]
     operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
