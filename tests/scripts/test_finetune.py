@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ConvNextImageProcessor, ResNetForImageClassification
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
-from pvt_hf.data.batches import StreamError
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.tasks import TASKS, get_task
 
@@ -323,8 +323,8 @@ def test_resuming_gives_the_same_bits(cases, name, more, tmp_path):
     assert not equal(weights(tmp_path / "straight", file), weights(tmp_path / "straight" / "checkpoint-8", file))
 
 
-def test_steps_without_a_sample_to_evaluate(cases, tmp_path):
-    """No objects in the validation split: the AP is undefined, which is never the best, and null in the files."""
+def test_an_undefined_figure_is_never_the_best(cases, tmp_path):
+    """No objects in the validation split: the AP is undefined, and null in the files."""
     case = cases["object-detection"]
     write_boxes(tmp_path / "empty", tuple(COLORS), val_objects=(0,))
     metrics = case.run(
