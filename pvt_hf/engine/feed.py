@@ -1,9 +1,13 @@
-"""Batches for a training loop, ours or another: as many on every process, with the position to resume from."""
+"""
+Training batches in groups, one group per optimiser step, the same number on every process.
+
+[`Feed`] serves our own loop and [`TrainingStream`] that of another library. Both resume after the last group.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from itertools import count, islice
 from typing import Any
@@ -16,15 +20,15 @@ from .processes import gather_integers
 
 
 Batch = dict[str, Any]
-# Skipped samples whose names are kept per process. All are counted and logged.
+# Skipped samples that are kept by name, per process. All of them are counted and printed.
 NAMES_KEPT = 100
 
 
 class Status(IntEnum):
-    """What a process can do next. The processes follow the highest among them."""
+    """What a process can do next. All processes act on the highest status among them."""
 
     READY = 0  # has a group of batches
-    EXHAUSTED = 1  # the epoch is over
+    EXHAUSTED = 1  # has no full group left in this epoch
     STOPPED = 2  # was asked to stop
     FAILED = 3  # cannot read its part of the stream
 
@@ -32,13 +36,13 @@ class Status(IntEnum):
 @dataclass
 class SampleCounts:
     """
-    Samples of one process since the beginning of the training.
+    What happened to the samples of one process since the beginning of the training.
 
     Attributes:
-        trained: in batches that were trained on.
-        skipped: unusable.
-        dropped: left over in incomplete batches, or read when another process had none left.
-        skipped_samples: the first unusable ones, (name, reason).
+        trained: samples in batches that were trained on.
+        skipped: unusable samples.
+        dropped: samples in incomplete batches or groups, or in a group that another process could not match.
+        skipped_samples: (name, reason) of the first unusable samples.
     """
 
     trained: int = 0
@@ -49,16 +53,18 @@ class SampleCounts:
 
 class Feed:
     """
-    One epoch in groups of batches, one group for each optimiser step.
+    One epoch of batches in groups.
 
     Args:
-        batches: this process' part of the stream, at the right epoch.
+        batches: this process's part of the stream, with its epoch set.
         group_size: batches per optimiser step.
-        stream_state: loader state to resume from; None for the epoch's beginning.
-        counts: of this process, updated.
+        num_workers: loader processes.
+        pin_memory: whether batches are loaded into page-locked memory, for copies to a GPU in the background.
+        stream_state: loader state to resume from; None starts at the beginning of the epoch.
+        counts: this process's counts, updated in place.
 
     Attributes:
-        stream_state: the loader's state after the last group; resuming from it continues with the next one.
+        stream_state: loader state after the last group. Resuming from it continues with the next group.
         stopped: whether the epoch ended early because a process was asked to stop.
     """
 
@@ -79,32 +85,32 @@ class Feed:
 
     def groups(self, limit: int | None, agree: Callable[[Status], Status]) -> Iterator[list[Batch]]:
         """
-        Yields lists of batches, the same number on every process.
+        Yields groups of batches, the same number on every process.
 
         Args:
-            limit: groups at most; None: until the first process has none left.
-            agree: called before each group and at the end with this process' status; returns that of all.
+            limit: largest number of groups; None: until the first process runs out.
+            agree: maps this process's status to the highest of all processes. Called before each group and once at the
+                end.
 
         Raises:
-            StreamError: on every process, if one of them cannot read its part. `stream_state` is then that after the
-                last group.
+            StreamError: on every process, if one of them cannot read its part of the stream.
         """
         batches = self._batches()
         for index in count():
             group, problem, status = [], None, Status.EXHAUSTED
-            before = _copy(self.counts)
+            before = replace(self.counts, skipped_samples=list(self.counts.skipped_samples))
             if limit is None or index < limit:
                 try:
                     group = list(islice(batches, self.group_size))
                     status = Status.READY if len(group) == self.group_size else Status.EXHAUSTED
-                except Exception as error:  # from the stream, or from a loader process that has died
-                    # A loader process sends its whole traceback, with the error's own words at the end.
+                except Exception as error:  # from the stream, or because a loader process has died
+                    # A loader process sends its whole traceback, which ends with the message.
                     problem = str(error).rpartition(f"{StreamError.__name__}: ")[2] or repr(error)
                     status = Status.FAILED
             status = agree(status)
             samples = sum(len(batch["sample_ids"]) for batch in group)
             if status in (Status.FAILED, Status.STOPPED):
-                self.counts.__dict__.update(before.__dict__)  # the group is read again after a resume
+                self.counts.__dict__.update(before.__dict__)  # a resumed run reads this group again
             if status == Status.FAILED:
                 raise StreamError(problem or "another process could not read its part of the stream")
             if status == Status.STOPPED:
@@ -118,7 +124,7 @@ class Feed:
             yield group
 
     def _batches(self) -> Iterator[Batch]:
-        """Batches that have samples. Counts and names the samples that were skipped on the way."""
+        """Yields the batches that have samples, and counts and prints the samples skipped before each of them."""
         for batch in self.loader:
             self.counts.skipped += len(batch["skipped"])
             self.counts.skipped_samples += batch["skipped"][: NAMES_KEPT - len(self.counts.skipped_samples)]
@@ -129,20 +135,18 @@ class Feed:
                 yield batch
 
 
-def _copy(counts: SampleCounts) -> SampleCounts:
-    return SampleCounts(counts.trained, counts.skipped, counts.dropped, list(counts.skipped_samples))
-
-
 class TrainingStream:
     """
-    This process' training batches, epoch by epoch, for a loop of another library. An iteration is one epoch.
+    This process's training batches for the loop of another library, such as Transformers' `Trainer`. Each iteration is
+    one epoch.
 
     Args:
-        batches: this process' part of the stream.
+        batches: this process's part of the stream.
         group_size: batches per optimiser step.
+        num_workers, pin_memory: as for [`Feed`].
 
     Attributes:
-        counts: of this process' samples.
+        counts: what happened to this process's samples.
     """
 
     def __init__(self, batches: BatchStream, group_size: int, num_workers: int, pin_memory: bool):
@@ -153,14 +157,17 @@ class TrainingStream:
 
     def __iter__(self) -> Iterator[Batch]:
         """
+        Yields the batches of one epoch, or what is left of it after a resume.
+
         Raises:
-            StreamError: on every process, if one of them cannot read its part.
+            StreamError: on every process, if one of them cannot read its part of the stream.
         """
-        if self.loader_state is not None:  # resumed, perhaps after the last step of an epoch
+        if self.loader_state is not None:
             trained = self.counts.trained
             yield from self._epoch()
             if self.counts.trained > trained:
                 return
+            # Resumed after the last step of an epoch: continue with the next one.
         yield from self._epoch()
 
     def _epoch(self) -> Iterator[Batch]:
@@ -172,15 +179,15 @@ class TrainingStream:
         self.epoch, self.loader_state = self.epoch + 1, None
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the optimiser step whose batches were the last to be yielded."""
+        """The position after the optimiser step whose batches were yielded last."""
         return {"epoch": self.epoch, "loader": self.loader_state, "counts": asdict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iteration continues with the batch after `state`."""
+        """Makes the next iteration continue after `state`."""
         self.epoch, self.loader_state = state["epoch"], state["loader"]
         self.counts = SampleCounts(**state["counts"])
 
 
 def highest_status(status: Status) -> Status:
-    """That of all processes: an epoch that is over for one is over for all. Every process has to ask."""
+    """The highest status among all processes, each of which has to call this."""
     return Status(max(value for (value,) in gather_integers(status)))

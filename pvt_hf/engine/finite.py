@@ -1,9 +1,10 @@
 """
-Optimiser steps whose loss or gradients are not finite: skipped on the device, and noticed without waiting for it.
+Detects steps with a loss or gradients that are not finite, without waiting for the GPU.
 
-A loss that is not finite makes all gradients NaN. The average over the processes carries that to every process, so
-each of them sees it in its own gradient norm and skips the same update. The flag is copied to the CPU in the background
-and read when it has arrived: one or two steps late on a GPU, when the weights are still as they were.
+Such a step is skipped on the device: [`poison`] turns an infinite or NaN loss into NaN gradients, the average over the
+processes spreads them to all processes, each finds a NaN in its own gradient norm, and the optimiser leaves weights and
+moments unchanged. A flag per step is copied to the CPU in the background and read when it has arrived
+([`FiniteSteps`]), on a GPU one or two steps later.
 """
 
 from __future__ import annotations
@@ -17,94 +18,102 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 
-# Steps that may wait for their flag, one bit each of the integer that is exchanged
+# Most steps that can be unresolved or not yet merged: each takes one bit of a 64-bit integer.
 MAX_PENDING = 62
 
 
 def poison(loss: torch.Tensor) -> torch.Tensor:
-    """`loss`, times NaN if it is not finite: an infinite loss can have finite gradients. A finite one is unchanged."""
+    """
+    Multiplies a loss that is infinite or NaN by NaN, because its gradients may be finite (a constant added to the loss,
+    for example). A finite loss is unchanged.
+    """
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
 def gradient_norm(model: nn.Module) -> torch.Tensor:
-    """The global L2 norm of the gradients, a scalar tensor on their device."""
+    """The global L2 norm of all gradients, a scalar on their device."""
     return whole(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
 
 
 def whole(norm: torch.Tensor) -> torch.Tensor:
-    """A norm that may be sharded (FSDP), as a plain tensor."""
+    """Converts a norm that is sharded (FSDP) into a plain tensor."""
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 @dataclass
 class Flags:
-    """What is known of a step on this process, or will be when the device gets there."""
+    """Which losses and gradients of one step are finite on this process."""
 
-    finite: torch.Tensor  # (batches + 1,) bool on the CPU, filled in the background
-    arrived: Any  # torch.Event, or None on a CPU
+    finite: torch.Tensor  # (batches,) or, with the gradient norm, (batches + 1,) bool on the CPU; valid once copied
+    copied: Any  # torch.Event that marks the end of the copy; None on a CPU
     sample_ids: list[list[str]]  # of each batch
 
 
 class FiniteSteps:
     """
-    The flags of the last steps on this process.
+    The flags of this process's recent steps, until all processes have compared them. Steps are counted from 1.
 
     Args:
-        checked: steps that every process knows to be finite or not; flags begin there.
+        checked: steps that are already compared, as in a resumed run. The next step that is added is `checked` + 1.
+
+    Attributes:
+        resolved: whether each step after `checked` was finite, as far as the flags have been read.
+        pending: flags of the steps after those, which may still be on their way to the CPU.
+        sample_ids: by step, the names of this process's samples in batches whose loss is not finite.
     """
 
     def __init__(self, checked: int):
         self.checked = checked
-        self.resolved: list[bool] = []  # of the steps from `checked` on
+        self.resolved: list[bool] = []
         self.pending: deque[Flags] = deque()
-        self.sample_ids: dict[int, list[str]] = {}  # this process' batches with a loss that is not finite, by step
+        self.sample_ids: dict[int, list[str]] = {}
 
     def add(self, losses: list[torch.Tensor], norm: torch.Tensor | None, sample_ids: list[list[str]]) -> None:
         """
-        Notes the next step.
+        Adds the next step. Waits for the device only if `MAX_PENDING` steps are unread.
 
         Args:
-            losses: of the step's batches, scalars on the device.
-            norm: of the gradients; None if only the losses count (fp16, where the scaler skips overflowing gradients).
-            sample_ids: names of the samples of each batch.
+            losses: loss of each batch of the step, scalars on the device.
+            norm: gradient norm, a scalar on the device; None to check the losses only (fp16, where the gradient scaler
+                handles overflows).
+            sample_ids: for each batch, the names of its samples.
         """
         finite = torch.stack([value.detach().isfinite() for value in (*losses, *([] if norm is None else [norm]))])
-        arrived = None
+        copied = None
         if finite.device.type != "cpu":
             finite = torch.empty_like(finite, device="cpu", pin_memory=True).copy_(finite, non_blocking=True)
-            arrived = torch.Event(losses[0].device)
-            arrived.record()
-        self.pending.append(Flags(finite, arrived, sample_ids))
+            copied = torch.Event(losses[0].device)
+            copied.record()
+        self.pending.append(Flags(finite, copied, sample_ids))
         self.resolve(wait=len(self.pending) + len(self.resolved) >= MAX_PENDING)
 
     def resolve(self, wait: bool = False) -> None:
-        """Reads the flags that have arrived, or all of them with `wait`."""
-        while self.pending and (wait or self.pending[0].arrived is None or self.pending[0].arrived.query()):
+        """Reads the flags whose copy is complete; with `wait`, all of them."""
+        while self.pending and (wait or self.pending[0].copied is None or self.pending[0].copied.query()):
             flags = self.pending.popleft()
-            if flags.arrived is not None:
-                flags.arrived.synchronize()
+            if flags.copied is not None:
+                flags.copied.synchronize()
             finite = flags.finite.tolist()
             if not all(finite):
                 bad = [name for names, good in zip(flags.sample_ids, finite) if not good for name in names]
-                self.sample_ids[self.checked + len(self.resolved)] = bad
+                self.sample_ids[self.checked + len(self.resolved) + 1] = bad
             self.resolved.append(all(finite))
 
     def encode(self) -> tuple[int, int]:
-        """For the other processes: how many steps from `checked` on are resolved; a bit for each that is not finite."""
+        """What the other processes need: (number of resolved steps, bit i is 1 if the i-th of them was not finite)."""
         return len(self.resolved), sum(1 << index for index, finite in enumerate(self.resolved) if not finite)
 
     def merge(self, parts: list[list[int]]) -> list[tuple[int, bool]]:
         """
-        Moves `checked` on to the first step that some process has not resolved.
+        Removes the steps that all processes have resolved, and advances `checked`.
 
         Args:
-            parts: [`encode`], as lists, of every process.
+            parts: the result of [`encode`] on each process, as a list.
 
         Returns:
-            (step, whether it was finite on all processes), in order. The same on every process.
+            (step, whether it was finite on all processes) for each of these steps, in order. Equal on all processes.
         """
-        known = min(resolved for resolved, _ in parts)
-        first = self.checked
+        known, first = min(resolved for resolved, _ in parts), self.checked + 1
         self.checked += known
         del self.resolved[:known]
         return [(first + index, not any(bits >> index & 1 for _, bits in parts)) for index in range(known)]

@@ -1,8 +1,9 @@
 """
-The training loop of every task, on one process or many.
+The training loop of every task, in one process or several.
 
-Every process takes the same number of steps. Before each step the processes exchange a few integers, between CPUs:
-whether each of them has a batch, was asked to stop, and found its last losses finite.
+All processes take the same number of steps. Before each step they exchange a few integers (`_Training._agree`): whether
+each one has a batch, was asked to stop (see [`StopSignal`]), and found its recent losses finite. The exchange is
+between CPUs, so no process waits for its GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from transformers import PreTrainedModel
 from ..data.batches import BatchStream
 from ..data.fingerprint import stream_fingerprint
 from ..data.streams import StreamError
-from .checkpoints import find_checkpoint, list_checkpoints, load_checkpoint, remove_leftovers, save_checkpoint
+from .checkpoints import find_checkpoint, latest_checkpoint, load_checkpoint, remove_leftovers, save_checkpoint
 from .feed import Batch, Feed, SampleCounts, Status
 from .finite import FiniteSteps, gradient_norm, poison, whole
 from .fsdp import prepare_sharded
@@ -38,6 +39,7 @@ from .state import StopSignal, TrainingState, steps_per_epoch
 
 
 ComputeLoss = Callable[[nn.Module, Batch], torch.Tensor]
+# With --skip_nonfinite, this many steps in a row with a loss that is not finite stop the training.
 MAX_NONFINITE_IN_A_ROW = 20
 
 
@@ -52,29 +54,36 @@ def train(
     best_metric: str,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """
-    Trains `model`, with checkpoints in `settings.output_dir`, from the beginning or from a checkpoint.
+    Trains `model` and saves checkpoints in `settings.output_dir`. Starts from the beginning, or from the checkpoint
+    that `settings.resume_from_checkpoint` names.
 
     Args:
-        batches: this process' part of the training stream.
-        num_samples: samples of one epoch over all processes, if known.
-        compute_loss: (prepared model, batch on the device) to a scalar. Random numbers in it (mixing) must come from
-            the global generators, whose states are in the checkpoints.
-        evaluate: called on every process with the unwrapped model (the average, with `ema_decay`) in eval mode; returns
-            the same metrics on each. Those that are numbers are printed and sent to the trackers.
-        best_metric: metric whose highest value is reported as the best.
+        batches: this process's part of the training stream.
+        num_samples: samples in one epoch, over all processes; None if unknown.
+        compute_loss: (prepared model, batch on its device) to a scalar. Random numbers in it (Mixup, for example) must
+            come from the global generators, because checkpoints save their states.
+        evaluate: called on every process with the unwrapped model in eval mode (its moving average, with `ema_decay`);
+            must return the same metrics on each. Metrics that are numbers are printed and sent to the trackers.
+        best_metric: the metric that selects `best_metrics`; higher is better.
 
     Returns:
-        The unwrapped model or its average, and a report: `history` (see [`TrainingState`]), `metrics` (of the last
-        evaluation), `best_metrics`, `steps`, `trained`, `skipped` and `dropped` (samples over all processes; dropped
-        ones were left over in incomplete batches, or on processes that had more than others), `skipped_samples` (the
-        first ones, with reasons), `nonfinite_steps`, `seconds`, `images_per_second` (since the start or resume, without
-        evaluation), `data_fingerprint`, and `interrupted` (None or the signal's name).
+        The unwrapped model (its moving average, with `ema_decay`) in eval mode, and a report:
+
+        - `history`: see [`TrainingState`];
+        - `metrics`, `best_metrics`: of the last and of the best evaluation;
+        - `steps`: optimiser steps; `nonfinite_steps`: those that were skipped;
+        - `trained`, `skipped`, `dropped`, `skipped_samples`: see [`SampleCounts`], over all processes;
+        - `seconds`: duration, over all resumed runs;
+        - `images_per_second`: over all processes, since the start or resume, without evaluation;
+        - `interrupted`: name of the signal that stopped the training, or None;
+        - `data_fingerprint`: of the training stream.
 
     Raises:
-        FloatingPointError: a loss is not finite; the message has the step, the samples and the last checkpoint. The
-            weights were not changed by it.
-        StreamError: the data cannot be read; a checkpoint of the last step is saved.
-        ValueError: the checkpoint is of other data, other settings or another number of processes.
+        FloatingPointError: the loss or the gradients of a step are not finite. The step changed no weight. The message
+            names the step, the samples and the last checkpoint.
+        StreamError: the data cannot be read. A checkpoint of the last step was saved, unless that was not finite.
+        ValueError: the checkpoint was written with other data, other settings or another number of processes.
+        OSError: a checkpoint cannot be read or written.
     """
     return _Training(accelerator, settings, model, batches, num_samples, compute_loss, evaluate, best_metric).run()
 
@@ -97,7 +106,7 @@ class _Training:
         self.compute_loss, self.evaluate, self.best_metric = compute_loss, evaluate, best_metric
         self.steps_per_epoch = steps_per_epoch(settings, num_samples, accelerator.num_processes)
         self.total_steps = settings.max_steps or self.steps_per_epoch * settings.epochs
-        # An epoch ends with the samples, or after a length of its own, or with the whole training.
+        # Whether an epoch ends after a set number of steps, rather than with the samples
         self.has_own_length = settings.samples_per_epoch > 0 or settings.repeated_augmentation > 1
         self._prepare(model)
         self.counts = SampleCounts()
@@ -121,7 +130,7 @@ class _Training:
         )
 
     def _prepare(self, model: PreTrainedModel) -> None:
-        """Model, optimiser, schedules and average, on the device."""
+        """Puts the model on its device, and makes the optimiser, the schedules and the moving average."""
         accelerator, settings = self.accelerator, self.settings
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
@@ -134,13 +143,20 @@ class _Training:
         groups = parameter_groups(
             model, settings.weight_decay, settings.decay_all, settings.backbone_learning_rate or None
         )
-        # Fused: skips a step by a flag on the device (see `_step`).
+        # The fused implementation can skip a step by a flag on the device (see `_step`).
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        warmup_steps = settings.warmup_steps or round(settings.warmup_epochs * self.steps_per_epoch)
+        if warmup_steps >= self.total_steps:
+            accelerator.print(
+                f"warning: the warm-up of {warmup_steps} steps is not shorter than the training of {self.total_steps}, "
+                f"so the learning rate never reaches {settings.learning_rate:g}: lower --warmup_epochs or "
+                "--warmup_steps."
+            )
         self.scheduler = make_schedule(
             optimizer,
             settings.schedule,
             self.total_steps,
-            settings.warmup_steps or round(settings.warmup_epochs * self.steps_per_epoch),
+            warmup_steps,
             settings.warmup_learning_rate,
             settings.min_learning_rate,
             settings.poly_power,
@@ -150,12 +166,12 @@ class _Training:
         self.model, self.optimizer = prepare(accelerator, model, optimizer)
         self.unwrapped = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self.ema is not None:
-            # The other processes began with other weights and now have the main one's.
+            # Each process initialised the model with its own seed. Now all have the weights of the main process.
             self.ema.to(accelerator.device).set(self.unwrapped)
             accelerator.register_for_checkpointing(self.ema)
 
     def _resume(self) -> None:
-        """Takes everything from the checkpoint that the settings name, if there is one."""
+        """Restores the checkpoint that the settings name; with "latest" and no checkpoint, does nothing."""
         accelerator, settings = self.accelerator, self.settings
         checkpoint = find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
         if checkpoint is None:
@@ -167,11 +183,12 @@ class _Training:
         accelerator.print(f"Resumed from {checkpoint} (epoch {self.state.epoch}, step {self.state.step}).")
 
     def run(self) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """See [`train`]."""
         with self.stop, self.progress:
             if self.state.evaluation_due:
                 self._close_epoch()
             elif self._is_finished():
-                self.accelerator.print("The training was finished: only the model is left to save.")
+                self.accelerator.print("The training is already complete: only the final model is left to save.")
             while not self._is_finished():
                 self._train_epoch()
                 if self.interrupted:
@@ -180,12 +197,15 @@ class _Training:
         return self._evaluated_model().eval(), self._report()
 
     def _is_finished(self) -> bool:
-        if self.settings.max_steps:  # and the last epoch is closed, that is, evaluated
+        if self.settings.max_steps:  # the second condition: the last epoch has been closed
             return self.state.step >= self.total_steps and self.state.epoch_start == self.state.step
         return self.state.epoch >= self.settings.epochs
 
     def _train_epoch(self) -> None:
-        """One epoch, or what is left of it after a resume. Ends early, with a checkpoint, if a process has to stop."""
+        """
+        Trains for one epoch, or the rest of it after a resume. Ends early, with a checkpoint, if any process was asked
+        to stop; `interrupted` is then set.
+        """
         state, settings = self.state, self.settings
         self.batches.set_epoch(state.epoch)
         if self.drop_path is not None:
@@ -210,11 +230,11 @@ class _Training:
                     self._save(feed.stream_state)
                 start = time.perf_counter()
         except StreamError as error:
-            self._save(feed.stream_state)
-            raise StreamError(
-                f"{error}\nStopped at step {state.step}, with a checkpoint in {settings.output_dir}: mend the data and "
-                "go on with --resume_from_checkpoint latest."
-            ) from error
+            if state.step:  # nothing is worth keeping before that, and the folder stays free for a new start
+                self._save(feed.stream_state)
+            kept = latest_checkpoint(settings.output_dir)
+            way = f"continue from {kept} with --resume_from_checkpoint latest" if kept else "start again"
+            raise StreamError(f"{error}\nStopped at step {state.step}: repair the data and {way}.") from error
         if feed.stopped:
             self.interrupted = self.stop.received or "a signal to another process"
             self._save(feed.stream_state)
@@ -228,10 +248,10 @@ class _Training:
         state.epoch, state.epoch_start = state.epoch + 1, state.step
         state.evaluation_due = self._is_finished() or state.epoch % settings.eval_every_epochs == 0
         if state.evaluation_due:
-            self._save(None)  # an evaluation may take long, and be killed
+            self._save(None)  # the evaluation may take long, and the run may be killed meanwhile
 
     def _steps_left_in_epoch(self) -> int | None:
-        """Steps after which the epoch ends even if there are samples left; None if there is no such limit."""
+        """Most steps until the epoch ends, whether or not samples are left; None if only the samples end it."""
         limits = []
         if self.has_own_length:
             limits.append(self.state.epoch_start + self.steps_per_epoch - self.state.step)
@@ -240,7 +260,10 @@ class _Training:
         return min(limits, default=None)
 
     def _agree(self, status: Status) -> Status:
-        """The processes' common status, in the one collective that a step has beside the gradients' own."""
+        """
+        The highest status among all processes. Also exchanges which recent steps were finite: this is the only
+        collective of a step besides the averaging of gradients.
+        """
         if status < Status.STOPPED and self.stop.received:
             status = Status.STOPPED
         self.finite_steps.resolve()
@@ -249,14 +272,16 @@ class _Training:
         return Status(max(part[0] for part in parts))
 
     def _step(self, group: list[Batch]) -> torch.Tensor:
-        """One optimiser step on a group of batches. Returns their mean loss on this process, still on the device."""
+        """
+        Takes one optimiser step on a group of batches. Returns their mean loss on this process, a scalar on the device.
+        """
         self.scheduler.step_update(self.state.step)
         losses = []
         for index, batch in enumerate(group):
-            # Gradients are averaged over the processes once per step; DDP decides that in the forward pass. FSDP
-            # averages with every batch: whole gradients would take the memory of a model.
-            averaged = self.settings.fsdp or index == len(group) - 1
-            with contextlib.nullcontext() if averaged else self.accelerator.no_sync(self.model):
+            # DDP averages the gradients over the processes once per step, with the last batch. FSDP does so with every
+            # batch, because unsharded gradients would take as much memory as the whole model.
+            is_averaged = self.settings.fsdp or index == len(group) - 1
+            with contextlib.nullcontext() if is_averaged else self.accelerator.no_sync(self.model):
                 with self.accelerator.autocast():
                     loss = self.compute_loss(self.model, self._to_device(batch)) / len(group)
                 self.accelerator.backward(poison(loss))
@@ -264,9 +289,9 @@ class _Training:
         norm: torch.Tensor | None = None
         if self.settings.max_grad_norm:
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
-        if self.accelerator.scaler is None:  # the scaler of fp16 skips such steps itself
+        if self.accelerator.scaler is None:  # the gradient scaler of fp16 skips steps itself
             norm = gradient_norm(self.model) if norm is None else whole(norm)
-            # Read by fused AdamW: 1 leaves parameters and moments as they are.
+            # Fused AdamW reads this: 1 leaves parameters and moments unchanged.
             self.optimizer.optimizer.found_inf = norm.isfinite().logical_not().float()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -287,31 +312,37 @@ class _Training:
         return tensors
 
     def _settle_finite_steps(self) -> None:
-        """Waits for the flags of all steps so far, on every process."""
+        """Waits until every process knows of all steps so far whether they were finite."""
         self.finite_steps.resolve(wait=True)
         self._check_finite(gather_integers(*self.finite_steps.encode()))
 
     def _check_finite(self, parts: list[list[int]]) -> None:
-        """Counts the steps that were skipped. Stops at one without `--skip_nonfinite`, or at too many in a row."""
+        """
+        Counts the skipped steps. Raises a FloatingPointError for one without `--skip_nonfinite`, or for too many in a
+        row.
+        """
         state = self.state
         for step, finite in self.finite_steps.merge(parts):
+            sample_ids = self.finite_steps.sample_ids.pop(step, [])
             state.nonfinite_in_a_row = 0 if finite else state.nonfinite_in_a_row + 1
             state.nonfinite_steps += not finite
             diverges = state.nonfinite_in_a_row >= MAX_NONFINITE_IN_A_ROW
             if finite or (self.settings.skip_nonfinite and not diverges):
                 continue
-            names = ", ".join(self.finite_steps.sample_ids.get(step, ())) or (
-                "of another process" if self.accelerator.num_processes > 1 else "any: the gradients overflow"
+            names = ", ".join(sample_ids) or (
+                "on another process, unless only the gradients overflow"
+                if self.accelerator.num_processes > 1
+                else "none, only the gradients overflow"
             )
             row = f", like the {MAX_NONFINITE_IN_A_ROW - 1} before it: the training diverges" if diverges else ""
-            kept = next(reversed(list_checkpoints(self.settings.output_dir)), None) or "none"
             raise FloatingPointError(
-                f"The loss of step {step} is not finite{row}. Samples: {names}. Last good checkpoint: {kept}. "
-                "Try a lower --learning_rate, or --max_grad_norm."
+                f"The loss of step {step} is not finite{row}. Samples: {names}. Last good checkpoint: "
+                f"{latest_checkpoint(self.settings.output_dir) or 'none'}. Try a lower --learning_rate, or "
+                "--max_grad_norm."
             )
 
     def _log(self, loss: torch.Tensor) -> None:
-        """A point of the training curve, at the first step and every `log_every_steps`."""
+        """Logs the loss and the learning rate, at the first step and every `log_every_steps`."""
         state = self.state
         if state.step % self.settings.log_every_steps and state.step != 1:
             return
@@ -329,7 +360,7 @@ class _Training:
             print(f"step {state.step}/{self.total_steps}: {text}", flush=True)
 
     def _close_epoch(self) -> None:
-        """Evaluates if it is time, says where the training stands, and saves."""
+        """Evaluates if that is due, prints the progress and saves a checkpoint."""
         state, settings = self.state, self.settings
         self._settle_finite_steps()
         shown = ""
@@ -343,7 +374,7 @@ class _Training:
             shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
             state.evaluation_due = False
         if state.nonfinite_steps:
-            shown += f", {state.nonfinite_steps} steps dropped because of a loss that is not finite"
+            shown += f", {state.nonfinite_steps} steps skipped because of a loss that is not finite"
         totals = self._total_counts()
         if self.accelerator.is_main_process:
             epochs, steps = ("", f"/{self.total_steps}") if settings.max_steps else (f"/{settings.epochs}", "")
@@ -354,10 +385,13 @@ class _Training:
         self._save(None)
 
     def _save(self, stream_state: dict[str, Any] | None) -> None:
-        """A checkpoint with the position in the stream; None: at the end of an epoch."""
+        """
+        Saves a checkpoint, with this process's position in the stream (None at the end of an epoch). Does nothing if
+        the last step was not finite, except after a signal.
+        """
         self._settle_finite_steps()
         if self.state.nonfinite_in_a_row and self.interrupted is None:
-            return  # a training that diverges must not push out the checkpoints from before
+            return  # a training that diverges must not replace its good checkpoints
         self.state.seconds = self._seconds()
         save_checkpoint(
             self.accelerator,
@@ -369,7 +403,7 @@ class _Training:
 
     def _quality(self, metrics: dict[str, Any]) -> float:
         value = metrics[self.best_metric]
-        return -math.inf if value is None else value  # undefined
+        return -math.inf if value is None else value  # None: undefined
 
     def _evaluated_model(self) -> Any:
         return self.unwrapped if self.ema is None else self.ema.module
@@ -378,7 +412,7 @@ class _Training:
         return self.start_seconds + time.perf_counter() - self.start_time
 
     def _images_per_second(self) -> float:
-        """Of all processes, if each trains as many as this one."""
+        """Over all processes, assuming that each trains as many images as this one."""
         trained = (self.counts.trained - self.trained_before) * self.accelerator.num_processes
         return trained / max(self.busy_seconds, 1e-9)
 
@@ -389,8 +423,8 @@ class _Training:
             name: sum((part[name] for part in parts), [] if name == "skipped_samples" else 0) for name in parts[0]
         }
         if self.batches.keep is None and not self.has_own_length and not self.settings.max_steps:
-            # Exact where the length is: a process that ends early leaves samples of the others unread.
-            assert self.num_samples is not None  # or there would be a --samples_per_epoch
+            # From the length of the stream: when one process runs out, others may leave samples unread.
+            assert self.num_samples is not None  # otherwise there is a --samples_per_epoch
             totals["dropped"] = self.num_samples * self.state.epoch - totals["trained"] - totals["skipped"]
         return totals
 

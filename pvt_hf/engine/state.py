@@ -1,4 +1,4 @@
-"""What the loop keeps of a training: where it stands, how long it is, and whether it was asked to stop."""
+"""What the training loop keeps track of: its progress, the length of an epoch, and requests to stop."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from .settings import TrainingSettings
 @dataclass
 class TrainingState:
     """
-    Where a training stands: the same on every process, and saved with every checkpoint.
+    Progress of a training run. Equal on all processes, and saved with every checkpoint.
 
     Attributes:
-        step, epoch: optimiser steps taken and epochs closed.
-        epoch_start: step at which the current epoch began.
-        evaluation_due: whether the last epoch has ended and its evaluation has not.
-        nonfinite_steps: steps skipped because of a loss or gradients that are not finite; `nonfinite_in_a_row`: the
-            last ones of them without another step between.
-        seconds: duration so far, over all resumes.
-        history: dicts by step: losses (means over the processes) and evaluations.
+        world_size: number of processes.
+        data_fingerprint: of the training stream, see [`pvt_hf.data.fingerprint.stream_fingerprint`].
+        settings: all arguments of the run.
+        step: optimiser steps taken, including those skipped because of a loss that is not finite.
+        epoch: completed epochs.
+        epoch_start: value of `step` when the current epoch began.
+        evaluation_due: an epoch has ended, but its evaluation has not.
+        nonfinite_steps: steps skipped because the loss or the gradients were not finite.
+        nonfinite_in_a_row: how many of these were the most recent steps.
+        seconds: duration so far, summed over all resumed runs.
+        history: log entries and evaluations, as dicts with "step" and "epoch". Only log entries have a "loss" (mean
+            over the processes).
     """
 
     world_size: int
@@ -39,16 +44,19 @@ class TrainingState:
 
 def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_size: int) -> int:
     """
-    Optimiser steps of one epoch in full batches.
+    Optimiser steps in one epoch, all with full batches.
+
+    Args:
+        num_samples: samples in one epoch, over all processes; None if unknown. `--samples_per_epoch` overrides it.
 
     Raises:
-        ValueError: the length is unknown, or shorter than one step.
+        ValueError: the stream is empty, its length is unknown, or it is too short for a single step.
     """
     if num_samples == 0:
         raise ValueError("The training stream is empty.")
     num_samples = settings.samples_per_epoch or num_samples
     if num_samples is None:
-        raise ValueError("The source does not say how many samples it has: give --samples_per_epoch.")
+        raise ValueError("The length of the training stream is unknown: give --samples_per_epoch.")
     per_step = settings.batch_size * settings.gradient_accumulation_steps * world_size
     if num_samples < per_step:
         raise ValueError(
@@ -59,16 +67,25 @@ def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_s
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request that the loop reads between two steps. A second Ctrl-C interrupts."""
+    """
+    Makes Ctrl-C and SIGTERM stop the training cleanly, while used as a context.
+
+    The signal is only recorded here. Before its next step the loop tells the other processes (`_Training._agree`); all
+    save a checkpoint at the same step and return, and the script exits with status 0 after saying how to resume. An
+    evaluation that is running is finished first. A second Ctrl-C raises KeyboardInterrupt at once.
+
+    Attributes:
+        received: name of the signal, such as "SIGINT"; None if there was none.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
 
     def __enter__(self) -> StopSignal:
-        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.previous = {number: signal.signal(number, self._record) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _record(self, number: int, frame: Any) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name

@@ -1,4 +1,4 @@
-"""What training, evaluation and fine-tuning need to know about a task."""
+"""The interface of a task: what training, evaluation and fine-tuning need from it."""
 
 from __future__ import annotations
 
@@ -18,59 +18,69 @@ from .settings import EvaluationSettings, TrainingSettings
 
 
 class SampleMaker(Protocol):
-    """Makes a sample of an example of `stream`, or raises [`pvt_hf.data.samples.BadSample`]."""
+    """
+    Decodes and transforms an example of `stream` into a sample: tensors and labels in a dict.
+
+    Attributes:
+        stream: the source of the examples.
+        class_names: the model's class names, by label.
+    """
 
     stream: Stream
     class_names: tuple[str, ...]
 
-    def __call__(self, example: dict[str, Any]) -> Sample: ...
+    def __call__(self, example: dict[str, Any]) -> Sample:
+        """Raises a [`pvt_hf.data.samples.BadSample`] for an example that cannot be used."""
+        ...
 
 
 class Evaluation(ABC):
     """
-    Collects what a model answers and turns it into metrics.
+    Collects predictions and computes metrics from them.
 
-    Every process adds its batches; the states of all are gathered, and [`compute`] sees them together.
+    Each process calls [`add`] with its own batches. The [`state`] of every process is then gathered and passed to
+    [`compute`].
     """
 
     @abstractmethod
     def add(self, forward: Callable[..., Any], batch: dict[str, Any]) -> None:
         """
-        Runs the model on a batch and counts its answers.
+        Runs the model on a batch and records its predictions.
 
         Args:
-            forward: keyword arguments (tensors on the CPU) to the model's output on its device.
+            forward: calls the model. Takes its inputs as keyword arguments (tensors on the CPU), and returns its output
+                (tensors on the model's device).
         """
 
     @abstractmethod
     def state(self) -> Any:
-        """Takes out what this process has collected: can be pickled, on the CPU. The next evaluation starts afresh."""
+        """Returns what this process has collected, and resets it. The state can be pickled and is on the CPU."""
 
     @abstractmethod
     def compute(self, states: list[Any]) -> dict[str, Any]:
-        """The metrics over the states of all processes: numbers, NaN where undefined, or lists of them by class."""
+        """Metrics from the states of all processes: numbers (NaN if undefined), or lists with one number per class."""
 
     @abstractmethod
     def count(self, states: list[Any]) -> int:
-        """Samples in these states."""
+        """Number of samples in these states."""
 
     def idle_inputs(self) -> dict[str, torch.Tensor]:
-        """Inputs of a forward pass whose answer is thrown away (see [`pvt_hf.engine.evaluation.evaluate`])."""
+        """Dummy inputs for a process that has run out of batches (see [`pvt_hf.engine.evaluation.evaluate`])."""
         return {"pixel_values": torch.zeros(1, 3, 64, 64)}
 
 
 @dataclass
 class EvaluationPart:
     """
-    One pass of the evaluation of a checkpoint.
+    One pass over the data in the evaluation of a checkpoint, such as the pass for one image size.
 
     Attributes:
-        title: shown beside the progress bar and the figures.
+        title: label of the progress bar.
         sample: makes the samples, with the model's labels.
-        evaluation: collects the answers.
-        report: metrics to this part's entry in the results file.
-        table: metrics to the text that is printed.
-        facts: entries of the report beside the results.
+        evaluation: computes the metrics.
+        report: turns the metrics into this pass's entry in the results file.
+        table: turns the metrics into the text that is printed.
+        facts: more entries for the results file, besides the results. A "warning" is also printed.
         save: called on the main process with the states of all processes, to write more files.
     """
 
@@ -85,15 +95,18 @@ class EvaluationPart:
 
 class Task(ABC):
     """
-    A task. There is one object of each; see `pvt_hf.tasks`.
+    A task such as image classification. [`pvt_hf.tasks.get_task`] makes one; it has no state.
+
+    Methods take the settings of the command that runs: the training, fine-tuning or evaluation settings below.
 
     Attributes:
-        name: such as "semantic-segmentation".
-        auto_class: Transformers' Auto class that opens its models.
-        best_metric: the metric by which models are compared, larger is better.
-        training_settings, evaluation_settings: dataclasses of the commands' arguments.
-        finetuning_settings: dataclass of the task's own arguments in training with Transformers' `Trainer`.
-        eval_batch_size: images per batch in the evaluations of a training; None: as in training.
+        name: for example "semantic-segmentation".
+        auto_class: Transformers' Auto class that opens the task's models.
+        best_metric: the metric that selects the best model; higher is better.
+        training_settings: dataclass with the arguments of the training script.
+        evaluation_settings: dataclass with the arguments of the evaluation script.
+        finetuning_settings: dataclass with the task's arguments in `scripts/finetune.py`.
+        eval_batch_size: images per batch and process when a training is evaluated; None: the training's batch size.
     """
 
     name: ClassVar[str]
@@ -104,54 +117,63 @@ class Task(ABC):
     finetuning_settings: ClassVar[type]
     eval_batch_size: ClassVar[int | None] = None
 
+    # Data
+
     @abstractmethod
     def open_stream(self, settings: Any, split: str, processor: Any, training: bool = False) -> Stream:
-        """The examples of a split, undecoded. `training`: without those that only an evaluation needs."""
-
-    @abstractmethod
-    def build_processor(self, settings: Any) -> Any:
-        """The image processor of the evaluation, which is saved with the model."""
-
-    @abstractmethod
-    def build_model(self, settings: Any, class_names: tuple[str, ...]) -> PreTrainedModel:
-        """The model to train: a checkpoint with a classifier for these classes, or a new one."""
+        """The examples of a split, with images still encoded. `training` leaves out those not meant for training."""
 
     @abstractmethod
     def training_sample(self, settings: Any, stream: Stream, processor: Any) -> SampleMaker:
-        """Makes samples to train on."""
+        """Makes augmented samples for training."""
 
     @abstractmethod
     def evaluation_sample(
         self, settings: Any, stream: Stream, processor: Any, class_names: tuple[str, ...]
     ) -> SampleMaker:
-        """Makes samples to evaluate a model of these classes on."""
+        """Makes samples for evaluating a model with these classes during training."""
+
+    def collate_training(self, samples: list[Sample]) -> dict[str, Any]:
+        """Makes a training batch."""
+        return stack(samples)
+
+    def collate_evaluation(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Makes an evaluation batch."""
+        return stack(list(samples))
+
+    def group(self, settings: Any, stream: Stream) -> Callable[[dict[str, Any]], Hashable] | None:
+        """
+        A function from an example, still encoded, to a key. A shuffled training batch has samples of one key only.
+        None: any samples may share a batch.
+        """
+        return None
+
+    # Model
+
+    @abstractmethod
+    def build_processor(self, settings: Any) -> Any:
+        """The image processor that prepares images for evaluation and is saved with the model."""
+
+    @abstractmethod
+    def build_model(self, settings: Any, class_names: tuple[str, ...]) -> PreTrainedModel:
+        """The model to train: the checkpoint in the settings, with a classifier for these classes, or a new one."""
 
     @abstractmethod
     def loss(self, settings: Any, num_labels: int) -> Callable[[nn.Module, dict[str, Any]], torch.Tensor]:
-        """(model, batch on the device) to a scalar."""
+        """The loss function: (model, batch on the model's device) to a scalar."""
+
+    # Evaluation
 
     @abstractmethod
     def evaluation(self, settings: Any, model: PreTrainedModel, processor: Any, num_labels: int) -> Evaluation:
-        """The evaluation of a training."""
+        """The evaluation that is run during training."""
 
     @abstractmethod
     def checkpoint_evaluations(
         self, settings: Any, stream: Stream, model: PreTrainedModel, processor: Any
     ) -> Iterator[EvaluationPart]:
-        """The passes of the evaluation of a checkpoint, such as one for each image size."""
+        """The passes of the evaluation script, for example one for each image size."""
 
     def summarize(self, results: list[dict[str, Any]]) -> Any:
-        """The results of the passes, as the results file has them."""
+        """The entry `results` of the results file, from the reports of the passes."""
         return results[0]
-
-    def collate_training(self, samples: list[Sample]) -> dict[str, Any]:
-        """Samples to a training batch."""
-        return stack(samples)
-
-    def collate_evaluation(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Samples to a batch for the evaluation."""
-        return stack(list(samples))
-
-    def group(self, settings: Any, stream: Stream) -> Callable[[dict[str, Any]], Hashable] | None:
-        """Undecoded example to a key: shuffled batches have samples of one key. None: of any."""
-        return None

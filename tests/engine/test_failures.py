@@ -16,7 +16,7 @@ from pvt_hf.data.digits import digit_images
 from pvt_hf.data.streams import StreamError
 from pvt_hf.engine.checkpoints import list_checkpoints
 
-from ..support.training_runs import TRAIN, flags, kill_at_step, run_patched, train_here
+from ..support.training_runs import TRAIN, flags, kill_at_step, make_photos, run_patched, train_here
 from ..support.warm_processes import run
 
 
@@ -86,15 +86,31 @@ def test_a_shard_that_vanishes_leaves_a_checkpoint_to_go_on_from(shards, tmp_pat
 
     with pytest.raises(StreamError, match=r"could not be read, also after 2 new attempts: FileNotFoundError") as error:
         train_here(shards, tmp_path / "run", watch, **options)
-    assert f"Stopped at step {len(steps)}, with a checkpoint in" in str(error.value) and "Traceback" not in str(
-        error.value
+    message = (
+        f"Stopped at step {len(steps)}: repair the data and continue from {list_checkpoints(tmp_path / 'run')[-1]}"
     )
+    assert message in str(error.value) and "Traceback" not in str(error.value)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == [f"checkpoint-{len(steps):08d}"]
     hidden.rename(file)
     again, report = train_here(shards, tmp_path / "run", resume_from_checkpoint="latest", **options)
     assert report["steps"] == report["trained"] // 4 == 24
     for name, tensor in straight.state_dict().items():
         assert (tensor == again.state_dict()[name]).all(), name
+
+
+def test_data_that_fail_before_the_first_step_leave_the_folder_free(tmp_path):
+    """A checkpoint of step 0 would hold nothing, and the next try would be refused because of it."""
+    photos = make_photos(tmp_path / "photos", 8)
+    contents = {file: file.read_bytes() for file in photos.rglob("*.jpg")}
+    for file in contents:
+        file.write_bytes(b"no image")
+    with pytest.raises(StreamError, match=r"(?s)apple/.*step 0: repair the data and start again"):
+        train_here(photos, tmp_path / "run")
+    assert list_checkpoints(tmp_path / "run") == []
+    for file, content in contents.items():
+        file.write_bytes(content)
+    _, report = train_here(photos, tmp_path / "run")
+    assert report["steps"] == 4
 
 
 def test_a_source_that_comes_back_is_read_on(shards, tmp_path, monkeypatch):

@@ -289,7 +289,7 @@ def test_a_full_disk_on_one_process_stops_all_with_a_plain_message(runs):
     assert not list((runs / "full").glob(".checkpoint*"))
     for rank in (0, 1):
         message = (runs / f"full_error_{rank}.txt").read_text()
-        assert "No space left on device" in message and "last good checkpoint" in message, message
+        assert "No space left on device" in message and "Last good checkpoint" in message, message
         assert "checkpoint-00000006" in message and "Traceback" not in message, message
 
 

@@ -192,13 +192,13 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
         calls.append(1)
         return model(**batch).loss * (float("nan") if len(calls) == 6 else 1.0)
 
-    with pytest.raises(FloatingPointError, match=r"step 5 is not finite. Samples: .*\.jpg.*checkpoint-00000004"):
+    with pytest.raises(FloatingPointError, match=r"step 6 is not finite. Samples: .*\.jpg.*checkpoint-00000004"):
         train_here(photos, tmp_path / "stops", compute_loss=compute_loss)
     calls.clear()
     model, report = train_here(photos, tmp_path / "skips", compute_loss=compute_loss, skip_nonfinite=True)
     assert report["nonfinite_steps"] == 1 and report["steps"] == 8
     assert all(torch.isfinite(tensor).all() for tensor in model.parameters())
-    assert "1 steps dropped because of a loss that is not finite" in capsys.readouterr().out
+    assert "1 steps skipped because of a loss that is not finite" in capsys.readouterr().out
     # A training that diverges does not push out the checkpoints from before.
     calls.clear()
     monkeypatch.setattr(loop, "MAX_NONFINITE_IN_A_ROW", 4)
@@ -207,14 +207,14 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys, monkeypatch):
         calls.append(1)
         return model(**batch).loss * (1.0 if len(calls) < 4 else float("nan"))
 
-    with pytest.raises(FloatingPointError, match=r"step 6 is not finite, like the 3 before it.*checkpoint-00000003\."):
+    with pytest.raises(FloatingPointError, match=r"step 7 is not finite, like the 3 before it.*checkpoint-00000003\."):
         train_here(
             photos, tmp_path / "late", skip_nonfinite=True, save_every_steps=1, save_total_limit=1,
             compute_loss=diverging_loss,
         )  # fmt: skip
     assert [path.name for path in list_checkpoints(tmp_path / "late")] == ["checkpoint-00000003"]
     monkeypatch.setattr(loop, "MAX_NONFINITE_IN_A_ROW", 3)
-    with pytest.raises(FloatingPointError, match="step 2 is not finite, like the 2 before it"):
+    with pytest.raises(FloatingPointError, match="step 3 is not finite, like the 2 before it"):
         train_here(
             photos, tmp_path / "diverges", compute_loss=lambda model, batch: model(**batch).loss * torch.nan,
             skip_nonfinite=True,
@@ -231,6 +231,23 @@ class HostReads(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.count += function is torch.ops.aten._local_scalar_dense.default
         return function(*args, **kwargs or {})
+
+
+def test_steps_are_numbered_alike_in_the_log_and_in_errors(tmp_path):
+    """The first step is step 1 in the history, so a fault in the second one is a fault of step 2."""
+    steps = []
+
+    def compute_loss(model, batch):
+        steps.append(1)
+        return model(**batch).loss * (float("nan") if len(steps) == 2 else 1.0)
+
+    photos = make_photos(tmp_path / "photos", 16)
+    with pytest.raises(FloatingPointError, match="loss of step 2 is not finite"):
+        train_here(photos, tmp_path / "stops", compute_loss=compute_loss)
+    steps.clear()
+    _, report = train_here(photos, tmp_path / "skips", compute_loss=compute_loss, skip_nonfinite=True)
+    losses = {entry["step"]: entry["loss"] for entry in report["history"] if "loss" in entry}
+    assert [step for step, loss in losses.items() if math.isnan(loss)] == [2]
 
 
 def test_the_device_is_waited_for_at_log_steps_only(tmp_path):
@@ -271,12 +288,12 @@ def test_flags_of_steps_arrive_late_and_in_order():
         parts = [list(steps.encode()) for steps in ranks]
         return [steps.merge(parts) for steps in ranks]
 
-    assert exchange() == [[(10, True)]] * 2  # rank 0 knows of step 11 already, rank 1 does not
+    assert exchange() == [[(11, True)]] * 2  # rank 0 knows of step 12 already, rank 1 does not
     assert exchange() == [[]] * 2
     for steps in ranks:
         steps.resolve(wait=True)
-    assert exchange() == [[(11, False), (12, True)]] * 2
-    assert [steps.sample_ids for steps in ranks] == [{}, {11: ["1-1a"]}]
+    assert exchange() == [[(12, False), (13, True)]] * 2
+    assert [steps.sample_ids for steps in ranks] == [{}, {12: ["1-1a"]}]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
