@@ -1,4 +1,4 @@
-"""The picture of a training run: loss and learning rate, and the metrics of its evaluations."""
+"""Draws the curves of a training run: loss, learning rate, and evaluation metrics."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MASK_PREFIX = "mask_"
 
 def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = "") -> None:
     """
-    Writes a PNG: loss and learning rate by step on the left, metrics of the evaluations on the right.
+    Writes a PNG with two panels over the optimiser step: loss and learning rate, and the evaluation metrics.
 
     Args:
-        history: entries as `pvt_hf.engine.loop.train` records them. Those with a `loss` are training steps, the others
-            evaluations; None stands for an undefined metric.
-        path: of the PNG.
-        title: above both panels.
+        history: see [`pvt_hf.engine.state.TrainingState`]. Entries with a `loss` are log entries, the others are
+            evaluations, in which None is an undefined metric.
+        path: the file to write.
+        title: shown above both panels.
     """
     import matplotlib.figure
 
@@ -51,8 +51,8 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = ""
 
 def _metrics_to_show(evaluations: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """
-    (name, colour, line style) of the first three metrics, and dashed of the first three of masks. Metrics are fractions
-    from 0 to 1; what counts or measures the evaluation itself begins with `eval_`.
+    Selects the metrics to draw, as (name, colour, line style): the first three, and dashed the first three for masks.
+    Metrics are fractions from 0 to 1. Entries that begin with `eval_`, such as the number of samples, are left out.
     """
     if not evaluations:
         return []

@@ -1,4 +1,4 @@
-"""Evaluation on a stream, of a model in training or of a saved checkpoint, for any task."""
+"""Evaluation of any task on a stream: of a model during training, and of a saved checkpoint."""
 
 from __future__ import annotations
 
@@ -38,26 +38,28 @@ def evaluate(
     save: Callable[[list[Any]], None] | None = None,
 ) -> dict[str, Any]:
     """
-    The metrics of a model over a stream: every sample once, over all processes.
+    Computes the metrics of a model over a stream. The processes share the samples; each sample counts once.
 
     Args:
-        model: in eval mode, on this process' device.
-        batches: this process' part of the stream.
-        after_batch: called with each batch of this process when its answers are counted.
-        save: called with the evaluation's states of all processes.
+        model: in eval mode, on this process's device.
+        batches: this process's part of the stream.
+        num_workers: loader processes.
+        after_batch: called with each batch of this process after its predictions are recorded.
+        save: called with the states of `evaluation` of all processes.
 
     Returns:
-        The same on each process: `evaluation`'s metrics, with None where one is undefined, `eval_samples` and
-        `eval_skipped`.
+        The metrics of `evaluation` (None where undefined), `eval_samples` and `eval_skipped` (unusable samples). Equal
+        on all processes.
 
     Raises:
-        ValueError: there is no sample.
+        ValueError: there are no samples.
+        StreamError: the source cannot be read, or too many samples are unusable.
     """
     skipped = 0
 
     def forward(**inputs: torch.Tensor) -> Any:
-        # FSDP gathers the parameters in every forward pass, so all processes have to run equally often. Each tells the
-        # others that it runs; those that have no images left run on one of zeros below.
+        # FSDP gathers the parameters in every forward pass, so all processes have to make equally many. Before each one
+        # a process tells the others; those that have run out of images then run on a dummy image (below).
         if accelerator.is_fsdp2:
             any_process(True)
         return run(**inputs)
@@ -88,19 +90,19 @@ def evaluate(
 @quiet_progress_bars()
 def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
     """
-    Evaluates a saved model: prints its figures, writes them to `settings.output`, and returns what is in that file.
+    Evaluates a saved model: prints its metrics, and writes a report to `settings.output`.
 
     Args:
         settings: of the class `task.evaluation_settings`.
 
     Returns:
-        A report. `results` are the figures of the task's evaluation, with None where one is undefined, and
-        `images_per_second`: loading, inference and post-processing of all processes together, without each one's first
-        batch (None if there is no second). Of image classifiers it is a list, an entry for each image size.
+        The report. Its `results` are the metrics of the task (None where undefined) and `images_per_second`: loading,
+        inference and post-processing over all processes, without the first batch (None if there is no second). For
+        image classifiers, `results` is a list with one entry per image size.
 
     Raises:
-        OSError: no such model or dataset, or `output` is a folder.
-        ValueError: the checkpoint lacks weights or is of another task, or its classes do not match the data's.
+        OSError: there is no such model or dataset, or `settings.output` is a folder.
+        ValueError: the model lacks weights or is not for this task, or its classes do not match those of the data.
         StreamError: the source cannot be read, or more than `max_bad_share` of the samples are unusable.
     """
     accelerator, model, processor = open_checkpoint(settings, task.auto_class)
@@ -132,11 +134,15 @@ def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
 
 def open_checkpoint(settings: EvaluationSettings, auto_class: Any) -> tuple[Accelerator, PreTrainedModel, Any]:
     """
-    The Accelerator, the model in eval mode on its device, and the model's image processor.
+    Opens a saved model for evaluation.
+
+    Returns:
+        The Accelerator, the model in eval mode on its device, and the model's image processor.
 
     Raises:
-        OSError: no such model, or `output` is a folder.
-        ValueError: weights are missing, fp16 on a CPU, or processes that do not see each other.
+        OSError: there is no such model, or `settings.output` is a folder.
+        ValueError: the model lacks weights or is not for `auto_class`, fp16 is asked for on a CPU, or Accelerate
+            does not see all processes of the launcher.
     """
     check_precision(settings)
     accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
@@ -149,19 +155,25 @@ def open_checkpoint(settings: EvaluationSettings, auto_class: Any) -> tuple[Acce
 
 
 def prepare_output(path: str, flag: str) -> None:
-    """Makes the folder of a file that `--flag` names, before anything is computed. IsADirectoryError for a folder."""
+    """
+    Creates the folder of the file that `--flag` names, so that a mistake shows before anything is computed. Raises an
+    IsADirectoryError if `path` is a folder.
+    """
     if path:
         if Path(path).is_dir():
-            raise IsADirectoryError(f"--{flag} {path} is a folder: name a JSON file.")
+            raise IsADirectoryError(f"--{flag} {path} is a folder: give the name of a JSON file.")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 class Monitor:
     """
-    A progress bar, the names of skipped samples, and the speed, as a context. Called with every batch of this process.
+    Shows a progress bar, collects skipped samples, and measures the speed. Used as a context, and called with every
+    batch of this process.
 
     Args:
-        skipped: gets the names of skipped samples and the reasons.
+        stream: the stream that is evaluated, for its length.
+        title: label of the progress bar.
+        skipped: updated with the names of skipped samples and the reasons.
     """
 
     def __init__(self, accelerator: Accelerator, stream: Stream, title: str, skipped: dict[str, str]):
@@ -183,13 +195,13 @@ class Monitor:
 
     def __call__(self, batch: Batch) -> None:
         for name, reason in batch["skipped"]:
-            if name not in self.skipped:  # once for all passes
+            if name not in self.skipped:  # printed once, not in every pass
                 tqdm.write(f"skipped {name}: {reason}")
             self.skipped[name] = reason
         images = len(batch.get("sample_ids", ()))
         if self.start is not None:
             self.images, self.seconds = self.images + images, time.perf_counter() - self.start
-        elif images:  # the first batch, which also pays for starting loader processes and choosing kernels
+        elif images:  # not the first batch, which includes starting loader processes and selecting kernels
             self.start = time.perf_counter()
         self.bar.update(images)
 
@@ -207,7 +219,13 @@ def write_report(
     skipped: dict[str, str],
     **content: Any,
 ) -> dict[str, Any]:
-    """Returns the report of an evaluation on all processes. The first writes it to `settings.output`."""
+    """
+    Makes the report of an evaluation, on all processes. The main process writes it to `settings.output`.
+
+    Args:
+        skipped: this process's skipped samples, name to reason.
+        content: the results and other entries.
+    """
     report = {
         "settings": asdict(settings),
         **content,

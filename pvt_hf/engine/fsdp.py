@@ -1,9 +1,10 @@
 """
-FSDP2 through Accelerate: parameters, gradients and optimiser state are cut into one shard per process.
+FSDP2 through Accelerate: parameters, gradients and optimiser state are split into one shard per process.
 
-Accelerate wraps, clips, saves and loads; here is what it has to be told. Checkpoints of a sharded run hold one file
-per process for the model and one for the optimiser (torch.distributed.checkpoint); the final model is gathered by
-`Accelerator.get_state_dict`, which every process has to call and which gives an empty dict but on the main one.
+Accelerate wraps the layers, clips gradients, and saves and loads checkpoints; this file configures it. The checkpoints
+have one file per process for the model and one for the optimiser (torch.distributed.checkpoint). The final model is
+gathered by `Accelerator.get_state_dict`, which every process has to call, and which returns the weights on the main
+process and an empty dict on the others.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def make_fsdp_plugin(mixed_precision: str) -> FullyShardedDataParallelPlugin:
     """
-    The plugin for `Accelerator`; which layers it wraps is set by [`prepare_sharded`], when there is a model.
+    Makes the FSDP plugin for `Accelerator`. [`prepare_sharded`] sets the layers to wrap, once there is a model.
 
-    Parameters and optimiser state are fp32. With `mixed_precision` "bf16" or "fp16" they are gathered for computation
-    in that dtype, and gradients are still averaged over the processes in fp32, as DistributedDataParallel does
-    (Accelerate's own policy averages in the low precision).
+    Parameters and optimiser state are float32. With `mixed_precision` "bf16" or "fp16", parameters are gathered in that
+    dtype for computation. Gradients are averaged in float32 all the same, as in DistributedDataParallel (Accelerate's
+    default policy averages them in the low precision).
     """
     policy = None
     if mixed_precision in COMPUTE_DTYPES:
@@ -38,37 +39,38 @@ def make_fsdp_plugin(mixed_precision: str) -> FullyShardedDataParallelPlugin:
         auto_wrap_policy="transformer_based_wrap",
         state_dict_type="SHARDED_STATE_DICT",
         mixed_precision_policy=policy,
-        # The alternative to broadcast_weights; it fails at buffers, such as those of a BatchNorm.
+        # The alternative to broadcast_weights, but it fails for buffers such as those of a BatchNorm.
         cpu_ram_efficient_loading=False,
     )
 
 
 def check_fsdp(accelerator: Accelerator) -> None:
     """
+    Checks that the Accelerator uses FSDP.
+
     Raises:
-        ValueError: Accelerate took no notice of the plugin, as it does on CPUs and without a launcher.
+        ValueError: it ignored the plugin, which happens on CPUs and without a launcher.
     """
     if accelerator.is_fsdp2:
         return
     if accelerator.device.type == "cpu":
         raise ValueError(
-            "--fsdp needs accelerator devices such as GPUs, and this run is on the CPU, where Accelerate ignores FSDP "
-            "and would keep the whole model in every process. Drop --fsdp: processes on CPUs train with "
-            "DistributedDataParallel."
+            "--fsdp needs accelerator devices such as GPUs. This run is on CPUs, where Accelerate ignores FSDP and "
+            "keeps the whole model in every process. Drop --fsdp: processes on CPUs use DistributedDataParallel."
         )
     raise ValueError(
-        f"--fsdp needs a process per device, and this is a single process on {accelerator.device} without a launcher. "
-        "Start it with `accelerate launch SCRIPT ...` or `torchrun --nproc_per_node N SCRIPT ...`, or drop --fsdp."
+        f"--fsdp needs one process per device. This is a single process on {accelerator.device} without a launcher: "
+        "use `accelerate launch SCRIPT ...` or `torchrun --nproc_per_node N SCRIPT ...`, or drop --fsdp."
     )
 
 
 def layers_to_shard(model: PreTrainedModel) -> list[str]:
     """
-    Names of the classes whose modules are gathered one at a time: those in the model's `_no_split_modules`. The rest
-    of the model is one more unit.
+    Class names of the layers to shard: each layer is a unit whose parameters are gathered together. They come from the
+    model's `_no_split_modules`; the rest of the model is one more unit.
 
-    Left out are classes around the input embedding (`PvtPatchEmbeddings`): Accelerate makes the embedding a unit of
-    its own after it has wrapped the layers, and torch refuses a unit inside of one that is already sharded.
+    Classes that contain the input embedding (`PvtPatchEmbeddings`) are left out: Accelerate makes the embedding a unit
+    of its own after it has wrapped the layers, and PyTorch refuses a unit inside one that is already sharded.
     """
     embedding = model.get_input_embeddings()
     names = []
@@ -81,7 +83,7 @@ def layers_to_shard(model: PreTrainedModel) -> list[str]:
 
 
 def broadcast_weights(accelerator: Accelerator, model: nn.Module) -> None:
-    """Gives every process the main one's parameters and buffers, as DistributedDataParallel does by itself."""
+    """Copies the main process's parameters and buffers to all others, as DistributedDataParallel does by itself."""
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.copy_(broadcast(tensor.to(accelerator.device)))
@@ -90,10 +92,8 @@ def broadcast_weights(accelerator: Accelerator, model: nn.Module) -> None:
 def prepare_sharded(
     accelerator: Accelerator, model: PreTrainedModel, optimizer: torch.optim.Optimizer
 ) -> tuple[Any, torch.optim.Optimizer]:
-    """
-    Shards `model` in place, from the main process' weights, and points `optimizer` at the shards, group by group.
-    """
-    # FSDP cuts each process' shard from that process' own weights, and seeds differ.
+    """Shards `model` in place, with the main process's weights, and makes `optimizer` use the shards."""
+    # FSDP takes each shard from the weights of its own process, which were initialised with different seeds.
     broadcast_weights(accelerator, model)
     accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layers_to_shard(model)
     return accelerator.prepare(model, optimizer)

@@ -15,14 +15,15 @@ def parameter_groups(
     model: nn.Module, weight_decay: float, decay_all: bool = False, backbone_learning_rate: float | None = None
 ) -> list[dict[str, Any]]:
     """
-    The optimiser's parameter groups, without frozen parameters.
+    Groups the trainable parameters for the optimiser: first those with weight decay, then those without.
 
-    Parameters of one dimension (norms, biases) and the cls token get no weight decay; all others, position tables
-    included, do. Source: the official `classification/main.py` with timm's `create_optimizer`.
+    One-dimensional parameters (norms, biases) and the cls token have no weight decay. All others have it, including the
+    position tables. Source: the official `classification/main.py` with timm's `create_optimizer`.
 
     Args:
-        decay_all: decay every parameter, as the official configurations for dense prediction do.
-        backbone_learning_rate: learning rate of two more groups, the parameters below a module named "backbone" (DETR).
+        decay_all: apply weight decay to every parameter, as the official configurations for dense prediction do.
+        backbone_learning_rate: learning rate of the parameters below a module named "backbone", which then form two
+            more groups (DETR). None: no such groups.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -52,15 +53,19 @@ def make_schedule(
     decay_steps: Sequence[int] = (),
 ) -> Scheduler:
     """
-    A learning rate that is a function of the step alone: call `step_update(step)` before each optimiser step.
+    Makes a learning-rate schedule. The rate depends on the step alone: call `step_update(step)` before each optimiser
+    step, with steps counted from 0.
 
     Args:
-        name: what follows the linear warm-up. "cosine", or "poly" with (1 - step / total_steps) ** `power`, down to
+        optimizer: its groups have the peak learning rates.
+        name: shape after the linear warm-up: "cosine" or "poly", (1 - step / total_steps) ** `power`, both down to
             `min_learning_rate`; or "step", divided by 10 at each of `decay_steps`.
-        total_steps: optimiser steps of the whole training. The curve includes the warm-up, as in the official recipes.
+        total_steps: optimiser steps of the whole training. The curve starts at step 0, under the warm-up, as in the
+            official recipes.
+        warmup_steps: length of the warm-up, which begins at `warmup_learning_rate`.
 
-    The official classification code changes the rate once per epoch and one call late, so that its epochs 0 and 1 both
-    train at the warm-up rate. Here it changes with every step, as in mmsegmentation's poly schedule.
+    Deviation: the official classification code changes the rate once per epoch and one call late, so its epochs 0 and 1
+    both train at the warm-up rate. Here it changes at every step, as in mmsegmentation's poly schedule.
     """
     shared: dict[str, Any] = {
         "t_initial": total_steps,
@@ -71,7 +76,7 @@ def make_schedule(
     }
     if name == "step":
         del shared["t_initial"], shared["lr_min"]
-        # timm drops the rate one step before a milestone, and would count milestones from the end of the warm-up.
+        # timm lowers the rate one step before a milestone. It would also count milestones from the end of the warm-up.
         milestones = [step + 1 for step in decay_steps]
         return MultiStepLRScheduler(optimizer, decay_t=milestones, decay_rate=0.1, warmup_prefix=False, **shared)
     if name == "poly":
@@ -81,16 +86,17 @@ def make_schedule(
 
 class DropPathSchedule:
     """
-    Keeps drop path at 0 before epoch `zero_epochs`, then gives every layer its own rate.
+    Keeps the drop-path rates at 0 in the first `zero_epochs` epochs, and then restores them.
 
-    The first official code trains PVT-Medium and -Large with 100 such epochs of 300, because they diverge otherwise
+    The first official code trains PVT-Medium and PVT-Large with 100 such epochs of 300, because they diverge otherwise
     (whai362/PVT, issue 2). Later official configurations clip gradients instead.
 
     Args:
-        model: has modules with a `drop_prob`, as Transformers' drop-path modules do.
+        model: has drop-path modules like those of Transformers, with a `drop_prob`.
+        zero_epochs: number of epochs without drop path.
 
     Raises:
-        ValueError: no such module has a rate above 0.
+        ValueError: no drop-path module has a rate above 0.
     """
 
     def __init__(self, model: nn.Module, zero_epochs: int):
@@ -102,9 +108,9 @@ class DropPathSchedule:
             if type(module).__name__.endswith("DropPath") and getattr(module, "drop_prob", None)
         ]
         if not self.rates:
-            raise ValueError("--drop_path_zero_epochs: the model has no drop path; give a --drop_path_rate above 0.")
+            raise ValueError("--drop_path_zero_epochs: the model has no drop path: give a --drop_path_rate above 0.")
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the rates of `epoch`, counted from 0."""
+        """Sets the rates for `epoch`, counted from 0."""
         for module, rate in self.rates:
             module.drop_prob = 0.0 if epoch < self.zero_epochs else rate

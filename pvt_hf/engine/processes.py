@@ -1,4 +1,4 @@
-"""Processes of a run: how they start, and how they agree."""
+"""The processes of a run: setting them up, and exchanging small values between them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from .settings import DeviceSettings, TrainingSettings
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """
-    The Accelerator of a training run. Also seeds the generators, each process differently.
+    Makes the Accelerator of a training run. Also seeds the random generators, differently on each process, and limits
+    the threads on a CPU.
 
     Raises:
         ValueError: fp16 on a CPU, a tracker that is not installed, `--fsdp` where Accelerate does not support it, or a
-            launcher that started another number of processes than Accelerate sees (each would train alone).
+            launcher that started more processes than Accelerate sees.
     """
     trackers = [name.strip() for name in settings.report_to.split(",") if name.strip() not in ("", "none")]
     missing = sorted(set(trackers) - set(map(str, get_available_trackers())))
     if missing:
         raise ValueError(
-            f"--report_to {settings.report_to}: {', '.join(missing)} is not installed (pip install it) or not known to "
-            "Accelerate."
+            f"--report_to {settings.report_to}: {', '.join(missing)} is not installed (pip install it), or Accelerate "
+            "does not know it."
         )
     check_precision(settings)
     accelerator = Accelerator(
@@ -55,7 +56,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 
 @contextlib.contextmanager
 def quiet_progress_bars() -> Iterator[None]:
-    """Off a terminal, no progress bars of Transformers: a log file would fill with carriage returns."""
+    """Disables Transformers' progress bars if stderr is not a terminal: they would fill a log file."""
     quiet = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
     if quiet:
         logging.disable_progress_bar()
@@ -75,29 +76,32 @@ def check_precision(settings: DeviceSettings) -> None:
 def check_world_size(state: Any) -> None:
     """
     Args:
-        state: an Accelerator or another object with Accelerate's `num_processes`.
+        state: an Accelerator, or another object with its `num_processes`.
 
     Raises:
-        ValueError: the launcher started another number of processes than Accelerate sees.
+        ValueError: the launcher started another number of processes than Accelerate sees: each would work alone.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != state.num_processes:
         raise ValueError(
-            f"WORLD_SIZE is {launched}, but Accelerate runs {state.num_processes} process(es), each of which would "
-            "work alone. On CPUs use `torchrun --nproc_per_node N SCRIPT --cpu`; on GPUs `accelerate launch`."
+            f"WORLD_SIZE is {launched}, but Accelerate runs {state.num_processes} process(es), so each would work "
+            "alone. Use `torchrun --nproc_per_node N SCRIPT --cpu` on CPUs, `accelerate launch` on GPUs."
         )
 
 
 def limit_cpu_threads(device: torch.device, num_workers: int) -> None:
-    """On a CPU, leaves one core to each loader process: threads that compete for a core slow each other down badly."""
+    """
+    On a CPU, leaves one core to each loader process, because threads that compete for a core are slow. Does nothing if
+    OMP_NUM_THREADS is set.
+    """
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - num_workers))
 
 
 def gather_integers(*values: int) -> list[list[int]]:
     """
-    `values` (of 64 bits) of every process, in order of rank: one collective between CPUs, which does not wait for a
-    GPU's queue.
+    Gathers integers (64 bits) from all processes, in the order of ranks. One collective between CPUs, which does not
+    wait for work queued on a GPU.
     """
     if not dist.is_initialized():
         return [list(values)]
@@ -108,20 +112,20 @@ def gather_integers(*values: int) -> list[list[int]]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is true in at least one process. Every process has to ask."""
+    """Whether `flag` is true on at least one process. Every process has to call this."""
     return any(value for (value,) in gather_integers(int(flag)))
 
 
 @functools.lru_cache(maxsize=1)
 def _cpu_group(world: Any) -> Any:
-    """A process group of `world` for tensors on the CPU."""
+    """A process group with the members of `world` that communicates between CPUs."""
     return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
 
 
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
     """
-    Copies the main process' buffers to all others. Each process adds its own batches to the statistics of a BatchNorm
-    that is not synchronised, and the main process' model is the one that is saved: so that one is evaluated.
+    Copies the main process's buffers to all others, before an evaluation. A BatchNorm that is not synchronised has
+    other statistics on each process; the main process's model is saved, so it has to be the one that is evaluated.
     """
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
@@ -130,11 +134,11 @@ def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
 
 def synchronize_batch_norm(accelerator: Accelerator, model: Any) -> Any:
     """
-    Makes BatchNorm use the statistics of all GPUs, as in the official training. torch has that for CUDA only: elsewhere
-    the model stays as it is, with a message.
+    Makes BatchNorm layers use statistics over all GPUs, as in the official training. PyTorch supports that on CUDA
+    only: elsewhere the model is unchanged, and a message is printed.
 
     Args:
-        accelerator: or another object with Accelerate's `num_processes`, `device` and `print`.
+        accelerator: an Accelerator, or another object with its `num_processes`, `device` and `print`.
     """
     has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     if accelerator.num_processes == 1 or not has_batch_norm:
@@ -142,7 +146,7 @@ def synchronize_batch_norm(accelerator: Accelerator, model: Any) -> Any:
     if accelerator.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     accelerator.print(
-        f"BatchNorm is not synchronised: torch does that on CUDA only, and this is {accelerator.device.type}. Each "
-        "process normalises with the statistics of its own batch."
+        f"BatchNorm is not synchronised: PyTorch supports that on CUDA only, and this is {accelerator.device.type}. "
+        "Each process normalises with the statistics of its own batch."
     )
     return model

@@ -10,9 +10,9 @@ import yaml
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """
-    The arguments that a recipe sets, by name: those of its base, overridden by its own.
+    Reads a recipe: argument names and values. Its own values override those of its base.
 
-    `base` is relative to the recipe's folder, and may have a base itself. A value that is a mapping replaces that of
+    `base` is relative to the recipe's folder, and may have a base itself. A value that is a mapping replaces the one of
     the base; the two are not merged.
 
     Raises:
@@ -42,5 +42,5 @@ def _read_mapping(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file} must be a list of `argument: value` lines.")
+        raise ValueError(f"{file} must have `argument: value` lines, got a {type(values).__name__}.")
     return values

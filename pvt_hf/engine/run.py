@@ -1,4 +1,15 @@
-"""A training run from its settings to the files in its folder, for any task."""
+"""
+A training run of any task, from its settings to the files in its output folder.
+
+The path of a sample, in the folder of its task (`tasks/NAME/`) unless noted:
+
+    streams.py                    an example of the source; its image is still encoded
+    samples.py, transforms.py     a sample: the decoded, augmented image and its labels, as tensors
+    data/batches.py               batches of samples, shuffled and split over processes and loader workers
+    engine/feed.py                groups of batches, one per optimiser step, equally many on every process
+    engine/loop.py                `_Training._step`: to the device, loss, backward pass, optimiser
+    task.py                       the loss function (models compute their own in `models/modeling_NAME.py`)
+"""
 
 from __future__ import annotations
 
@@ -25,15 +36,18 @@ from .task import SampleMaker, Task
 @quiet_progress_bars()
 def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
     """
-    Trains a model. The final model and its processor are saved in `settings.output_dir`, with `curves.png` and
-    `run.json`.
+    Trains a model, and saves it with its image processor, `curves.png` and `run.json` in `settings.output_dir`. A run
+    that a signal stops only leaves its checkpoints.
+
+    Args:
+        settings: of the class `task.training_settings`.
 
     Returns:
-        What is in `run.json`: the run's description and [`pvt_hf.engine.loop.train`]'s report.
+        The content of `run.json`: a description of the run and the report of [`pvt_hf.engine.loop.train`].
 
     Raises:
-        FileExistsError: the folder has checkpoints of an earlier run that is not resumed.
-        FloatingPointError, OSError, StreamError, ValueError: as [`pvt_hf.engine.loop.train`] and `task`'s methods.
+        FileExistsError: the folder has checkpoints, and the run does not resume.
+        FloatingPointError, OSError, StreamError, ValueError: see [`pvt_hf.engine.loop.train`] and the task's methods.
     """
     accelerator = make_accelerator(settings)
     output_dir = ensure_output_dir(settings.output_dir, settings.resume_from_checkpoint)
@@ -73,15 +87,15 @@ def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
     report = describe_run(accelerator, settings) | report
     if report["interrupted"]:
         accelerator.print(
-            f"Stopped by {report['interrupted']}; the checkpoint is saved. Go on with --resume_from_checkpoint latest."
+            f"Stopped by {report['interrupted']}. A checkpoint is saved: continue with --resume_from_checkpoint latest."
         )
     else:
-        weights = accelerator.get_state_dict(trained)  # called by all processes, each of which may hold a shard
+        weights = accelerator.get_state_dict(trained)  # on all processes, because each may hold a shard
         if accelerator.is_main_process:
             save_run(output_dir, trained, weights, processor, report)
         accelerator.print(
             f"{report['skipped']} unusable samples skipped, {report['dropped']} left over from incomplete batches.\n"
-            f"Saved the model, its processor, run.json and curves.png in {output_dir}."
+            f"Saved the model, its image processor, run.json and curves.png in {output_dir}."
         )
     accelerator.end_training()
     return report
@@ -89,10 +103,12 @@ def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
 
 def open_streams(task: Task, settings: SplitSettings, processor: Any) -> tuple[Stream, Stream]:
     """
-    The streams to train and to evaluate on: of one split where a share of it is held out.
+    Opens the streams for training and for evaluation. With `settings.eval_share`, both read the training split, and
+    [`training_batches`] and [`evaluation_batches`] take their share of it.
 
     Raises:
-        ValueError: the second is empty; and what the task's `open_stream` raises.
+        ValueError: the stream for evaluation is empty.
+        OSError, ValueError: see `task.open_stream`.
     """
     eval_split = settings.train_split if settings.eval_share else settings.eval_split
     train_stream = task.open_stream(settings, settings.train_split, processor, training=True)
@@ -114,12 +130,12 @@ def training_batches(
     repeats: int = 1,
 ) -> BatchStream:
     """
-    This process' part of the training stream, in full batches.
+    This process's part of the training stream, in full batches.
 
     Args:
-        settings: the task's, of splits and data.
+        settings: the settings of the task; has `eval_share` and `max_bad_share`.
         sample: makes the samples.
-        state: has Accelerate's `process_index` and `num_processes`.
+        state: an Accelerator, or another object with its `process_index` and `num_processes`.
         batch_size, seed, shuffle_window, repeats: see [`BatchStream`].
     """
     return BatchStream(
@@ -132,7 +148,7 @@ def training_batches(
         shuffle_window=shuffle_window,
         repeats=repeats,
         drop_last=True,
-        # Unshuffled, many processes train on the batches of one.
+        # Without shuffling, several processes together see the same batches as a single one.
         strategy=None if shuffle_window else "examples",
         keep=HeldOut(settings.eval_share, wanted=False) if settings.eval_share else None,
         max_bad_share=settings.max_bad_share,
@@ -142,7 +158,7 @@ def training_batches(
 
 
 def evaluation_batches(task: Task, settings: Any, sample: SampleMaker, state: Any, batch_size: int) -> BatchStream:
-    """This process' part of the stream that a training is evaluated on. Arguments as in [`training_batches`]."""
+    """This process's part of the stream for evaluation during training. Arguments as in [`training_batches`]."""
     return BatchStream(
         sample.stream,
         sample,
@@ -156,13 +172,20 @@ def evaluation_batches(task: Task, settings: Any, sample: SampleMaker, state: An
 
 
 def samples_to_train_on(stream: Stream, settings: SplitSettings) -> int | None:
-    """The length of a stream without the share that is held out; None if it is not known."""
+    """Number of samples in a stream, less the share that is held out (approximately); None if it is unknown."""
     return stream.num_samples and int(stream.num_samples * (1 - settings.eval_share))
 
 
 @dataclass
 class HeldOut:
-    """Chooses the held-out samples, or the others, by name. A class, because loader processes may have to pickle it."""
+    """
+    Selects samples by name: the held-out share, or the others. A class and not a closure, because loader processes may
+    have to pickle it.
+
+    Attributes:
+        share: of the samples, from 0 to 1.
+        wanted: True selects the held-out samples, False the others.
+    """
 
     share: float
     wanted: bool
@@ -180,7 +203,7 @@ def _announce(
     num_labels: int,
     num_samples: int | None,
 ) -> None:
-    """Prints what is about to be trained, on what, and how the streams are divided."""
+    """Prints the model, the amount of data, the processes, and how the streams are split over them."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     accelerator.print(
         f"Training {type(model).__name__} ({parameters:,} parameters, {num_labels} classes) on "

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder (model, processor, `run.json`, `curves.png`), and what it sends to trackers."""
+"""The final files of a training run (model, image processor, `run.json`, `curves.png`), and its trackers."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ PACKAGES = ("torchvision", "transformers", "accelerate", "datasets", "timm", "to
 
 
 def start_trackers(accelerator: Accelerator, settings: TrainingSettings) -> None:
-    """Sends the settings to the trackers of `--report_to`."""
+    """Starts the trackers of `--report_to`, with the settings as the run's configuration."""
     values = {name: value for name, value in asdict(settings).items() if isinstance(value, int | float | str | bool)}
     accelerator.init_trackers("pvt-hf", config=values)
 
 
 def device_name(accelerator: Accelerator) -> str:
-    """The GPU's product name, or the type of another device."""
+    """The product name of a GPU, or the type of another device, such as "cpu"."""
     device = accelerator.device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def describe_run(accelerator: Accelerator, settings: TrainingSettings) -> dict[str, Any]:
-    """The first part of `run.json`: command, recipe, settings, seed, world size, device and versions."""
+    """The part of `run.json` that describes the run: command, recipe, settings, seed, processes, device, versions."""
     return {
         "command": sys.argv,
         "recipe": next((word for word in sys.argv[1:] if word.endswith((".yaml", ".yml"))), None),
@@ -54,13 +54,14 @@ def save_run(
     report: dict[str, Any],
 ) -> None:
     """
-    Saves the final model, its processor, `run.json` and `curves.png`, all or none of them.
+    Saves the final model, its image processor, `run.json` and `curves.png`: either all of them or none.
 
     Args:
-        weights: of the whole model, which may be sharded over processes.
+        weights: state dict of the whole model, gathered if the model is sharded.
+        report: content of `run.json`; its `history` is drawn in `curves.png`.
 
     Raises:
-        OSError: nothing was written; the checkpoints are untouched.
+        OSError: saving failed, for example because the disk is full. Nothing was written.
     """
     partial = output_dir / ".final.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -72,8 +73,8 @@ def save_run(
     except Exception as error:  # a full disk is an OSError, a RuntimeError (torch) or a SafetensorError
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
-            f"Could not save the model in {output_dir}: {type(error).__name__}: {error}. Make room and go on with "
-            "--resume_from_checkpoint latest: nothing is trained again."
+            f"Could not save the model in {output_dir}: {type(error).__name__}: {error}. Free some space and "
+            "repeat the command with --resume_from_checkpoint latest: nothing is trained again."
         ) from error
     for file in partial.iterdir():
         os.replace(file, output_dir / file.name)

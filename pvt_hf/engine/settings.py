@@ -1,12 +1,13 @@
 """
-Arguments of the training and evaluation commands: dataclasses of flags, or a YAML recipe that flags override.
+The arguments of the training and evaluation scripts: a YAML recipe, and command-line arguments that override it.
 
-A command's arguments are one flat dataclass, put together from small ones. A function takes the small one that it
-reads, so its signature says which flags reach it.
+The arguments of a script form one flat dataclass, which inherits from small ones. A function takes the small class that
+it needs, so its signature says which arguments reach it.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import sys
@@ -21,10 +22,11 @@ from .recipes import read_recipe
 
 
 Arguments = TypeVar("Arguments")
+RECIPE_ENDINGS = (".yaml", ".yml")
 
 
 def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
-    """A field of a dataclass of arguments. Lists are defaults by copy."""
+    """Makes a field of a settings class, with its default, `--help` text and choices. A list default is copied."""
     metadata: dict[str, Any] = {"help": help} | ({"choices": list(choices)} if choices else {})
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -32,7 +34,7 @@ def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any
 
 
 def check_at_least(settings: Any, least: int, *names: str) -> None:
-    """Raises a ValueError that names the first of these arguments that is below `least`."""
+    """Raises a ValueError for the first of the arguments `names` that is below `least`."""
     for name in names:
         if getattr(settings, name) < least:
             bound = "must not be negative" if least == 0 else f"must be at least {least}"
@@ -40,26 +42,28 @@ def check_at_least(settings: Any, least: int, *names: str) -> None:
 
 
 def check_share(settings: Any, *names: str) -> None:
-    """Raises a ValueError that names the first of these arguments that is outside of 0 to 1."""
+    """Raises a ValueError for the first of the arguments `names` that is not between 0 and 1."""
     for name in names:
         if not 0 <= getattr(settings, name) <= 1:
-            raise ValueError(f"--{name} is from 0 to 1, got {getattr(settings, name)}.")
+            raise ValueError(f"--{name} must be between 0 and 1, got {getattr(settings, name)}.")
 
 
 class Settings:
-    """Base of all dataclasses of arguments."""
+    """Base class of all settings."""
 
     def __post_init__(self) -> None:
-        """Checks the values. Each class checks its own and calls the next, so that they can be combined."""
+        """Checks the values. Each class calls `super().__post_init__()`, and then checks its own."""
 
 
 @dataclass(kw_only=True)
 class DeviceSettings(Settings):
-    """Where and how a command computes."""
+    """Device, precision and loader processes."""
 
     cpu: bool = option(False, "Use the CPU even if there is a GPU.")
-    mixed_precision: str = option("no", "Precision of the forward pass.", choices=["no", "fp16", "bf16"])
-    num_workers: int = option(2, "Loader processes for each training or evaluation process; 0 loads in the process.")
+    mixed_precision: str = option(
+        "no", "Autocast the forward pass to this type; no: float32.", choices=["no", "fp16", "bf16"]
+    )
+    num_workers: int = option(2, "Loader processes per process; 0: load in the process itself.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,95 +72,106 @@ class DeviceSettings(Settings):
 
 @dataclass(kw_only=True)
 class DataSettings(Settings):
-    """What is read, whichever the task."""
+    """The data set, for any task."""
 
-    dataset: str = field(metadata={"help": "Name of built-in data, a folder, or a Hub dataset id such as org/name."})
-    image_column: str = option("", "Column of the images; found by its type and name if not given.")
+    dataset: str = field(metadata={"help": "Built-in data set, folder, or Hub data set such as org/name."})
+    image_column: str = option("", "Column with the images, e.g. image; default: found by type and name.")
     class_names: str = option(
-        "", "Names of the classes, in the order of the labels: 'cat,dog', a .txt file with one per line, or 'ade20k'."
+        "",
+        "Class names, in the order of the labels: such as cat,dog; a .txt file with one name per line; or ade20k.",
     )
     max_bad_share: float = option(
-        0.01, "Stop when a larger share of the samples is unusable (counted from 100 samples on), e.g. 0.05."
+        0.01, "Stop if a larger fraction of the samples read so far (of at least 100) is unusable, e.g. 0.05."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share(self, "max_bad_share")
 
 
 @dataclass(kw_only=True)
 class SplitSettings(Settings):
-    """Which samples are trained on, and which are held out."""
+    """The splits for training and evaluation."""
 
     train_split: str = option("train", "Split to train on.")
     eval_split: str = option("validation", "Split to evaluate on.")
     eval_share: float = option(
-        0.0, "Hold out this share of the training split instead of reading --eval_split, e.g. 0.1."
+        0.0, "Hold out this fraction of the training split for evaluation, instead of --eval_split, e.g. 0.1."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.eval_share < 1:
-            raise ValueError(f"--eval_share is a share of at least 0 and below 1, got {self.eval_share}.")
+            raise ValueError(f"--eval_share must be at least 0 and below 1, got {self.eval_share}.")
 
 
 @dataclass(kw_only=True)
 class OptimizerSettings(Settings):
     """AdamW and the schedule of its learning rate."""
 
-    learning_rate: float = option(1e-3, "Peak learning rate. It is not scaled by the batch size.")
+    learning_rate: float = option(1e-3, "Peak learning rate, e.g. 5e-4. Not scaled by the batch size.")
     backbone_learning_rate: float = option(0.0, "Peak learning rate of the backbone, e.g. 1e-5; 0: --learning_rate.")
     schedule: str = option(
-        "cosine", "Curve of the learning rate after the warm-up.", choices=["cosine", "poly", "step"]
+        "cosine", "Shape of the learning rate after the warm-up.", choices=["cosine", "poly", "step"]
     )
-    poly_power: float = option(0.9, "Exponent of --schedule poly: (1 - step / steps) ** power.")
-    decay_epochs: list[float] = option([], "Epochs at which --schedule step divides the rate by 10, e.g. 8 11.")
+    poly_power: float = option(0.9, "For --schedule poly: exponent of (1 - step / steps) ** power.")
+    decay_epochs: list[float] = option([], "For --schedule step: epochs after which to divide by 10, e.g. 8 11.")
     min_learning_rate: float = option(1e-5, "Learning rate at the end of --schedule cosine or poly.")
-    warmup_epochs: float = option(5.0, "Linear warm-up, in epochs, e.g. 0.5.")
-    warmup_steps: int = option(0, "Linear warm-up in optimiser steps, instead of --warmup_epochs, e.g. 500.")
+    warmup_epochs: float = option(5.0, "Length of the linear warm-up in epochs, e.g. 0.5; 0: none.")
+    warmup_steps: int = option(0, "Length of the warm-up in optimiser steps, e.g. 500; 0: use --warmup_epochs.")
     warmup_learning_rate: float = option(1e-6, "Learning rate at the start of the warm-up.")
-    weight_decay: float = option(0.05, "Weight decay of all weights but norms, biases and the cls token.")
-    decay_all: bool = option(False, "Decay norms, biases and the cls token as well.")
+    weight_decay: float = option(0.05, "Weight decay of all parameters except norms, biases and the cls token.")
+    decay_all: bool = option(False, "Apply weight decay to norms, biases and the cls token too.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 0, "warmup_steps", "backbone_learning_rate")
+        check_at_least(
+            self, 0, "backbone_learning_rate", "min_learning_rate", "warmup_epochs", "warmup_steps", "weight_decay"
+        )
         if self.learning_rate <= 0:
             raise ValueError(f"--learning_rate must be positive, got {self.learning_rate}.")
         if (self.schedule == "step") != bool(self.decay_epochs):
             raise ValueError(
-                f"--decay_epochs {self.decay_epochs} with --schedule {self.schedule}: --schedule step needs "
-                "--decay_epochs, and the others take none."
+                f"--schedule {self.schedule} with --decay_epochs {self.decay_epochs}: --schedule step needs "
+                "--decay_epochs, the other schedules do not take it."
             )
 
 
 @dataclass(kw_only=True)
 class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
-    """Arguments of the training loop; each task adds its own."""
+    """Arguments of the training scripts of all tasks. Each task adds its own."""
 
-    output_dir: str = field(metadata={"help": "Folder for checkpoints, the final model, its processor and run.json."})
-    epochs: int = option(300, "Passes over the training samples.")
-    max_steps: int = option(0, "Optimiser steps of the whole training, instead of --epochs, e.g. 40000.")
-    batch_size: int = option(128, "Samples per batch and process.")
+    output_dir: str = field(
+        metadata={"help": "Folder for checkpoints, the final model, its image processor and run.json."}
+    )
+    epochs: int = option(300, "Number of epochs.")
+    max_steps: int = option(0, "Number of optimiser steps, e.g. 40000; 0: use --epochs.")
+    batch_size: int = option(128, "Images per batch and process.")
     gradient_accumulation_steps: int = option(1, "Batches per optimiser step.")
-    max_grad_norm: float = option(0.0, "Clip the global gradient norm to this value, e.g. 1.0; 0: no clipping.")
+    max_grad_norm: float = option(0.0, "Clip the gradients to this global L2 norm, e.g. 1.0; 0: no clipping.")
     ema_decay: float = option(
-        0.0, "Keep an exponential moving average of the weights, and evaluate and save it, e.g. 0.9999; 0: none."
+        0.0, "Evaluate and save an exponential moving average of the weights with this decay, e.g. 0.9999; 0: off."
     )
-    drop_path_zero_epochs: int = option(0, "Epochs at the start without drop path, e.g. 100 of 300.")
-    compile_backend: str = option("", "Compile the model with torch.compile: inductor, aot_eager or eager; '': no.")
-    channels_last: bool = option(False, "Keep images and convolution weights in the channels-last memory format.")
-    fsdp: bool = option(False, "Shard model and optimiser over the GPUs (FSDP2).")
-    gradient_checkpointing: bool = option(False, "Recompute blocks in the backward pass to save memory.")
-    shuffle_window: int = option(2000, "Samples that each loader process reads ahead to shuffle; 0: source order.")
-    samples_per_epoch: int = option(0, "Length of an epoch, for sources that do not tell theirs, e.g. 1281167.")
+    drop_path_zero_epochs: int = option(0, "Keep drop path at 0 in the first epochs, e.g. 100 of 300.")
+    compile_backend: str = option("", "Compile the model with this backend of torch.compile, e.g. inductor; '': off.")
+    channels_last: bool = option(False, "Store images and convolution weights in the channels-last memory format.")
+    fsdp: bool = option(False, "Shard the model and the optimiser over the GPUs (FSDP2).")
+    gradient_checkpointing: bool = option(False, "Save memory by recomputing activations in the backward pass.")
+    shuffle_window: int = option(2000, "Samples that each loader process reads ahead to shuffle; 0: no shuffling.")
+    samples_per_epoch: int = option(
+        0, "Samples per epoch over all processes, e.g. 1281167; 0: the length of the stream, if that is known."
+    )
     repeated_augmentation: int = option(
-        1, "How often each sample is seen, augmented differently, on different processes, e.g. 3."
+        1, "Copies of each sample, augmented differently, on different processes if there are enough, e.g. 3."
     )
-    seed: int = option(0, "Seed of initial weights, sample order and augmentation.")
-    eval_every_epochs: int = option(1, "Epochs between evaluations. There is always one at the end.")
-    save_every_steps: int = option(0, "Optimiser steps between checkpoints, e.g. 1000; 0: one after each epoch.")
-    save_total_limit: int = option(2, "Checkpoints to keep; 0: all.")
-    resume_from_checkpoint: str = option("", "Checkpoint folder to resume from, or 'latest'.")
-    skip_nonfinite: bool = option(False, "Skip optimiser steps with a NaN or infinite loss instead of stopping.")
-    log_every_steps: int = option(20, "Optimiser steps between points of the training curve.")
-    report_to: str = option("none", "Trackers, separated by commas: tensorboard, trackio, wandb; or none.")
+    seed: int = option(0, "Random seed of initial weights, sample order and augmentation.")
+    eval_every_epochs: int = option(1, "Epochs between evaluations. The last epoch is always evaluated.")
+    save_every_steps: int = option(0, "Optimiser steps between checkpoints, e.g. 1000; 0: only one per epoch.")
+    save_total_limit: int = option(2, "Number of checkpoints to keep; 0: all.")
+    resume_from_checkpoint: str = option("", "Checkpoint folder to resume from, or latest; '': start anew.")
+    skip_nonfinite: bool = option(False, "Skip optimiser steps with a NaN or infinite loss, instead of stopping.")
+    log_every_steps: int = option(20, "Optimiser steps between log entries (loss, learning rate, images per second).")
+    report_to: str = option("none", "Experiment trackers, separated by commas: tensorboard, trackio, wandb.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,35 +179,39 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
             self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs", "log_every_steps"
         )
         check_at_least(
-            self, 0, "max_steps", "shuffle_window", "samples_per_epoch", "save_every_steps", "save_total_limit"
-        )
+            self, 0, "max_steps", "max_grad_norm", "drop_path_zero_epochs", "shuffle_window", "samples_per_epoch",
+            "save_every_steps", "save_total_limit",
+        )  # fmt: skip
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"--ema_decay is at least 0 and below 1, got {self.ema_decay}.")
+            raise ValueError(f"--ema_decay must be at least 0 and below 1, got {self.ema_decay}.")
         if self.fsdp and (self.ema_decay or self.channels_last or self.compile_backend):
             raise ValueError(
-                "--fsdp does not go with --ema_decay (the average needs whole weights), --channels_last (torch shards "
-                "contiguous weights only) or --compile_backend (Accelerate shards the compiled model, but the "
-                "uncompiled one is evaluated)."
+                "--fsdp cannot be combined with --ema_decay (the average needs unsharded weights), --channels_last "
+                "(PyTorch shards contiguous weights only) or --compile_backend (Accelerate shards the compiled model, "
+                "but the uncompiled one is evaluated)."
             )
         if self.repeated_augmentation < 1 or (self.repeated_augmentation > 1 and self.shuffle_window == 0):
             raise ValueError(
-                "--repeated_augmentation must be at least 1, and above 1 it needs a --shuffle_window, because an epoch "
-                f"takes only the first samples. Got {self.repeated_augmentation} and {self.shuffle_window}."
+                "--repeated_augmentation must be at least 1. Above 1 it needs a --shuffle_window, because each epoch "
+                "then reads a part of the stream, which would always be the same one. Got "
+                f"{self.repeated_augmentation} and {self.shuffle_window}."
             )
         backends = [backend.value.lower() for backend in DynamoBackend]
         if self.compile_backend and self.compile_backend.lower() not in backends:
-            raise ValueError(f"--compile_backend {self.compile_backend}: choose one of {', '.join(backends)}.")
+            raise ValueError(
+                f"--compile_backend {self.compile_backend} is unknown: choose one of {', '.join(backends)}."
+            )
 
 
 @dataclass(kw_only=True)
 class EvaluationSettings(DeviceSettings):
-    """Arguments of the evaluation of a checkpoint; each task adds its own."""
+    """Arguments of the evaluation scripts of all tasks. Each task adds its own."""
 
-    model: str = field(metadata={"help": "Trained model of the task, of any architecture: a folder or Hub id."})
-    split: str = option("validation", "Split to evaluate on.")
+    model: str = field(metadata={"help": "Trained model for this task, of any architecture: a folder or Hub id."})
+    split: str = option("validation", "Split to evaluate on, e.g. test.")
     batch_size: int = option(1, "Images per batch and process.")
     trust_remote_code: bool = option(False, "Run the Python code that comes with the model. Read it first.")
-    output: str = option("", "JSON file for the results, e.g. results.json.")
+    output: str = option("", "JSON file for the results, e.g. results.json; '': none.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,17 +220,17 @@ class EvaluationSettings(DeviceSettings):
 
 def parse_overrides(flag: str, text: str, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     """
-    Reads the JSON object that `--flag` gives: fields of a configuration.
+    Parses the value of `--flag`: a JSON object with fields of a configuration.
 
     Raises:
-        ValueError: not a JSON object, or a field that `config_class` does not have.
+        ValueError: `text` is not a JSON object, or has a field that `config_class` lacks.
     """
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"--{flag} is not valid JSON ({error}): {text}") from None
     if not isinstance(values, dict):
-        raise ValueError(f'--{flag} is a JSON object such as {{"depths": [2, 2, 2, 2]}}, got {text}.')
+        raise ValueError(f'--{flag} must be a JSON object such as {{"depths": [2, 2, 2, 2]}}, got {text}.')
     known = {field.name for field in fields(config_class)} - {"model_type"}
     for name in sorted(set(values) - known):
         similar = difflib.get_close_matches(name, known)
@@ -222,33 +241,59 @@ def parse_overrides(flag: str, text: str, config_class: type[PreTrainedConfig]) 
     return values
 
 
-def parse_arguments(argument_class: type[Arguments], arguments: Sequence[str] | None = None) -> Arguments:
+def parse_arguments(
+    argument_class: type[Arguments], arguments: Sequence[str] | None = None, description: str | None = None
+) -> Arguments:
     """
-    Parses `[RECIPE.yaml] [--flag value ...]` into `argument_class`, a dataclass. Flags win over the recipe.
+    Parses `[RECIPE.yaml] [--argument value ...]`. Arguments override the recipe.
 
-    Exits with the usage for unknown flags, and with a message for a recipe that cannot be read or has keys that are no
-    arguments.
+    Exits with the usage and a message if an argument is unknown or its value is wrong, or if the recipe cannot be read.
+
+    Args:
+        argument_class: dataclass with the arguments.
+        arguments: the words of the command line; default: those of this process.
+        description: shown at the top of `--help`.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     dataclass_type: Any = argument_class
-    parser = HfArgumentParser(dataclass_type)
+    parser = HfArgumentParser(dataclass_type, description=description, formatter_class=_HelpFormatter)
     parser.usage = "%(prog)s [RECIPE.yaml] [--argument value ...]"
+    names = [f.name for f in fields(dataclass_type)]
     try:
-        if arguments and arguments[0].endswith((".yaml", ".yml")):
-            recipe = arguments.pop(0)
+        if words and words[0].endswith(RECIPE_ENDINGS):
+            recipe = words.pop(0)
             values = read_recipe(recipe)
-            unknown = sorted(set(values) - {f.name for f in fields(dataclass_type)})
+            unknown = sorted(set(values) - set(names))
             if unknown:
                 raise ValueError(f"{recipe} sets {', '.join(unknown)}, which this script does not have.")
-            arguments = [part for name, value in values.items() for part in _flag(name, value)] + arguments
-        (parsed,) = parser.parse_args_into_dataclasses(arguments)
+            words = [part for name, value in values.items() for part in _flag(name, value)] + words
+        parsed, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+        if rest:
+            raise ValueError(_describe_unknown(rest, names))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return parsed
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults that are not empty. `--no_NAME` only refers to `--NAME`, whose help it would otherwise repeat."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if isinstance(action, argparse._StoreFalseAction):
+            return f"Switch --{action.dest} off."
+        return action.help if action.default in (None, "", []) else super()._get_help_string(action)
+
+
+def _describe_unknown(words: list[str], names: list[str]) -> str:
+    """The error for words of the command line that are not arguments or values."""
+    if words[0].endswith(RECIPE_ENDINGS):
+        return f"the recipe has to come first, before all arguments: {words[0]} --argument value ..."
+    similar = difflib.get_close_matches(words[0].lstrip("-").replace("-", "_"), names, n=1)
+    return f"unknown argument {words[0]}{f'; did you mean --{similar[0]}?' if similar else ': see --help.'}"
+
+
 def _flag(name: str, value: Any) -> list[str]:
-    """A line of a recipe as words of a command line. `name:` without a value is an empty text."""
+    """Converts a line of a recipe to words of a command line. `name:` without a value is an empty string."""
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}", json.dumps(value) if isinstance(value, dict) else str("" if value is None else value)]

@@ -1,7 +1,9 @@
 """
-Image classification, semantic segmentation and object detection: what the engine needs to know about each.
+The tasks: image classification, semantic segmentation and object detection.
 
-A new task is a folder here with a [`pvt_hf.engine.task.Task`], a row in `TASKS`, and two short scripts.
+To add one: a folder here, with the same file names as the others, whose `task.py` has a subclass of
+[`pvt_hf.engine.task.Task`]; a row in `TASKS`; and a training and an evaluation script of a few lines, such as
+`scripts/train_image_classification.py`. `scripts/finetune.py` needs only the row.
 """
 
 from importlib import import_module
@@ -18,7 +20,7 @@ TASKS = {
 
 def get_task(name: str) -> Task:
     """
-    The task of that name, one of `TASKS`. Its file is imported now.
+    Makes the task of that name, a key of `TASKS`, and imports its file.
 
     Raises:
         KeyError: there is no such task.

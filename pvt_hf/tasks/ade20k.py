@@ -1,4 +1,4 @@
-"""The 150 classes of ADE20K's scene parsing benchmark, in the order of its labels 1 to 150 (its objectInfo150.txt)."""
+"""The 150 class names of ADE20K's scene parsing benchmark, in the order of its labels 1 to 150 (objectInfo150.txt)."""
 
 ADE20K_CLASS_NAMES = tuple(
     name.strip()

@@ -1,4 +1,4 @@
-"""Class names and labels: from arguments to configurations, and from the data's labels to a model's."""
+"""Class names: reading them, writing them to configurations, and matching the labels of data and model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from .ade20k import ADE20K_CLASS_NAMES
 
 def read_class_names(text: str) -> tuple[str, ...] | None:
     """
-    The names that `--class_names` gives; None for an empty text.
+    Parses the value of `--class_names`: names separated by commas, a .txt file with one name per line (UTF-8), or
+    "ade20k". An empty string gives None.
 
     Raises:
         FileNotFoundError: there is no such .txt file.
-        ValueError: less than two names, or one that occurs twice.
+        ValueError: there are fewer than two names, or a name occurs twice.
     """
     if not text or text == "ade20k":
         return ADE20K_CLASS_NAMES if text else None
     if text.endswith(".txt"):
-        lines = [line for line in Path(text).read_text().splitlines() if line.strip()]
+        if not Path(text).is_file():
+            raise FileNotFoundError(f"--class_names {text}: there is no such file.")
+        lines = [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
         lines = text.split(",")
     names = tuple(name.strip() for name in lines)
@@ -39,7 +42,7 @@ def read_class_names(text: str) -> tuple[str, ...] | None:
 
 
 def label_fields(class_names: Sequence[str]) -> dict[str, Any]:
-    """`id2label` and `label2id` of a configuration."""
+    """The fields `id2label` and `label2id` of a model configuration."""
     return {
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: label for label, name in enumerate(class_names)},
@@ -47,29 +50,29 @@ def label_fields(class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def class_names_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """A model's class names, by label."""
+    """The class names of a model, in the order of its labels."""
     config: Any = model.config
     return tuple(config.id2label[label] for label in range(config.num_labels))
 
 
 def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int], str | None]:
     """
-    The model's label for each label of `stream`: by name where both have the same names, otherwise by number.
+    Finds the model's label for each label of `stream`: by name if both have the same names, otherwise by number.
 
     Returns:
-        The model's labels in the order of the stream's, and a warning (None if the names agree).
+        The model's labels, in the order of the stream's labels; and a warning, None if the names agree.
 
     Raises:
-        ValueError: the numbers of classes differ; a name has different numbers in two otherwise different lists; or the
-            names are the same in another order, but not unique. The message lists the differences.
+        ValueError: the numbers of classes differ, or the names differ and a name that both have is at another number,
+            or the names are the same in another order but not unique. The message lists the differences.
     """
     names, numbers = stream.class_names, list(range(len(model_names)))
     if names is None:
         return numbers, (
-            f"the labels of {stream.name} have no names: taken as the model's labels 0 to {len(model_names) - 1} "
-            f"({model_names[0]} to {model_names[-1]}); text is looked up among the model's names."
+            f"the labels of {stream.name} have no names. Numbers are taken as the model's labels 0 to "
+            f"{len(model_names) - 1} ({model_names[0]} to {model_names[-1]}), text as the model's class names."
         )
-    if names == model_names:  # also where a name occurs twice, like "crane" and "maillot" in ImageNet
+    if names == model_names:  # even if a name occurs twice, as "crane" and "maillot" do in ImageNet
         return numbers, None
     if set(names) == set(model_names) and len(set(names)) == len(names) == len(model_names):
         return [model_names.index(name) for name in names], None
@@ -82,19 +85,20 @@ def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int
     )
     if len(names) != len(model_names) or moved:
         raise ValueError(
-            f"{differences} If the labels do mean the same, name them as the model does: --class_names, in the order "
-            "of the data's labels."
+            f"{differences} If the classes are the same, give the model's names in the order of the data's labels: "
+            "--class_names."
         )
     return numbers, f"{differences} Label i of the data is taken as label i of the model."
 
 
 class RenumberedSample:
     """
-    Samples with the model's labels. A class, because loader processes may have to pickle it.
+    Makes samples and replaces the labels of the data by those of the model. A class and not a closure, because loader
+    processes may have to pickle it.
 
     Args:
-        sample: example to a dict with `labels`, integers of any shape.
-        table: (n,) int64, the model's label for each of the data's.
+        sample: makes a dict with `labels`, an integer tensor of any shape, from an example.
+        table: (n,) int64, the model's label for each label of the data.
     """
 
     def __init__(self, sample: Callable[[dict[str, Any]], dict[str, Any]], table: torch.Tensor):

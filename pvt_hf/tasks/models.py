@@ -1,4 +1,4 @@
-"""The model that a training starts from: a checkpoint with a classifier for other classes, or a head on a backbone."""
+"""The model at the start of a training: a checkpoint of the task, or a new head on a backbone."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ from .settings import HeadSettings
 
 def open_model(model: str, auto_class: Any, class_names: tuple[str, ...], drop_path_rate: float) -> PreTrainedModel:
     """
-    A checkpoint to fine-tune, with a classifier for these classes: a new one if their number differs.
+    Opens a checkpoint to fine-tune. If it has another number of classes, its classifier is initialised anew.
+
+    Args:
+        model: folder or Hub id.
+        auto_class: Transformers' Auto class of the task.
+        class_names: of the data, in the order of the labels.
+        drop_path_rate: largest probability of dropping a block; ignored if the architecture has no drop path.
 
     Raises:
         OSError: there is no such folder or Hub id.
-        ValueError: weights are missing.
+        ValueError: the checkpoint lacks weights.
     """
     check_model_path(model)
     config = AutoConfig.from_pretrained(model, **label_fields(class_names))
@@ -38,15 +44,18 @@ def build_head(
     settings: HeadSettings, auto_class: Any, config_class: Any, stages: list[str], class_names: tuple[str, ...]
 ) -> PreTrainedModel:
     """
-    A new model: a head on a PVT with the weights of `settings.backbone`, if that is given. Without `settings.variant`
-    the backbone has the architecture of that checkpoint, PVT or not.
+    Builds a new head on a backbone. The backbone is the PVT of `settings.variant`, with the weights of
+    `settings.backbone` if that is given. If `settings.variant` is empty, its architecture is that of the checkpoint
+    `settings.backbone`, which need not be a PVT.
 
     Args:
-        config_class: of the head.
-        stages: that the head reads, unless `settings.out_features` names others.
+        auto_class: Transformers' Auto class of the task.
+        config_class: configuration class of the head.
+        stages: backbone stages that the head reads, unless `settings.out_features` names others.
+        class_names: in the order of the labels.
 
     Raises:
-        ValueError: an override that does not exist, or a checkpoint that does not fit the backbone.
+        ValueError: an override names a field that does not exist, or the checkpoint does not fit the backbone.
         OSError: there is no such checkpoint.
     """
     head_fields, backbone_fields = read_overrides(settings, config_class)
@@ -67,14 +76,14 @@ def build_head(
 
 def config_of(backbone: str, fields: dict[str, Any]) -> PreTrainedConfig:
     """
-    The configuration of a trained backbone.
+    Reads the backbone configuration of a checkpoint, and changes some of its fields.
 
     Args:
         backbone: folder or Hub id of a classifier or of a model with a backbone, or an official PVT `.pth` file.
-        fields: to change. `drop_path_rate` is left out where the architecture has none.
+        fields: new values. `drop_path_rate` is ignored if the architecture has no such field.
 
     Raises:
-        ValueError: the configuration does not have one of `fields`.
+        ValueError: the configuration lacks another of `fields`.
         OSError: there is no such checkpoint.
     """
     if Path(backbone).is_file():
@@ -82,7 +91,7 @@ def config_of(backbone: str, fields: dict[str, Any]) -> PreTrainedConfig:
     check_model_path(backbone)
     config = AutoConfig.from_pretrained(backbone)
     config = getattr(config, "backbone_config", None) or config
-    config.num_labels = 2  # the default: the labels of a classifier are not the head's
+    config.num_labels = 2  # Transformers' default, because the classifier's labels are not the head's
     for name, value in fields.items():
         if hasattr(config, name):
             setattr(config, name, value)
@@ -92,7 +101,7 @@ def config_of(backbone: str, fields: dict[str, Any]) -> PreTrainedConfig:
 
 
 def normalization_of(backbone: str) -> dict[str, Any]:
-    """`image_mean` and `image_std` of the image processor saved with a trained backbone; {} if there is none."""
+    """`image_mean` and `image_std` of the image processor saved with a backbone checkpoint; {} if there is none."""
     if not backbone or Path(backbone).is_file():
         return {}
     try:
@@ -103,6 +112,9 @@ def normalization_of(backbone: str) -> dict[str, Any]:
 
 
 def read_overrides(settings: HeadSettings, config_class: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields of the head's configuration and of its backbone's. ValueError for fields that do not exist."""
+    """
+    Parses `--config_overrides` and `--backbone_overrides`: fields of the head's and of the backbone's configuration.
+    Raises a ValueError for invalid JSON and for fields that do not exist.
+    """
     head = parse_overrides("config_overrides", settings.config_overrides, config_class)
     return head, parse_overrides("backbone_overrides", settings.backbone_overrides, PvtConfig)

@@ -1,4 +1,4 @@
-"""Arguments that several tasks share: of their models and of the built-in scenes."""
+"""Arguments that several tasks share: for the model to train, and for the built-in digit scenes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from ..engine.settings import Settings, check_at_least, option
 class CheckpointSettings(Settings):
     """A checkpoint to train."""
 
-    model: str = option("", "Checkpoint to fine-tune, with its image processor: a folder or Hub id.")
-    drop_path_rate: float = option(0.1, "Stochastic depth of the PVT: largest probability of dropping a block.")
+    model: str = option("", "Checkpoint to fine-tune, with its image processor: a folder or Hub id; '': a new model.")
+    drop_path_rate: float = option(
+        0.1, "Drop path: probability of dropping the last block; it rises from 0 with depth, e.g. 0.3."
+    )
 
 
 @dataclass(kw_only=True)
@@ -20,50 +22,56 @@ class ModelSettings(CheckpointSettings):
     """The model to train: a checkpoint, or a new PVT."""
 
     variant: str = option("pvt-tiny", "PVT to build if --model is not given, e.g. pvt-small.")
-    config_overrides: str = option("{}", "JSON of fields of the new model's configuration, e.g. '{\"dropout\": 0.1}'.")
+    config_overrides: str = option(
+        "{}", "Configuration fields of the new model to change, as JSON, e.g. '{\"hidden_dropout_prob\": 0.1}'."
+    )
 
 
 @dataclass(kw_only=True)
 class HeadSettings(ModelSettings):
-    """A head on a backbone."""
+    """The model to train: a checkpoint, or a new head on a backbone."""
 
-    variant: str = option("pvt-tiny", "Backbone of a new model, e.g. pvt-small; '': the architecture of --backbone.")
+    variant: str = option("pvt-tiny", "PVT to build as backbone, e.g. pvt-small; '': the architecture of --backbone.")
+    config_overrides: str = option(
+        "{}", "Configuration fields of the new head to change, as JSON, e.g. '{\"fpn_channels\": 128}'."
+    )
     backbone: str = option(
-        "", "Initial weights of the backbone: a classifier, or another model's backbone; a folder, Hub id or .pth file."
+        "",
+        "Initial weights of the backbone: a classifier or another model with a backbone, as a folder, Hub id or "
+        "official .pth file; '': random.",
     )
     backbone_overrides: str = option(
-        "{}", "JSON of fields of the backbone's PvtConfig, e.g. '{\"depths\": [2, 2, 2, 2]}'."
+        "{}", "Fields of the backbone's PvtConfig to change, as JSON, e.g. '{\"depths\": [2, 2, 2, 2]}'."
     )
     out_features: list[str] = option(
-        [], "Stages of the backbone that the head reads, e.g. stage3 stage4; default: the paper's."
+        [], "Backbone stages that the head reads, e.g. stage3 stage4; default: those of the paper."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model and self.backbone:
-            raise ValueError("--backbone goes with a new model; --model has a trained backbone. Give one of them.")
+            raise ValueError("--backbone is for a new model, and --model has its own backbone. Give one of them.")
 
 
 @dataclass(kw_only=True)
 class HeadFinetuning(HeadSettings):
-    """A trained model, or a new head on a trained backbone."""
+    """The model to fine-tune: a checkpoint, or a new head on a trained backbone."""
 
     variant: str = option("", "PVT to load --backbone into, e.g. pvt-small; default: the architecture of --backbone.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.model and not self.backbone:
-            raise ValueError("There is nothing to fine-tune: give --model, or --backbone to train a new head on it.")
+            raise ValueError("There is nothing to fine-tune: give --model, or --backbone for a new head on it.")
 
 
 @dataclass(kw_only=True)
 class SceneSettings(Settings):
-    """The built-in scenes of digits."""
+    """The built-in digit scenes."""
 
-    scene_size: int = option(128, "Side of the built-in scenes, in pixels.")
+    scene_size: int = option(128, "Side of the built-in digit scenes, in pixels.")
     digit_sizes: list[int] = option(
-        [],
-        "Smallest and largest digit in the built-in scenes, in pixels, e.g. 20 60; default: 1/6 and 1/2 of the side.",
+        [], "Smallest and largest digit in these scenes, in pixels, e.g. 20 60; default: 1/6 and 1/2 of --scene_size."
     )
 
     def __post_init__(self) -> None:

@@ -39,10 +39,10 @@ def test_a_recipe_overrides_its_base(tmp_path):
         ("base: other.yaml", ValueError, r"circle: recipe\.yaml -> other\.yaml -> recipe\.yaml"),
         ("base: recipe.yaml", ValueError, r"circle: recipe\.yaml -> recipe\.yaml"),
         ("base: [other.yaml]", ValueError, r"base: \['other\.yaml'\]`; expected a recipe's path"),
-        ("- 1", ValueError, "must be a list of `argument: value` lines"),
-        ("", ValueError, "must be a list of `argument: value` lines"),
+        ("- 1", ValueError, "must have `argument: value` lines"),
+        ("", ValueError, "must have `argument: value` lines"),
         ("a: [", ValueError, r"recipe\.yaml is not valid YAML"),
-        ("base: text.yaml", ValueError, r"text\.yaml must be a list"),
+        ("base: text.yaml", ValueError, r"text\.yaml must have"),
     ],
 )
 def test_what_is_no_recipe_is_refused(tmp_path, capsys, text, error, words):

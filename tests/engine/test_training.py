@@ -27,6 +27,7 @@ from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.metrics.accuracy_at_k import AccuracyAtK
 from pvt_hf.tasks.classification.settings import ClassificationSettings
 from pvt_hf.tasks.classification.task import ClassificationTask, MixedLoss
+from pvt_hf.tasks.segmentation.settings import SegmentationSettings
 from pvt_hf.weights.variants import get_config
 
 from ..support.common import tiny_pvt_config
@@ -108,9 +109,40 @@ def test_recipes_and_flags(tmp_path, capsys):
         with pytest.raises(SystemExit):
             parse_arguments(ClassificationSettings, [str(recipe), "--output_dir", "out"])
         assert words in capsys.readouterr().err
-    for bad in (["--batch_size", "3"], ["--epochs", "0"], ["--eval_share", "1.5"], [str(tmp_path / "no.yaml")]):
+    for bad, words in (
+        (["--batch_size", "3"], "--batch_size must be even, got 3"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--eval_share", "1.5"], "--eval_share must be at least 0 and below 1, got 1.5"),
+        (["--warmup_epochs", "-1"], "--warmup_epochs must not be negative, got -1.0"),
+        (["--max_bad_share", "5"], "--max_bad_share must be between 0 and 1, got 5.0"),
+        (["--min_scale", "2"], "--min_scale must be above 0 and at most 1, got 2.0"),
+        (["--mixup", "-0.8"], "--mixup must not be negative, got -0.8"),
+        ([str(tmp_path / "no.yaml")], "there is no recipe"),
+        (
+            ["--learning_rat", "1", "--epochs", "2", "--lerning_rate", "3"],
+            "--lerning_rate; did you mean --learning_rate?",
+        ),
+        (["--cpu", "yes", str(recipe)], f"the recipe has to come first, before all arguments: {recipe}"),
+    ):
         with pytest.raises(SystemExit):
             parse_arguments(ClassificationSettings, [*bad, "--output_dir", "out"])
+        assert words in capsys.readouterr().err
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(SegmentationSettings, ["--help"], description="Trains.\n    indented")
+    text = capsys.readouterr().out
+    assert "\nTrains.\n    indented\n" in text and "(default: 300)" in text and "Switch --photometric off." in text
+    assert "(default: )" not in text and "(default: [])" not in text
+
+
+def test_a_warm_up_as_long_as_the_training_is_reported(tmp_path, capsys):
+    photos = make_photos(tmp_path / "photos", 16)
+    train_here(photos, tmp_path / "long", warmup_epochs=5.0)
+    assert "warning: the warm-up of 20 steps is not shorter than the training of 8" in capsys.readouterr().out
+    train_here(photos, tmp_path / "short", warmup_epochs=1.0)
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_a_run_leaves_a_model_a_processor_and_a_report(straight_run):
@@ -322,7 +354,7 @@ def test_a_single_class_is_refused():
     ("flag", "value", "message"),
     [
         ("config_overrides", '{"hidden_size": [8]}', "sets hidden_size, which PvtConfig .*did you mean hidden"),
-        ("config_overrides", "[1]", "is a JSON object such as"),
+        ("config_overrides", "[1]", "must be a JSON object such as"),
         ("config_overrides", "{foo", "is not valid JSON"),
         ("compile_backend", "foo", "choose one of no, eager"),
         ("auto_augment", "foo", "timm has no auto_augment policy"),

@@ -410,7 +410,7 @@ def test_classes_that_differ_between_the_splits(cases, tmp_path):
     for split, name in (("train", "apple"), ("train", "leaf"), ("validation", "apple"), ("validation", "pear")):
         (tmp_path / split / name).mkdir(parents=True)
         Image.new("RGB", (40, 40)).save(tmp_path / split / name / "0.png")
-    with pytest.raises(ValueError, match=r"other classes than the training split: only there \['pear'\]"):
+    with pytest.raises(ValueError, match=r"other classes than the training split.*: only in .* \['pear'\], only"):
         cases["image-classification"].run(tmp_path / "out", "--dataset", tmp_path, "--max_steps", 1)
 
 

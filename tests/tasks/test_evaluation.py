@@ -193,7 +193,7 @@ def test_convnext_whose_processor_crops_by_itself(photos, tmp_path):
 def test_a_processor_that_keeps_the_shape_needs_a_size(photos, tmp_path):
     processor = ViTImageProcessor(size={"shortest_edge": 32}, default_to_square=False)
     save(tmp_path, photos, PvtForImageClassification(tiny_pvt_config(num_labels=7, **LABELS)), 64, processor)
-    with pytest.raises(ValueError, match=r"\(32, 42\) of an image of 480x640 and \(42, 32\).*--image_sizes"):
+    with pytest.raises(ValueError, match=r"480x640 to \(32, 42\) and one of 640x480 to \(42, 32\).*--image_sizes"):
         evaluate(tmp_path, photos)
 
 
@@ -386,7 +386,7 @@ def test_arguments(tmp_path, capsys):
         with pytest.raises(SystemExit):
             parse_arguments(ClassificationEvaluationSettings, [*given, *bad])
         assert bad[0] in capsys.readouterr().err
-    with pytest.raises(IsADirectoryError, match="name a JSON file"):
+    with pytest.raises(IsADirectoryError, match="give the name of a JSON file"):
         evaluate_checkpoint(
             ClassificationTask(),
             ClassificationEvaluationSettings(model="m", dataset="d", cpu=True, output=str(tmp_path)),

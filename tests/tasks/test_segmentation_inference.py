@@ -228,7 +228,7 @@ def test_refuses():
         with pytest.raises(ValueError, match=f"at most the window of 64 pixels, got {stride}"):
             SlidingWindow(processor, 64, stride)
     for ratios in ([], [1.0, 0.0]):
-        with pytest.raises(ValueError, match="ratios must be positive"):
+        with pytest.raises(ValueError, match="ratios must be one or more positive numbers"):
             MultiScale(processor, ratios)
 
 

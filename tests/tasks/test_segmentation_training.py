@@ -233,12 +233,12 @@ def test_class_names(tmp_path):
     assert read_class_names("") is None and read_class_names("ade20k") == ADE20K_CLASS_NAMES
     assert read_class_names("a, b,c") == ("a", "b", "c")
     file = tmp_path / "names.txt"
-    file.write_text("building, edifice\n\nsky\n")
-    assert read_class_names(str(file)) == ("building, edifice", "sky")
+    file.write_text("building, edifice\n\nciel bleuâtre\n", encoding="utf-8")
+    assert read_class_names(str(file)) == ("building, edifice", "ciel bleuâtre")
     for text, words in (("one", "1 name"), ("a,b,a", "'a'. more than once")):
         with pytest.raises(ValueError, match=words):
             read_class_names(text)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"--class_names .*other\.txt: there is no such file"):
         read_class_names(str(tmp_path / "other.txt"))
 
 
@@ -247,7 +247,7 @@ def test_bad_arguments(scenes, tmp_path, capsys):
         (["--crop_size", "16"], "--crop_size must be at least 32, got 16"),
         (["--shortest_edge", "512", "--longest_edge", "256"], "--longest_edge 256 is below"),
         (["--min_scale", "2", "--max_scale", "1"], "--min_scale 2.0 must be"),
-        (["--max_class_share", "75"], "--max_class_share is from 0 to 1, got 75.0"),
+        (["--max_class_share", "75"], "--max_class_share must be between 0 and 1, got 75.0"),
         (["--architecture", "unet"], "invalid choice: 'unet'"),
         (["--model", "a", "--backbone", "b"], "Give one of them"),
         (["--max_steps", "-1"], "--max_steps must not be negative"),

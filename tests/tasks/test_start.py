@@ -67,7 +67,7 @@ def test_missing_weights_are_refused(task, checkpoint):
     with pytest.raises(ValueError, match="is not a complete .* it has no weights for .*--backbone"):
         task.build_model(settings(task, model=str(checkpoint)), ("a", "b", "c"))
     if task.name != "image-classification":
-        with pytest.raises(ValueError, match="--backbone goes with a new model"):
+        with pytest.raises(ValueError, match="--backbone is for a new model"):
             settings(task, model=str(checkpoint), backbone=str(checkpoint))
         model = task.build_model(settings(task, backbone=str(checkpoint)), ("a", "b", "c"))
         assert all(torch.equal(model.state_dict()[name], tensors[name]) for name in backbone)

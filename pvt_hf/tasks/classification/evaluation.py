@@ -1,4 +1,4 @@
-"""Accuracy and loss of an image classifier, of any architecture, and the evaluation protocol of the official code."""
+"""Accuracy and loss of an image classifier of any architecture, and the official evaluation protocol."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ...metrics.accuracy_at_k import AccuracyAtK
 
 class ClassificationEvaluation(Evaluation):
     """
-    Top-1, top-5 (top-k for k classes if there are fewer) and mean cross-entropy: `accuracy@1`, `accuracy@5`,
-    `eval_loss`.
+    Computes `accuracy@1`, `accuracy@5` (`accuracy@k` if there are only k < 5 classes) and `eval_loss`, the mean
+    cross-entropy.
 
     Args:
-        size: (height, width) of the images.
-        options: keyword arguments of the model's forward.
+        size: (height, width) of the images in pixels.
+        options: more keyword arguments for the model's forward.
     """
 
     def __init__(self, size: tuple[int, int], **options: Any):
@@ -60,11 +60,12 @@ class ClassificationEvaluation(Evaluation):
 
 class OfficialProtocol:
     """
-    One PIL RGB image to `pixel_values` (3, image_size, image_size): shorter side to int(image_size / crop_ratio),
-    centre crop, then the processor's rescaling and normalisation. The filter is the processor's, or bicubic.
+    Prepares a PIL RGB image as the official evaluation does: resizes the shorter side to int(image_size / crop_ratio),
+    crops the centre, then rescales and normalises with the processor. Returns `pixel_values` (3, image_size,
+    image_size). Resizes with the processor's filter, or bicubic if it has none.
 
-    Source: the evaluation transform of the official `classification/datasets.py`, on Pillow images as there. The
-    processor does not resize, because processors differ in what `size` means to them (ConvNeXT's crops or warps).
+    Source: the evaluation transform of the official `classification/datasets.py`, on Pillow images as there. It does
+    not resize with the processor, because processors differ in the meaning of `size` (ConvNeXT's crops or distorts).
     """
 
     def __init__(self, processor: Any, image_size: int, crop_ratio: float = 0.875):
@@ -82,7 +83,10 @@ class OfficialProtocol:
 
 
 def evaluation_transform(processor: Any, image_size: int | None, crop_ratio: float) -> Callable[[Image.Image], Any]:
-    """The processor itself for None, or if it does the same; otherwise [`OfficialProtocol`]."""
+    """
+    Selects how images are prepared: by the processor alone if `image_size` is None or if it does the same as
+    [`OfficialProtocol`], otherwise by [`OfficialProtocol`].
+    """
     own = getattr(processor, "do_center_crop", None) and (
         processor.size.get("shortest_edge"),
         processor.crop_size.get("height"),
@@ -95,10 +99,10 @@ def evaluation_transform(processor: Any, image_size: int | None, crop_ratio: flo
 
 def output_size(processor: Any) -> tuple[int, int]:
     """
-    The (height, width) to which a processor brings every image, found by trying.
+    Finds the (height, width) in pixels of the images that a processor returns, by trying two images.
 
     Raises:
-        ValueError: it depends on the image, so images cannot be stacked in a batch.
+        ValueError: the size depends on the image, so images cannot be stacked in a batch.
     """
     sizes = [
         tuple(processor(Image.new("RGB", size), return_tensors="pt")["pixel_values"].shape[-2:])
@@ -106,14 +110,17 @@ def output_size(processor: Any) -> tuple[int, int]:
     ]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"{type(processor).__name__} makes {sizes[0]} of an image of 480x640 and {sizes[1]} of one of 640x480 "
-            "(height, width), which cannot be stacked in a batch. Give --image_sizes."
+            f"{type(processor).__name__} resizes an image of 480x640 to {sizes[0]} and one of 640x480 to {sizes[1]} "
+            "(height, width), so they cannot be stacked in a batch. Give --image_sizes (in training, --image_size)."
         )
     return sizes[0]
 
 
 def forward_options(model: PreTrainedModel, size: tuple[int, int]) -> dict[str, Any]:
-    """`interpolate_pos_encoding=True` where the model takes it and (height, width) is not its own size."""
+    """
+    Keyword arguments for the model's forward at `size`, (height, width): `interpolate_pos_encoding=True` if it takes
+    that and its own size is another one.
+    """
     own = getattr(model.config, "image_size", None)
     own = (own, own) if isinstance(own, int) else own
     takes_it = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters

@@ -1,4 +1,4 @@
-"""Image classification as a task of the engine."""
+"""The task image classification."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ from .transforms import ClassificationTransform
 
 
 class MixedLoss:
-    """Mixup or CutMix of a batch (timm) and cross-entropy with soft targets; smoothed cross-entropy without."""
+    """
+    The loss of the official training: Mixup or CutMix (timm), and cross-entropy with the mixed labels. Without mixing,
+    cross-entropy with label smoothing.
+    """
 
     def __init__(self, recipe: ClassificationRecipe, num_labels: int):
         self.mixup = None
@@ -50,12 +53,19 @@ class MixedLoss:
         self.hard_loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
 
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """Raises a ValueError if an odd number of images is to be mixed."""
+        """
+        Args:
+            model: takes images (batch, 3, height, width) and returns `logits`.
+            batch: `pixel_values` (batch, 3, height, width) and `labels` (batch,) int64, on the model's device.
+
+        Raises:
+            ValueError: the batch is to be mixed and has an odd number of images.
+        """
         images, labels = batch["pixel_values"], batch["labels"]
         if self.mixup is None:
             return self.hard_loss(model(images).logits, labels)
         if len(images) % 2:
-            raise ValueError(f"--mixup and --cutmix need an even batch size, got {len(images)}.")
+            raise ValueError(f"--mixup and --cutmix mix pairs of images: use an even batch size, not {len(images)}.")
         images, targets = self.mixup(images, labels)
         return self.soft_loss(model(images).logits, targets)
 
@@ -75,14 +85,14 @@ class ClassificationTask(Task):
             image_column=settings.image_column or None,
             label_column=settings.label_column or None,
             class_names=read_class_names(settings.class_names),
-            # Of the built-in digits, which are drawn at this size
+            # The built-in digits are drawn at this size; other sources ignore it.
             image_size=max(output_size(processor)) if settings.dataset == "digits" else 64,
         )
 
     def build_processor(self, settings: ClassificationRecipe) -> Any:
         """
-        Resizes the shorter side to size / crop ratio and crops the centre; mean and std are the checkpoint's. Without
-        `image_size` the checkpoint's own.
+        A processor that resizes the shorter side to image_size / crop_ratio and crops the centre, with the mean and std
+        of the checkpoint. Without `image_size`, the checkpoint's processor, unchanged.
         """
         if not settings.image_size:
             return AutoImageProcessor.from_pretrained(settings.model)
@@ -99,7 +109,7 @@ class ClassificationTask(Task):
         """Raises a ValueError for a single class."""
         if len(class_names) < 2:
             raise ValueError(
-                f"There is only the class {class_names[0]!r}, and so nothing to tell apart: give two or more."
+                f"There is only the class {class_names[0]!r}: a classifier needs images of two or more classes."
             )
         if settings.model:
             return open_model(settings.model, self.auto_class, class_names, settings.drop_path_rate)
@@ -123,13 +133,13 @@ class ClassificationTask(Task):
     def evaluation_sample(
         self, settings: Any, stream: Stream, processor: Any, class_names: tuple[str, ...]
     ) -> ClassificationSample:
-        """Raises a ValueError if the stream has other classes."""
+        """Raises a ValueError if the stream has other classes, or has them in another order."""
         if stream.class_names is not None and stream.class_names != class_names:
             only_train = sorted(set(class_names) - set(stream.class_names))
             only_eval = sorted(set(stream.class_names) - set(class_names))
             raise ValueError(
-                f"{stream.name} has other classes than the training split: only there {only_eval}, only in the "
-                f"training split {only_train}."
+                f"{stream.name} has other classes than the training split, or another order: only in {stream.name} "
+                f"{only_eval}, only in the training split {only_train}."
             )
         return ClassificationSample(stream, ProcessorTransform(processor), class_names)
 
@@ -161,7 +171,7 @@ class ClassificationTask(Task):
             )
 
     def summarize(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One entry for each image size."""
+        """A list with one entry per image size."""
         return results
 
 

@@ -1,4 +1,4 @@
-"""COCO AP of a detector, of any architecture, at the images' own sizes; its table, and COCO's results file."""
+"""COCO AP of a detector of any architecture, at the images' own sizes."""
 
 from __future__ import annotations
 
@@ -12,27 +12,24 @@ from ...families import FAMILIES
 from ...metrics.coco_ap import FIGURES, CocoAP
 
 
-# By the model's type. Other detectors predict a set of a fixed size, like DETR, which counts as a whole, and no masks
-# are expected of them: Transformers' processor of DETR can post-process masks, but those of another model.
+# By model type. Detectors of other types are treated like DETR: all of their predictions count, and they are not asked
+# for masks. (Transformers' DETR processor can post-process masks, but those of another model.)
 SCORE_THRESHOLDS = {family.model_type: family.score_threshold for family in FAMILIES.values()}
 MODELS_WITH_MASKS = {family.model_type for family in FAMILIES.values() if family.masks}
 
 
 class DetectionEvaluation(Evaluation):
     """
-    The figures of [`pvt_hf.metrics.coco_ap.CocoAP`].
+    Computes the metrics of [`pvt_hf.metrics.coco_ap.CocoAP`].
 
-    Batches are those of [`pvt_hf.tasks.detection.samples.DetectionEvaluationSample`], put together by
-    `collate_detection`.
+    Batches are samples of [`pvt_hf.tasks.detection.samples.DetectionEvaluationSample`] and `collate_detection`. Two
+    images with the same id raise a ValueError in [`add`] or [`compute`].
 
     Args:
-        processor: its post-processing turns the model's output into detections.
-        model_type: of the model's configuration.
-        num_labels: classes of the model.
-        masks: whether masks are evaluated as well.
-
-    Raises:
-        ValueError: two images have the same id.
+        processor: the image processor, whose post-processing turns the model's output into detections.
+        model_type: `model_type` of the model's configuration; selects the score threshold.
+        num_labels: number of classes of the model.
+        masks: whether masks are evaluated too.
     """
 
     def __init__(self, processor: Any, model_type: str, num_labels: int, masks: bool):
@@ -59,7 +56,7 @@ class DetectionEvaluation(Evaluation):
         return self.merge(states).compute()
 
     def merge(self, states: list[Any]) -> CocoAP:
-        """The images of all processes in one metric."""
+        """Combines the images of all processes in one metric."""
         metric = self._new_metric()
         for images in states:
             metric.merge(images)
@@ -72,7 +69,14 @@ class DetectionEvaluation(Evaluation):
 def detections(
     processor: Any, outputs: Any, threshold: float, sizes: Sequence[tuple[int, int]], masks: bool
 ) -> list[dict[str, Any]]:
-    """Each image's detections as `CocoAP` takes them. `sizes`: (height, width) of the images."""
+    """
+    Post-processes a model's output into the predictions that `CocoAP` takes, one dict per image.
+
+    Args:
+        threshold: detections with lower scores are left out.
+        sizes: (height, width) of each image before processing, in pixels.
+        masks: whether to add a mask for each detection.
+    """
     found = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
     predictions = [
         {"scores": image["scores"], "labels": image["labels"], "boxes_xyxy": image["boxes"]} for image in found
@@ -87,7 +91,7 @@ def detections(
 
 
 def reference(target: dict[str, Any]) -> dict[str, Any]:
-    """An image's annotations as `CocoAP` takes them."""
+    """Converts the `target` of a sample into the reference that `CocoAP` takes."""
     annotations = target["annotations"]
     with_masks = annotations and "segmentation" in annotations[0]
     return {
@@ -101,7 +105,7 @@ def reference(target: dict[str, Any]) -> dict[str, Any]:
 
 
 def format_table(metrics: dict[str, Any], class_names: tuple[str, ...], masks: bool) -> str:
-    """COCO's twelve figures and the AP of every class, in percent; a minus sign where undefined."""
+    """A text table of COCO's twelve metrics and the AP of each class, in percent; "-" where undefined."""
     kinds = {"boxes": "", "masks": "mask_"} if masks else {"boxes": ""}
     width = max(len("ar_medium"), *map(len, class_names))
     lines = [f"{'':<{width}} " + " ".join(f"{kind:>7}" for kind in kinds)]

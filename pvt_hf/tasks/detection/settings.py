@@ -19,15 +19,16 @@ from ..settings import HeadFinetuning, HeadSettings, SceneSettings
 
 
 ARCHITECTURES = architectures("detection")
+DATASET_HELP = "digit-scenes (built in), a folder, or a Hub data set such as org/name."
 
 
 @dataclass(kw_only=True)
 class DetectionData(DataSettings, SceneSettings):
-    """Images with objects."""
+    """The data set: images with objects."""
 
-    dataset: str = option("digit-scenes", "'digit-scenes' (built in), a folder, or a Hub dataset id such as org/name.")
-    objects_column: str = option("", "Column of the objects; found by its type if not given.")
-    masks: bool = option(True, "Read, train and evaluate masks if the model has them.")
+    dataset: str = option("digit-scenes", DATASET_HELP)
+    objects_column: str = option("", "Column with the objects, e.g. objects; default: found by type.")
+    masks: bool = option(True, "Use masks too, if the model predicts them.")
 
 
 @dataclass(kw_only=True)
@@ -35,14 +36,18 @@ class DetectionRecipe(HeadSettings):
     """Model and augmentation."""
 
     architecture: str = option("retinanet", "Detector to build if --model is not given.", choices=[*ARCHITECTURES])
-    keep_empty: bool = option(True, "Train on images without objects as well.")
-    shortest_edges: list[int] = option([800], "Shorter side in training, in pixels, one drawn per image, e.g. 640 800.")
-    shortest_edge_range: bool = option(False, "--shortest_edges are two, and any length between them is drawn.")
-    eval_shortest_edge: int = option(800, "Shorter side in evaluation, in pixels.")
-    longest_edge: int = option(1333, "Longer side at most, in pixels.")
-    horizontal_flip: float = option(0.5, "Probability of mirroring an image.")
+    keep_empty: bool = option(True, "Train on images without objects too.")
+    shortest_edges: list[int] = option(
+        [800], "Training: length of the shorter side, in pixels; of several, one is drawn per image, e.g. 640 672 800."
+    )
+    shortest_edge_range: bool = option(
+        False, "Training: draw any length between the two --shortest_edges, e.g. with --shortest_edges 640 800."
+    )
+    eval_shortest_edge: int = option(800, "Evaluation: length of the shorter side, in pixels.")
+    longest_edge: int = option(1333, "Largest length of the longer side, in pixels; the shorter side shrinks with it.")
+    horizontal_flip: float = option(0.5, "Probability of a horizontal flip.")
     group_by_aspect: bool = option(
-        True, "Make batches of wide images and batches of others, within --shuffle_window, to save padding."
+        True, "Batch wide images apart from the others, within each --shuffle_window, so that there is less padding."
     )
 
     def __post_init__(self) -> None:
@@ -51,11 +56,14 @@ class DetectionRecipe(HeadSettings):
         check_share(self, "horizontal_flip")
         edges = self.shortest_edges
         if not edges or min(edges) < 32:
-            raise ValueError(f"--shortest_edges must be at least 32, got {edges}.")
+            raise ValueError(f"--shortest_edges must be one or more lengths of at least 32, got {edges}.")
         if self.shortest_edge_range and (len(edges) != 2 or edges[0] > edges[1]):
-            raise ValueError(f"--shortest_edge_range goes with two --shortest_edges, in order, got {edges}.")
+            raise ValueError(f"--shortest_edge_range needs two --shortest_edges, the smaller one first, got {edges}.")
         if self.longest_edge < max(self.eval_shortest_edge, *edges):
-            raise ValueError(f"--longest_edge {self.longest_edge} is below the length of a shorter side.")
+            raise ValueError(
+                f"--longest_edge {self.longest_edge} is below --shortest_edges {edges} or --eval_shortest_edge "
+                f"{self.eval_shortest_edge}."
+            )
         read_overrides(self, load(ARCHITECTURES[self.architecture].config))
 
 
@@ -68,19 +76,15 @@ class DetectionSettings(TrainingSettings, DetectionData, DetectionRecipe):
 class DetectionFinetuning(HeadFinetuning, SplitSettings, DetectionData, DetectionRecipe):
     """Arguments of `scripts/finetune.py object-detection`."""
 
-    dataset: str = field(
-        metadata={"help": "'digit-scenes' (built in), a folder, or a Hub dataset id such as org/name."}
-    )
+    dataset: str = field(metadata={"help": DATASET_HELP})
 
 
 @dataclass(kw_only=True)
 class DetectionEvaluationSettings(EvaluationSettings, DetectionData):
     """Arguments of `scripts/evaluate_object_detection.py`."""
 
-    dataset: str = field(
-        metadata={"help": "'digit-scenes' (built in), a folder, or a Hub dataset id such as org/name."}
-    )
+    dataset: str = field(metadata={"help": DATASET_HELP})
     batch_size: int = option(
-        1, "Images per batch and process. Smaller images are padded, which changes their answers a little."
+        1, "Images per batch and process. Above 1, images are padded, which changes the predictions slightly."
     )
-    results: str = option("", "JSON file for the detections, in COCO's results format, e.g. detections.json.")
+    results: str = option("", "JSON file for the detections, in COCO's results format, e.g. detections.json; '': none.")

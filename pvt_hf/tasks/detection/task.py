@@ -1,4 +1,4 @@
-"""Object detection and instance segmentation as a task of the engine."""
+"""The task object detection, which includes instance segmentation."""
 
 from __future__ import annotations
 
@@ -36,15 +36,24 @@ from .transforms import DetectionTransform
 
 
 def detection_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    """The model's own loss."""
+    """
+    The loss that the model computes itself: for RetinaNet `RetinaNetForObjectDetection.losses` in
+    `models/modeling_retinanet.py`; for Mask R-CNN `region_losses` in `models/modeling_mask_rcnn.py` and the losses of
+    `models/modeling_rpn.py`; for DETR that of Transformers.
+
+    Args:
+        model: takes the entries of `batch`, and returns `loss`.
+        batch: on the model's device; see [`pvt_hf.tasks.detection.samples.DetectionSample`] and `collate_detection`.
+    """
     return model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"], labels=batch["labels"]).loss
 
 
 def check_takes_pixel_mask(model: PreTrainedModel) -> None:
-    """Raises a ValueError for a model that cannot tell the padding of a batch from the image."""
+    """Raises a ValueError if the model takes no `pixel_mask`, which tells the image from the padding of a batch."""
     if "pixel_mask" not in inspect.signature(model.forward).parameters:
         raise ValueError(
-            f"{type(model).__name__} has no pixel_mask argument, so it would take the padding of a batch for image."
+            f"{type(model).__name__} has no pixel_mask argument, so it cannot tell the image from the padding of a "
+            "batch: give a detector that has one, such as RetinaNet or DETR."
         )
 
 
@@ -68,7 +77,7 @@ class DetectionTask(Task):
         )
 
     def build_processor(self, settings: DetectionRecipe) -> Any:
-        """With `--model` its own, at its own size."""
+        """With `settings.model`, the checkpoint's processor, unchanged."""
         if settings.model:
             return AutoImageProcessor.from_pretrained(settings.model)
         size = {"shortest_edge": settings.eval_shortest_edge, "longest_edge": settings.longest_edge}
@@ -100,7 +109,7 @@ class DetectionTask(Task):
         return DetectionEvaluationSample(stream, ProcessorTransform(processor), class_names, self._has_masks(settings))
 
     def _has_masks(self, settings: Any) -> bool:
-        """Whether the model of a training has masks, and they are wanted."""
+        """Whether to train with masks: the model predicts them, and `settings.masks` is on."""
         model_type = ARCHITECTURES[settings.architecture].model_type
         if settings.model:
             model_type = AutoConfig.from_pretrained(settings.model).model_type
@@ -154,5 +163,5 @@ class DetectionTask(Task):
         return collate_detection(list(samples))
 
     def group(self, settings: Any, stream: Stream) -> Callable[[dict[str, Any]], Hashable] | None:
-        """Wide images and others, so that a batch has little padding."""
+        """Groups wide images apart from the others, so that batches need little padding."""
         return partial(aspect_group, stream) if settings.group_by_aspect else None

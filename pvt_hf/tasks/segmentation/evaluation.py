@@ -1,4 +1,4 @@
-"""Mean IoU of a segmenter, of any architecture, at the images' own sizes, and its table by class."""
+"""Mean IoU of a semantic segmentation model of any architecture, at the images' own sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .inference import Forward
 
 
 class Inference(Protocol):
-    """One of the classes of `pvt_hf.tasks.segmentation.inference`, which describes the arguments."""
+    """A way to predict an image of any size. See `pvt_hf.tasks.segmentation.inference`, which has three."""
 
     def __call__(self, image: Image.Image) -> list[torch.Tensor]: ...
 
@@ -23,14 +23,14 @@ class Inference(Protocol):
 
 class SegmentationEvaluation(Evaluation):
     """
-    The figures of [`pvt_hf.metrics.mean_iou.MeanIoU`].
+    Computes the metrics of [`pvt_hf.metrics.mean_iou.MeanIoU`].
 
-    Batches are lists: `views`, made by `inference`, and `labels` (H, W) of each image, as
-    [`pvt_hf.tasks.segmentation.samples.SegmentationEvaluationSample`] gives them.
+    A batch has two lists with one entry per image: `views`, the tensors that `inference` made, and `labels` (H, W). See
+    [`pvt_hf.tasks.segmentation.samples.SegmentationEvaluationSample`].
 
     Args:
-        inference: turns an image's views into its label map.
-        num_labels: classes of the model.
+        inference: predicts the label map of an image from its views.
+        num_labels: number of classes of the model.
     """
 
     def __init__(self, inference: Inference, num_labels: int):
@@ -61,7 +61,7 @@ MEANS = ("mean_iou", "mean_accuracy", "overall_accuracy")
 
 
 def class_table(metrics: dict[str, Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each class: `name`, `iou`, `accuracy` (from 0 to 1, None where undefined), `pixels`."""
+    """One row per class: `name`, `iou` and `accuracy` (from 0 to 1, None if undefined), `pixels` (labelled ones)."""
     columns = (metrics[f"per_category_{name}"] for name in ("iou", "accuracy", "pixels"))
     return [
         {"name": name, "iou": iou, "accuracy": accuracy, "pixels": pixels}
@@ -70,7 +70,7 @@ def class_table(metrics: dict[str, Any], class_names: Sequence[str]) -> list[dic
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-    """The rows of [`class_table`] as text, with a minus sign for None."""
+    """The rows of [`class_table`] as text; "-" stands for None."""
     width = max(len("class"), *(len(row["name"]) for row in rows))
     lines = [f"{'class':<{width}} {'IoU':>7} {'accuracy':>9} {'pixels':>14}"]
     for row in rows:

@@ -1,19 +1,19 @@
 """
-Three ways to label the pixels of an image of any size: as the processor prepares it, at several scales, and through a
-window that slides over it.
+Three ways to predict the label map of an image of any size: at the size that the processor gives it, averaged over
+several sizes, and with a sliding window.
 
-Each is called with a PIL RGB image and gives its views, uint8 or float tensors (3, h, w): cheap work that loader
-workers can do, so the classes can be pickled. `predict(model, views, size)` then makes the label map:
+Each is a class. Calling it with a PIL RGB image returns the image's views: uint8 or float tensors (3, h, w). That is
+cheap and is done by loader processes, so the classes can be pickled. `predict(model, views, size)` then predicts:
 
-    model: a callable from pixel values (batch, 3, h, w), on the CPU, to an output with `logits` (batch, classes, rows,
-        columns), on any device.
-    views: of one image.
-    size: its own (height, width).
+    model: maps pixel values (batch, 3, h, w) on the CPU to an output with `logits` (batch, classes, rows, columns) on
+        any device.
+    views: the views of one image.
+    size: (height, width) of the image.
 
-    Returns an integer tensor (height, width) on the CPU: for each pixel the class whose score, resized to the image's
-    own size (bilinear, align_corners=False), is the largest.
+    Returns an integer tensor (height, width) on the CPU: for each pixel the class with the highest score, after the
+    scores are resized to the size of the image (bilinear, align_corners=False).
 
-No tensor of (classes, height, width) is ever made: that would be 29 GB for 150 classes and 8000x6000 pixels.
+None of them makes a tensor (classes, height, width), which would take 29 GB for 150 classes and 8000x6000 pixels.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ from ...models.image_processing_sizes import SIZE_DIVISOR
 
 Forward = Callable[[torch.Tensor], Any]
 
-# Of the row in the PVT paper's Table 5 with multi-scale testing. It does not say which; these are in the official
-# segmentation/configs/_base_/datasets/ade20k.py, commented out.
+# For multi-scale testing, as in one row of the PVT paper's Table 5. The paper does not give the ratios; these are in
+# the official segmentation/configs/_base_/datasets/ade20k.py, commented out.
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
-# Scores that a band of sliding windows adds up: 1 GB of float32, whatever the image's size and the number of classes.
+# Most scores in a band of sliding windows: 1 GB of float32, for any image size and number of classes
 MAX_BAND_SCORES = 2**28
-# Resized at once before they are added: 16 MB, which takes half the time of a whole window of 150 classes
+# Most scores that are resized at once: 16 MB, twice as fast as resizing a whole window with 150 classes
 SCORES_AT_ONCE = 2**22
 
 
 class SingleScale:
     """
-    The image as the processor prepares it; by default shorter side to 512, at most 2048, sides to multiples of 32.
+    Predicts the image at the size that the processor gives it: by default 512 pixels for the shorter side, or less if
+    the longer one would exceed 2048, then both rounded up to multiples of 32.
 
     Source: the official `segmentation/configs/_base_/datasets/ade20k.py`, with `segmentation/align_resize.py`.
     """
@@ -64,30 +65,30 @@ class SingleScale:
 
 class MultiScale:
     """
-    The mean of the probabilities (softmax at the image's own size) at several scales, each as it is and mirrored.
+    Averages the class probabilities (softmax at the size of the image) over several scales, each of them also mirrored.
 
-    A scale is the processor's `size` times a ratio, rounded down. All of it as mmsegmentation's `MultiScaleFlipAug` and
-    `EncoderDecoder.aug_test` do it; but that keeps whole maps of probabilities, and this the logits of the views (at
-    stride 4, of sizes that the processor's size bounds), from which the probabilities are made a few rows at a time.
+    A scale is the processor's `size` times a ratio, rounded down. Source: mmsegmentation's `MultiScaleFlipAug` and
+    `EncoderDecoder.aug_test`. Deviation: those keep the probabilities of the whole image; here the logits of the views
+    are kept, which are smaller, and the probabilities are computed from them for a few rows at a time.
 
     Args:
-        processor: of the model.
-        ratios: of the scales.
-        flip: whether each scale is mirrored as well.
+        processor: the model's image processor.
+        ratios: one scale for each.
+        flip: whether each scale is also predicted mirrored.
 
     Raises:
-        ValueError: no ratio, or one that is not positive.
+        ValueError: there is no ratio, or one is not positive.
     """
 
     def __init__(self, processor: Any, ratios: Sequence[float] = RATIOS, flip: bool = True):
         if not ratios or min(ratios) <= 0:
-            raise ValueError(f"ratios must be positive, and at least one, got {list(ratios)}.")
+            raise ValueError(f"ratios must be one or more positive numbers, got {list(ratios)}.")
         self.processor, self.flip = processor, flip
         given = {side: pixels for side, pixels in dict(processor.size).items() if pixels}
         self.sizes = [{side: max(int(pixels * ratio), 1) for side, pixels in given.items()} for ratio in ratios]
 
     def __call__(self, image: Image.Image) -> list[torch.Tensor]:
-        """One view per ratio; the mirrored ones are made of these by `predict`."""
+        """One view per ratio. `predict` makes the mirrored ones."""
         return [torch.as_tensor(self.processor(image, size=size)["pixel_values"][0]) for size in self.sizes]
 
     @torch.no_grad()
@@ -111,9 +112,11 @@ class MultiScale:
 
 def resized_rows(scores: torch.Tensor, size: tuple[int, int], top: int, bottom: int) -> torch.Tensor:
     """
-    The rows from `top` up to `bottom` of scores (classes, h, w), float32, resized to `size`, (height, width).
+    Resizes scores (classes, h, w), float32, to `size`, (height, width), but computes only the rows from `top` up to
+    `bottom` (exclusive). Equal to those rows of `interpolate` (bilinear, align_corners=False) except for rounding.
 
-    What `interpolate` (bilinear, align_corners=False) gives there, but for rounding: (classes, bottom - top, width).
+    Returns:
+        (classes, bottom - top, width) float32.
     """
     last = scores.shape[1] - 1
     rows = torch.arange(top, bottom, dtype=torch.float64, device=scores.device)
@@ -126,22 +129,23 @@ def resized_rows(scores: torch.Tensor, size: tuple[int, int], top: int, bottom: 
 
 class SlidingWindow:
     """
-    A window that slides over the image at the image's own resolution; where windows overlap, their logits are averaged.
+    Slides a window over the image at the image's own resolution. Where windows overlap, their logits are averaged.
 
-    Places and averaging are those of mmsegmentation's `EncoderDecoder.slide_inference`: every `stride` pixels, and the
-    last one at the border. Each window is prepared as if it were an image, with its own size up to multiples of 32, to
-    which it is resized: only windows that are smaller than `window`, as the image is, change. A window that covers the
-    image gives what [`SingleScale`] does with a processor that keeps the size.
+    Source: mmsegmentation's `EncoderDecoder.slide_inference`, with the same positions (every `stride` pixels, the last
+    window at the border) and the same averaging. Each window is prepared by the processor like an image, resized to
+    multiples of 32, rounded up. That changes only windows whose size is no such multiple, for example those limited by
+    a small image. With a window that covers the image, the result is that of [`SingleScale`] with a processor that
+    keeps the size.
 
-    Beside image and label map the memory is constant: the windows go from top to bottom over a stripe of the image and
-    add up in a band as high as a window, whose upper rows are finished when the next windows begin below them. An image
-    that needs several stripes (3,495 columns are one for 150 classes and 512 pixels) has the windows on the borders
-    between them computed twice.
+    Besides the image and the label map, memory use is bounded. The image is cut into vertical stripes. In a stripe the
+    windows go from top to bottom, and their logits are added up in a band as high as a window; rows of the band are
+    finished when the next windows begin below them. A stripe has 3,495 columns for 150 classes and a window of 512
+    pixels; windows on the border between two stripes are computed twice.
 
     Args:
-        processor: of the model.
-        window: side in pixels, preferably that of the crops of the training, and a multiple of 32.
-        stride: pixels from one window to the next, at most `window`.
+        processor: the model's image processor.
+        window: height and width in pixels, a multiple of 32, preferably the size of the training crops.
+        stride: distance between windows in pixels, at most `window`.
 
     Raises:
         ValueError: `stride` is below 1 or leaves gaps.
@@ -149,11 +153,11 @@ class SlidingWindow:
 
     def __init__(self, processor: Any, window: int = 512, stride: int = 341):
         if not 1 <= stride <= window:
-            raise ValueError(f"the stride must be at least 1 and at most the window of {window} pixels, got {stride}.")
+            raise ValueError(f"stride must be at least 1 and at most the window of {window} pixels, got {stride}.")
         self.processor, self.window, self.stride = processor, window, stride
 
     def __call__(self, image: Image.Image) -> list[torch.Tensor]:
-        """The image itself, as uint8: a quarter of what it is when prepared."""
+        """The image itself as uint8, a quarter of the size of the prepared image."""
         return [torch.from_numpy(np.array(image)).permute(2, 0, 1)]
 
     @torch.no_grad()
@@ -166,7 +170,7 @@ class SlidingWindow:
         return labels
 
     def _label_stripe(self, model: Forward, image: torch.Tensor, start: int, labels: torch.Tensor) -> int:
-        """Fills in `labels` from column `start` to the one that is returned."""
+        """Predicts a stripe: fills `labels` from column `start` up to the column that is returned (exclusive)."""
         height, width = labels.shape
         tops, lefts = self._places(height), self._places(width)
         rows, columns = min(self.window, height), min(self.window, width)
@@ -177,7 +181,7 @@ class SlidingWindow:
                 if left >= stop:
                     break
                 logits = self._logits(model, image[:, top : top + rows, left : left + columns])
-                if band is None:  # now the number of classes is known, and so how wide a stripe can be
+                if band is None:  # the number of classes, now known, limits the width of the stripe
                     stripes = -(-(width - start) // max(MAX_BAND_SCORES // (len(logits) * rows), 1))
                     stop = start + -(-(width - start) // stripes)
                     band = logits.new_zeros(len(logits), rows, stop - start)
@@ -187,7 +191,7 @@ class SlidingWindow:
                     scores = F.interpolate(added[None], size=(rows, columns), mode="bilinear", align_corners=False)[0]
                     part[:, :, first - start : last - start] += scores[:, :, first - left : last - left]
             done = next_top - top
-            # Sums instead of means: each pixel's scores would be divided by the same number of windows.
+            # Sums will do: the mean would divide all scores of a pixel by the same number of windows.
             labels[top:next_top, start:stop] = band[:, :done].argmax(dim=0)
             for scores in band:
                 scores[: rows - done] = scores[done:].clone()
@@ -199,7 +203,7 @@ class SlidingWindow:
         return [*range(0, last, self.stride), last]
 
     def _logits(self, model: Forward, part: torch.Tensor) -> torch.Tensor:
-        """(3, h, w) uint8 to (classes, rows, columns) float32, at the resolution of the model."""
+        """Logits (classes, rows, columns) float32, at the model's resolution, of a window (3, h, w) uint8."""
         picture = Image.fromarray(np.ascontiguousarray(part.permute(1, 2, 0).numpy()))
         height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in part.shape[1:])  # rounded up
         pixels = self.processor(picture, size={"height": height, "width": width})["pixel_values"][0]

@@ -20,14 +20,15 @@ from .inference import RATIOS
 
 
 ARCHITECTURES = architectures("segmentation")
+DATASET_HELP = "digit-scenes (built in), a folder, or a Hub data set such as org/name."
 
 
 @dataclass(kw_only=True)
 class SegmentationData(DataSettings, SceneSettings):
-    """Images with a mask of labels each."""
+    """The data set: images with one mask of labels each."""
 
-    dataset: str = option("digit-scenes", "'digit-scenes' (built in), a folder, or a Hub dataset id such as org/name.")
-    mask_column: str = option("", "Column of the masks; found by its type and name if not given.")
+    dataset: str = option("digit-scenes", DATASET_HELP)
+    mask_column: str = option("", "Column with the masks, e.g. annotation; default: found by type and name.")
 
 
 @dataclass(kw_only=True)
@@ -35,14 +36,21 @@ class SegmentationRecipe(HeadSettings):
     """Model and augmentation."""
 
     architecture: str = option("semantic_fpn", "Head to build if --model is not given.", choices=[*ARCHITECTURES])
-    reduce_labels: bool = option(False, "Label 0 of the masks is no class and label 1 is the first one, as in ADE20K.")
-    shortest_edge: int = option(512, "Shorter side of an image at scale 1 and in evaluation, at most, in pixels.")
-    longest_edge: int = option(2048, "Longer side of an image at scale 1 and in evaluation, at most, in pixels.")
-    min_scale: float = option(0.5, "Smallest random scale of --shortest_edge and --longest_edge.")
-    max_scale: float = option(2.0, "Largest random scale of --shortest_edge and --longest_edge.")
-    crop_size: int = option(512, "Side of the training crops, in pixels.")
-    max_class_share: float = option(0.75, "Draw a crop again if one class has more of its pixels; 1: take any crop.")
-    horizontal_flip: float = option(0.5, "Probability of mirroring an image.")
+    reduce_labels: bool = option(
+        False, "Label 0 of the masks is no class, and label 1 is the first class, as in ADE20K. (255 is never a class.)"
+    )
+    shortest_edge: int = option(
+        512,
+        "Length to which the shorter side is resized, in pixels; less if the longer one would exceed --longest_edge.",
+    )
+    longest_edge: int = option(2048, "Largest length of the longer side, in pixels.")
+    min_scale: float = option(0.5, "Smallest random factor on --shortest_edge and --longest_edge in training.")
+    max_scale: float = option(2.0, "Largest random factor on --shortest_edge and --longest_edge in training.")
+    crop_size: int = option(512, "Height and width of the training crops, in pixels.")
+    max_class_share: float = option(
+        0.75, "Draw a crop again (up to 10 times) if one class fills this fraction of it or more; 1: accept any crop."
+    )
+    horizontal_flip: float = option(0.5, "Probability of a horizontal flip.")
     photometric: bool = option(True, "Change brightness, contrast, saturation and hue at random.")
 
     def __post_init__(self) -> None:
@@ -65,31 +73,32 @@ class SegmentationSettings(TrainingSettings, SegmentationData, SegmentationRecip
 class SegmentationFinetuning(HeadFinetuning, SplitSettings, SegmentationData, SegmentationRecipe):
     """Arguments of `scripts/finetune.py semantic-segmentation`."""
 
-    dataset: str = field(
-        metadata={"help": "'digit-scenes' (built in), a folder, or a Hub dataset id such as org/name."}
-    )
+    dataset: str = field(metadata={"help": DATASET_HELP})
 
 
 @dataclass(kw_only=True)
 class SegmentationEvaluationSettings(EvaluationSettings, SegmentationData):
     """Arguments of `scripts/evaluate_semantic_segmentation.py`."""
 
-    dataset: str = field(
-        metadata={"help": "'digit-scenes' (built in), a folder, or a Hub dataset id such as org/name."}
-    )
-    batch_size: int = option(1, "Images that a loader process sends at once. They are predicted one by one.")
+    dataset: str = field(metadata={"help": DATASET_HELP})
+    batch_size: int = option(1, "Images that a loader process sends at once. The model gets them one by one.")
     reduce_labels: bool | None = option(
-        None, "Label 0 of the masks is no class and label 1 is the first one; default: as the model's processor says."
+        None, "Label 0 of the masks is no class: true or false; default: as the model's image processor says."
     )
-    mode: str = option("single", "Way of inference.", choices=["single", "multi_scale", "sliding"])
-    ratios: list[float] = option(list(RATIOS), "--mode multi_scale: factors on the processor's size.")
-    flip: bool = option(True, "--mode multi_scale: add a mirrored view of each scale.")
-    window: int = option(512, "--mode sliding: side of the window, in pixels.")
-    stride: int = option(341, "--mode sliding: pixels from one window to the next.")
+    mode: str = option(
+        "single",
+        "single: the image at the size of the model's image processor; multi_scale: the average over several sizes; "
+        "sliding: a sliding window at the image's own resolution.",
+        choices=["single", "multi_scale", "sliding"],
+    )
+    ratios: list[float] = option(list(RATIOS), "For --mode multi_scale: factors on the image processor's size.")
+    flip: bool = option(True, "For --mode multi_scale: also predict the mirrored image at each scale.")
+    window: int = option(512, "For --mode sliding: height and width of the window, in pixels, a multiple of 32.")
+    stride: int = option(341, "For --mode sliding: distance between windows, in pixels, at most --window.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.ratios or min(self.ratios) <= 0:
-            raise ValueError(f"--ratios must be positive, and at least one, got {self.ratios}.")
+            raise ValueError(f"--ratios must be one or more positive numbers, got {self.ratios}.")
         if not 1 <= self.stride <= self.window:
-            raise ValueError(f"--stride is at least 1 and at most the --window of {self.window}, got {self.stride}.")
+            raise ValueError(f"--stride must be at least 1 and at most --window {self.window}, got {self.stride}.")

@@ -1,4 +1,4 @@
-"""Semantic segmentation as a task of the engine."""
+"""The task semantic segmentation."""
 
 from __future__ import annotations
 
@@ -32,12 +32,20 @@ from .transforms import SegmentationTransform
 
 
 def segmentation_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    """The model's own loss: the mean cross-entropy over labelled pixels."""
+    """
+    The loss that the model computes itself. For Semantic FPN and Trans2Seg it is `semantic_segmentation_loss` in
+    `models/modeling_semantic_fpn.py`, the mean cross-entropy over all pixels with a class.
+
+    Args:
+        model: takes `pixel_values` and `labels`, and returns `loss`.
+        batch: on the model's device; has `pixel_values` (batch, 3, H, W) and `labels` (batch, H, W) int64, in which 255
+            is no class.
+    """
     return model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
 
 
 def make_inference(settings: SegmentationEvaluationSettings, processor: Any) -> Inference:
-    """The way of inference that `--mode` names."""
+    """Makes the inference that `--mode` selects."""
     if settings.mode == "single":
         return SingleScale(processor)
     if settings.mode == "multi_scale":
@@ -52,7 +60,7 @@ class SegmentationTask(Task):
     training_settings = SegmentationSettings
     evaluation_settings = SegmentationEvaluationSettings
     finetuning_settings = SegmentationFinetuning
-    eval_batch_size = 1  # images of different sizes are predicted one by one
+    eval_batch_size = 1  # images differ in size, so they are predicted one by one
 
     def open_stream(self, settings: SegmentationData, split: str, processor: Any, training: bool = False) -> Stream:
         return open_segmentation_stream(
@@ -104,7 +112,7 @@ class SegmentationTask(Task):
     def evaluation(
         self, settings: Any, model: PreTrainedModel, processor: Any, num_labels: int
     ) -> SegmentationEvaluation:
-        """At the images' own sizes and a single scale."""
+        """Evaluates as the evaluation script does with `--mode single`."""
         return SegmentationEvaluation(SingleScale(processor), num_labels)
 
     def checkpoint_evaluations(
@@ -144,5 +152,5 @@ class SegmentationTask(Task):
         )
 
     def collate_evaluation(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Lists, because the images differ in size."""
+        """Makes lists, because the images differ in size."""
         return collate_lists(list(samples))
