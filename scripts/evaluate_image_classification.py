@@ -1,5 +1,6 @@
 """
-Evaluates any image classifier that AutoModel opens on any stream: top-1, top-5, loss, images per second.
+Evaluates an image classifier, of any architecture that AutoModelForImageClassification opens: top-1 and top-5 accuracy,
+loss, images per second.
 
     python scripts/evaluate_image_classification.py --model DIR --dataset path/to/folder --split validation
     python scripts/evaluate_image_classification.py --model DIR --dataset imagenet-1k --image_sizes 224 256 384 \\
@@ -7,10 +8,10 @@ Evaluates any image classifier that AutoModel opens on any stream: top-1, top-5,
     accelerate launch scripts/evaluate_image_classification.py --model DIR --dataset ...              # several GPUs
     torchrun --nproc_per_node 2 scripts/evaluate_image_classification.py --model DIR --dataset ... --cpu
 
-Without --image_sizes the checkpoint's processor prepares the images as it is; with it, the official protocol at each
-size: shorter side to size / 0.875 (--crop_ratio), centre crop. Several processes share the samples, each once.
-Images per second are those of all processes together, loading and forward passes, from the end of the first batch to
-that of the last. Unusable images are skipped, named and counted. `--help` lists every argument.
+Without --image_sizes, the model's image processor prepares the images. With it, the official protocol is followed at
+each size: the shorter side is resized to size / 0.875 (--crop_ratio), and the centre is cropped. Several processes
+share the images; each image counts once. Images per second are measured over all processes, including loading, without
+the first batch. Unusable images are skipped, named and counted.
 """
 
 from pvt_hf.data.streams import StreamError
@@ -22,6 +23,6 @@ from pvt_hf.tasks import get_task
 if __name__ == "__main__":
     task = get_task("image-classification")
     try:
-        evaluate_checkpoint(task, parse_arguments(task.evaluation_settings))
+        evaluate_checkpoint(task, parse_arguments(task.evaluation_settings, description=__doc__))
     except (OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None

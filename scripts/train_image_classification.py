@@ -1,12 +1,14 @@
 """
-Trains or fine-tunes an image classifier on a stream, on one process or many.
+Trains or fine-tunes an image classifier, in one process or several.
 
     python scripts/train_image_classification.py --dataset path/to/folder --model path/or/hub-id --output_dir out
     python scripts/train_image_classification.py RECIPE.yaml --output_dir out
-    accelerate launch scripts/train_image_classification.py RECIPE.yaml --output_dir out        # GPUs
-    torchrun --nproc_per_node 2 scripts/train_image_classification.py RECIPE.yaml --cpu --output_dir out
+    accelerate launch scripts/train_image_classification.py RECIPE.yaml --output_dir out                     # on GPUs
+    torchrun --nproc_per_node 2 scripts/train_image_classification.py RECIPE.yaml --cpu --output_dir out     # on CPUs
 
-`--help` lists every argument.
+RECIPE.yaml is a file such as those in scripts/recipes. --dataset is a folder with one subfolder per class, a folder of
+parquet files or webdataset tars, or the id of a data set on the Hub. Ctrl-C saves a checkpoint and stops;
+--resume_from_checkpoint latest continues.
 """
 
 from pvt_hf.data.streams import StreamError
@@ -18,6 +20,6 @@ from pvt_hf.tasks import get_task
 if __name__ == "__main__":
     task = get_task("image-classification")
     try:
-        train(task, parse_arguments(task.training_settings))
+        train(task, parse_arguments(task.training_settings, description=__doc__))
     except (OSError, ValueError, StreamError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -276,11 +276,16 @@ def parse_arguments(
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults that are not empty. `--no_NAME` only refers to `--NAME`, whose help it would otherwise repeat."""
+    """
+    Marks required arguments, and shows defaults that are not empty. The help of `--no_NAME` refers to `--NAME`, whose
+    help it would otherwise repeat.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if isinstance(action, argparse._StoreFalseAction):
             return f"Switch --{action.dest} off."
+        if action.required:
+            return f"{action.help} (required)"
         return action.help if action.default in (None, "", []) else super()._get_help_string(action)
 
 

@@ -166,9 +166,7 @@ def test_what_has_changed_is_printed(tmp_path, capsys):
     train_here(photos, tmp_path / "run", save_every_steps=6, save_total_limit=0)
     middle = str(tmp_path / "run" / "checkpoint-00000006")
     train_here(photos, tmp_path / "run", learning_rate=1e-2, resume_from_checkpoint=middle)
-    assert (
-        "Other settings than before checkpoint-00000006: --learning_rate was 0.001, is 0.01." in capsys.readouterr().out
-    )
+    assert "Settings changed since checkpoint-00000006: --learning_rate was 0.001, is 0.01." in capsys.readouterr().out
     train_here(photos, tmp_path / "run", learning_rate=1e-2, resume_from_checkpoint="latest")
     assert "The training was finished" in capsys.readouterr().out
 

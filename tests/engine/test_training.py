@@ -134,6 +134,7 @@ def test_help(capsys):
         parse_arguments(SegmentationSettings, ["--help"], description="Trains.\n    indented")
     text = capsys.readouterr().out
     assert "\nTrains.\n    indented\n" in text and "(default: 300)" in text and "Switch --photometric off." in text
+    assert text.count("(required)") == 1
     assert "(default: )" not in text and "(default: [])" not in text
 
 
