@@ -1,5 +1,6 @@
 """
-Measures PVT on this machine, two things at a time in one process: A B A B ..., so that load from elsewhere meets both.
+Measures the speed of PVT on this machine. Two sides alternate in one process (A B A B ...), so other load on the
+machine affects both.
 
     python scripts/benchmark.py --output outputs/benchmark.json
     python scripts/benchmark.py models --device cuda --dtype bfloat16 --variant pvt-large
@@ -7,20 +8,23 @@ Measures PVT on this machine, two things at a time in one process: A B A B ..., 
     python scripts/benchmark.py training
     python scripts/benchmark.py data
 
-Task "training" measures whole training steps against the native class: see `benchmark_training.py`. Task "data"
-measures the input pipeline: see `benchmark_data.py`. Task "models", which is the default:
+Tasks: "training" measures training steps against the native class (`benchmark_training.py`), "data" the input pipeline
+(`benchmark_data.py`), and "models", the default, the model alone, in two sections:
 
-Section "native": our classifier and that of plain Transformers with the same weights, at the size both are built for.
-Section "attention": our classifier with SDPA and with eager attention, at the sizes of dense prediction, with memory.
+- "native": our classifier against that of plain Transformers with the same weights, at the size both are built for;
+- "attention": our classifier with SDPA against eager attention, at the sizes of dense prediction, with memory.
 
-Outputs are compared first, for forward+backward the gradients too: a run whose two models disagree stops.
-Times are wall-clock times of one call (synchronised on CUDA): median and quartiles. The ratio is the
-median of those of the pairs, below 1 where the first model is faster: load from elsewhere meets both of a pair.
-The share is FLOP / median time over the rate of a large square matmul of the same device and dtype. FLOP, 2 per
-multiply-add, are those of convolutions, linear layers and matrix products with eager attention, for both models.
-float32 means float32: TF32 is off.
-Memory is the peak of one call over what was there before it (the weights, a warmed-up library): of allocated tensors on
-CUDA (`max_memory_allocated`), on the CPU of the resident memory of a process of its own (Linux only, else null).
+Before anything is timed, the outputs of both models are compared, and for forward+backward the gradients too. If they
+differ, the run stops.
+
+- Times are wall-clock times of one call (synchronised on CUDA): median and quartiles.
+- The ratio is the median over the pairs of first / second time: below 1, the first model is faster.
+- The share is FLOP / median time, relative to the rate of a large square matmul with the same device and dtype. FLOP,
+  2 per multiply-add, are counted for convolutions, linear layers and matrix products, for both models with eager
+  attention.
+- float32 means float32: TF32 is off.
+- Memory is the peak during one call, less what was in use before it (weights, loaded libraries): on CUDA of allocated
+  tensors (`max_memory_allocated`), on a CPU of the resident memory of a separate process (Linux only, otherwise null).
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ from pvt_hf import PvtConfig, PvtForImageClassification
 from pvt_hf.weights.variants import VARIANTS, get_config, get_variant
 
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the files beside this one, where it is not run but loaded
+sys.path.insert(0, str(Path(__file__).parent))  # finds the files beside this one when it is imported, not run
 
 from benchmark_report import (
     MIN_PAIRS,
@@ -66,52 +70,66 @@ from benchmark_report import (
 
 FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
 WARM_UP_SECONDS = 1.0
-# Largest difference of two models of equal weights, relative to the largest value: orders of summation (eager, SDPA,
-# compiled kernels) differ, and native's softmax is in the dtype of the model, ours in float32.
+# Largest difference between two models with equal weights, relative to the largest value. Kernels (eager, SDPA,
+# compiled) sum in different orders, and the native softmax is in the dtype of the model, ours in float32.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """ "512" or "800x1312" to (height, width). Raises a ValueError for anything else, or below 32 pixels."""
+    """Parses "512" or "800x1312" to (height, width) in pixels. Raises a ValueError for others, or below 32 pixels."""
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if min(height, width) < 32:
         raise ValueError(
-            f"--sizes: {text!r} is no image size. Give one like 512 or 800x1312, at least 32 pixels a side."
+            f"--sizes: {text!r} is not an image size: give one like 512 or 800x1312 (height x width), at least 32x32."
         )
     return height, width
 
 
 @dataclass
 class ModelsArguments:
-    """Measures PVT on this machine, two models at a time in one process."""
+    """
+    Measures PVT on this machine, two models at a time in one process. Other tasks: benchmark.py training --help,
+    benchmark.py data --help.
+    """
 
-    output: Path | None = field(default=None, metadata={"help": "JSON file, written after every row."})
-    variant: str = field(default="pvt-small", metadata={"help": "Which PVT.", "choices": list(VARIANTS)})
-    device: str = field(
-        default="auto", metadata={"help": "auto: CUDA if there is.", "choices": ["auto", "cpu", "cuda"]}
+    output: Path | None = field(
+        default=None, metadata={"help": "JSON file for the results, written after every row, e.g. models.json."}
     )
-    dtype: str = field(default="float32", metadata={"help": "Of weights and images.", "choices": list(TOLERANCE)})
+    variant: str = field(default="pvt-small", metadata={"help": "PVT to measure.", "choices": list(VARIANTS)})
+    device: str = field(
+        default="auto", metadata={"help": "auto: CUDA if available.", "choices": ["auto", "cpu", "cuda"]}
+    )
+    dtype: str = field(
+        default="float32", metadata={"help": "Data type of weights and images.", "choices": list(TOLERANCE)}
+    )
     sections: list[str] = field(
         default_factory=lambda: ["native", "attention"],
-        metadata={"help": "What to measure.", "choices": ["native", "attention"]},
+        metadata={
+            "help": "native: ours against the native class; attention: SDPA against eager attention.",
+            "choices": ["native", "attention"],
+        },
     )
-    skip_compile: bool = field(default=False, metadata={"help": "Section native without torch.compile."})
-    image_size: int = field(default=224, metadata={"help": "Section native: side in pixels, a multiple of 32."})
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "Section native."})
+    skip_compile: bool = field(default=False, metadata={"help": "Section native: leave out the torch.compile rows."})
+    image_size: int = field(
+        default=224, metadata={"help": "Section native: height and width in pixels, a multiple of 32."}
+    )
+    batch_sizes: list[int] = field(
+        default_factory=lambda: [1, 8], metadata={"help": "Section native: images per batch, one row each."}
+    )
     sizes: list[str] = field(
         default_factory=lambda: ["512", "800x1312", "1024"],
-        metadata={"help": "Section attention: pixels, HEIGHTxWIDTH or one side; batch 1."},
+        metadata={"help": "Section attention: HEIGHTxWIDTH or one side, in pixels; the batch size is 1."},
     )
     attention_backward: bool = field(
-        default=False, metadata={"help": "Section attention: forward+backward too, slow on a CPU."}
+        default=False, metadata={"help": "Section attention: also forward+backward, which is slow on a CPU."}
     )
-    repeats: int = field(default=30, metadata={"help": "Most pairs per row."})
+    repeats: int = field(default=30, metadata={"help": f"Most pairs per row, at least {MIN_PAIRS}."})
     row_seconds: float = field(
-        default=12.0, metadata={"help": f"Time for the pairs of a row; at least {MIN_PAIRS} are run in any case."}
+        default=12.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
     )
-    max_minutes: float = field(default=12.0, metadata={"help": "No row is started later than this."})
-    threads: int | None = field(default=None, metadata={"help": "CPU threads; by default PyTorch's choice."})
+    max_minutes: float = field(default=12.0, metadata={"help": "Start no row after this many minutes."})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads, e.g. 2; default: PyTorch's choice."})
 
     def __post_init__(self):
         check_arguments(self)
@@ -131,7 +149,7 @@ class ModelsArguments:
 
 @dataclass
 class Side:
-    """One of the two models of a row; `call` is the model itself or what torch.compile made of it."""
+    """One of the two models of a row. `call` is the model itself or its compiled version."""
 
     name: str
     model: PreTrainedModel
@@ -139,11 +157,11 @@ class Side:
 
 
 class RowError(RuntimeError):
-    """A row that this machine cannot run, for instance without a compiler. The others go on."""
+    """This machine cannot run a row, for example because it has no compiler. The next rows are measured anyway."""
 
 
 def build_config(arguments: ModelsArguments) -> PvtConfig:
-    # One epsilon for all norms, the only thing that the native class can do
+    # One epsilon for all norms, because the native class has only one
     return get_config(arguments.variant, image_size=arguments.image_size, reduction_layer_norm_eps=1e-6)
 
 
@@ -155,7 +173,7 @@ def build_ours(arguments: ModelsArguments, attention: str) -> PvtForImageClassif
 
 
 def build_sides(section: str, arguments: ModelsArguments) -> list[Side]:
-    """The two models of a section, with equal weights: the one of interest, then what it is measured against."""
+    """Builds the two models of a section with equal weights: the model of interest, then its reference."""
     first = build_ours(arguments, "sdpa")
     if section == "attention":
         second = build_ours(arguments, "eager")
@@ -168,7 +186,7 @@ def build_sides(section: str, arguments: ModelsArguments) -> list[Side]:
 
 
 def make_inputs(row: dict[str, Any], arguments: ModelsArguments) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (batch, 3, height, width) of noise and labels (batch,), the same in every run."""
+    """Makes images (batch, 3, height, width) of noise and labels (batch,) int64, the same in every run."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(row["batch_size"], 3, row["height"], row["width"], generator=generator)
     labels = torch.arange(row["batch_size"])
@@ -176,7 +194,10 @@ def make_inputs(row: dict[str, Any], arguments: ModelsArguments) -> tuple[torch.
 
 
 def run_once(side: Side, mode: str, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """What is timed. Returns the logits; gradients are left in the model, which must have had none."""
+    """
+    The call that is timed. Returns the logits. With "forward+backward", gradients are left in the model, which must
+    have had none before.
+    """
     if mode == FORWARD:
         with torch.no_grad():
             return side.call(images).logits
@@ -186,6 +207,7 @@ def run_once(side: Side, mode: str, images: torch.Tensor, labels: torch.Tensor) 
 
 
 def seconds_of(run: Callable[[], Any], device: str) -> float:
+    """Seconds that `run` takes, until the device has finished."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -197,9 +219,12 @@ def seconds_of(run: Callable[[], Any], device: str) -> float:
 
 def compare(sides: list[Side], mode: str, images: torch.Tensor, labels: torch.Tensor, tolerance: float) -> float:
     """
-    Runs both models once; returns the largest difference of logits and gradients, each relative to the largest of them.
+    Runs both models once, and returns the largest difference of their logits and gradients, relative to the largest
+    logit and the largest gradient.
 
-    Raises a DisagreementError if it exceeds `tolerance` or is not a number.
+    Raises:
+        DisagreementError: the difference exceeds `tolerance` or is NaN, or the models have gradients for different
+            parameters.
     """
     values = []
     for side in sides:
@@ -218,13 +243,16 @@ def compare(sides: list[Side], mode: str, images: torch.Tensor, labels: torch.Te
     if not difference <= tolerance:
         raise DisagreementError(
             f"{sides[0].name} and {sides[1].name} disagree in {mode} of {tuple(images.shape)}: the largest difference "
-            f"is {difference:.2g} of the largest value, {tolerance:.2g} is allowed. Nothing was timed."
+            f"is {difference:.2g} of the largest value, more than the allowed {tolerance:.2g}. Nothing was timed."
         )
     return difference.item()
 
 
 def compile_sides(sides: list[Side], mode: str, images: torch.Tensor, labels: torch.Tensor) -> list[dict[str, Any]]:
-    """Compiles both for these inputs; returns graph breaks and seconds of each. Raises a RowError if one fails."""
+    """
+    Compiles both models for these inputs. Returns `graph_breaks` and `compile_seconds` of each. Raises a RowError if
+    the compiler fails.
+    """
     report = []
     torch._dynamo.reset()
     for side in sides:
@@ -243,7 +271,7 @@ def compile_sides(sides: list[Side], mode: str, images: torch.Tensor, labels: to
 
 
 def count_flops(config: PvtConfig, row: dict[str, Any]) -> int:
-    """FLOPs of one call, 2 per multiply-add, counted on tensors without data."""
+    """Counts the FLOP of one call, 2 per multiply-add, with tensors on the "meta" device."""
     with torch.device("meta"):
         model = PvtForImageClassification(config)
         model.set_attn_implementation("eager")
@@ -255,7 +283,7 @@ def count_flops(config: PvtConfig, row: dict[str, Any]) -> int:
 
 
 def measure_matmul(device: str, dtype: str) -> dict[str, Any]:
-    """The best of several square matmuls, in 10^9 FLOP per second."""
+    """Measures the rate of a large square matmul, the best of several, in 10^9 FLOP per second."""
     side = 8192 if device == "cuda" else 2048
     first, second = torch.randn(2, side, side).to(device, getattr(torch, dtype))
     seconds, start = [], time.perf_counter()
@@ -265,21 +293,21 @@ def measure_matmul(device: str, dtype: str) -> dict[str, Any]:
 
 
 def resident_bytes(name: str) -> int:
-    """`name` (VmRSS: now, VmHWM: peak) of this process, from Linux."""
+    """Resident memory of this process in bytes, now ("VmRSS") or at its peak ("VmHWM"). Linux only."""
     return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def peak_resident_bytes(run: Callable[[], Any]) -> int:
-    """How far resident memory rises above where it was while `run` runs. (`ru_maxrss` cannot be set back.)"""
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
+    """How far resident memory rises during `run`, in bytes. (`ru_maxrss` would not do: it cannot be reset.)"""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present value
     before = resident_bytes("VmRSS")
     run()
     return resident_bytes("VmHWM") - before
 
 
 def send_peak_of_call(sender: Any, arguments: ModelsArguments, attention: str, row: dict[str, Any]) -> None:
-    """The process in which one call's memory is measured on a CPU."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for this one ends it
+    """Measures the memory of one call on a CPU, in a separate process, and sends the bytes through `sender`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent process ends this one
     torch.set_num_threads(arguments.threads)
     model = build_ours(arguments, attention).train(row["mode"] == FORWARD_BACKWARD)
     side = Side(attention, model, model)
@@ -290,7 +318,10 @@ def send_peak_of_call(sender: Any, arguments: ModelsArguments, attention: str, r
 
 
 def measure_memory(side: Side, row: dict[str, Any], arguments: ModelsArguments) -> int | None:
-    """Peak bytes of one call; see the top of the file. Raises a RowError if memory does not suffice."""
+    """
+    Peak memory of one call in bytes (see the top of the file); None where it cannot be measured. Raises a RowError if
+    the measuring process dies, for example for lack of memory.
+    """
     if arguments.device == "cuda":
         images, labels = make_inputs(row, arguments)
         torch.cuda.synchronize()
@@ -311,7 +342,9 @@ def measure_memory(side: Side, row: dict[str, Any], arguments: ModelsArguments) 
         return receiver.recv()
     except EOFError:
         process.join()
-        raise RowError(f"the process that measured memory of {side.name} ended with {process.exitcode}") from None
+        raise RowError(
+            f"the process that measured the memory of {side.name} ended with exit code {process.exitcode}"
+        ) from None
     finally:
         process.kill()
         process.join()
@@ -319,17 +352,24 @@ def measure_memory(side: Side, row: dict[str, Any], arguments: ModelsArguments) 
 
 def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArguments, matmul: float) -> dict[str, Any]:
     """
-    Compares the two models, warms them up and times pairs of calls; `matmul` is the machine's GFLOP per second.
+    Compares the two models, then warms them up and times pairs of calls.
 
-    Returns `row` with the results; a RowError becomes its `error`. Raises a DisagreementError as `compare` does.
+    Args:
+        matmul: rate of a large matmul, in 10^9 FLOP per second.
+
+    Returns:
+        `row` with the results, or with `error` if this machine cannot run it.
+
+    Raises:
+        DisagreementError: see [`compare`].
     """
     images, labels = make_inputs(row, arguments)
     mode, device = row["mode"], arguments.device
     result = {**row, "gflop": count_flops(build_config(arguments), row) / 1e9}
     extra = [{}, {}]
     for side in sides:
-        side.model.train(mode == FORWARD_BACKWARD)  # without any dropout: equal outputs all the same
-        side.model.zero_grad()  # of a row that failed
+        side.model.train(mode == FORWARD_BACKWARD)  # outputs stay equal, because there is no dropout
+        side.model.zero_grad()  # gradients of an earlier row that failed
         side.call = side.model
     try:
         if row["section"] == "attention":
@@ -357,7 +397,7 @@ def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArgumen
 
 
 def plan_rows(arguments: ModelsArguments) -> list[dict[str, Any]]:
-    """The rows to measure, those that have to be compiled (which takes long) last."""
+    """The rows to measure. Compiled rows come last, because compiling takes long."""
     rows, compiled_rows = [], []
     if "native" in arguments.sections:
         side = arguments.image_size
@@ -374,7 +414,7 @@ def plan_rows(arguments: ModelsArguments) -> list[dict[str, Any]]:
 
 
 def format_row(row: dict[str, Any], names: tuple[str, str]) -> str:
-    """One line of the table; times in ms, memory in MiB."""
+    """Formats a row as a line of the table, with times in ms and memory in MiB."""
     label = f"{row['mode']}{', compiled' if row['compiled'] else ''}"
     text = f"{label:<27}{row['height']}x{row['width']:<6}{row['batch_size']:>4}  "
     if "error" in row:
@@ -394,7 +434,10 @@ def format_row(row: dict[str, Any], names: tuple[str, str]) -> str:
 
 
 def measure_rows(rows: list[dict[str, Any]], arguments: ModelsArguments, results: dict[str, Any]) -> None:
-    """Fills `results`, saves after each row and prints it. Raises a DisagreementError as `measure_row` does."""
+    """
+    Measures the rows: adds each one to `results`, saves them and prints it. Raises a DisagreementError, see
+    [`compare`].
+    """
     start = time.perf_counter()
     results["matmul"] = matmul = measure_matmul(arguments.device, arguments.dtype)
     print(f"matmul {matmul['side']}x{matmul['side']} {arguments.dtype}: {matmul['gflop_per_second']:.1f} GFLOP/s")
@@ -402,7 +445,7 @@ def measure_rows(rows: list[dict[str, Any]], arguments: ModelsArguments, results
     with tqdm(rows, disable=None, leave=False) as progress:  # only on a terminal
         for row in progress:
             if time.perf_counter() - start > 60 * arguments.max_minutes:
-                progress.write(f"--max_minutes {arguments.max_minutes:g} are over.")
+                progress.write(f"Stopped after --max_minutes {arguments.max_minutes:g}.")
                 break
             progress.set_description(f"{row['section']} {row['mode']} {row['height']}x{row['width']}")
             if row["section"] != section:
@@ -412,14 +455,14 @@ def measure_rows(rows: list[dict[str, Any]], arguments: ModelsArguments, results
                 head = f"{section:<27}{'pixels':<10}batch  {first:<29}{second:<29}{'/'.join(names):<21}pairs  share"
                 progress.write(f"\n{head}")
             result = measure_row(row, sides, arguments, matmul["gflop_per_second"])
-            # Kept before it is shown: Ctrl-C between the two must not lose a row that the user has seen.
+            # Saved before it is printed, so that Ctrl-C cannot lose a row that was shown.
             results["rows"].append(result)
             save(results, arguments.output)
             progress.write(format_row(result, names))
 
 
 def benchmark_models(arguments: ModelsArguments) -> int:
-    """Task "models". Returns the exit code: 0, 1 if two models disagree, 130 after Ctrl-C; what there is, is saved."""
+    """Runs the task "models". Returns the exit code of [`run_and_report`]."""
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     arguments.threads = torch.get_num_threads()
@@ -434,7 +477,7 @@ def models_task() -> tuple[type, Callable[[Any], int]]:
 
 
 def data_task() -> tuple[type, Callable[[Any], int]]:
-    from benchmark_data import DataArguments, benchmark_data  # needs the libraries of training
+    from benchmark_data import DataArguments, benchmark_data  # needs the extra "train"
 
     return DataArguments, benchmark_data
 
@@ -445,7 +488,7 @@ def training_task() -> tuple[type, Callable[[Any], int]]:
     return TrainingArguments, benchmark_training
 
 
-# The first word of the command line, "models" if there is none: the task's arguments, and what runs it
+# First word of the command line ("models" if there is none) to the task: its arguments and the function that runs it
 TASKS: dict[str, Callable[[], tuple[type, Callable[[Any], int]]]] = {
     "models": models_task,
     "data": data_task,
@@ -462,7 +505,7 @@ def main() -> int:
         (arguments,) = parser.parse_args_into_dataclasses(words)
     except ValueError as error:
         parser.error(str(error))
-    sys.stdout.reconfigure(line_buffering=True)  # rows are seen as they come, in a file too
+    sys.stdout.reconfigure(line_buffering=True)  # so that rows appear at once in a log file too
     return run(arguments)
 
 

@@ -4,18 +4,19 @@ Task "data" of `benchmark.py`: the input pipeline against a bare loop with the s
     python scripts/benchmark.py data --output outputs/benchmark_data.json
     python scripts/benchmark.py data --rows crop recipe --source webdataset
 
-"ours" is what training and evaluation iterate over (`BatchStream` and `make_loader` without workers), which read files
-made on the spot: JPEG of about 500x375 pixels and 110 kB with the spectrum of photographs. "bare" is a loop that opens
-the same bytes in memory with Pillow, converts them to RGB, transforms them and stacks them: without `datasets`,
-shuffling, error handling, or a random state of its own for each sample.
+"ours" is what training and evaluation iterate over: `BatchStream` and `make_loader`, without workers. It reads files
+that are made for the benchmark: JPEGs of about 500x375 pixels and 110 kB, with the spectrum of photographs. "bare" is a
+loop that opens the same bytes from memory with Pillow, converts them to RGB, transforms and stacks them. It has no
+`datasets`, no shuffling, no error handling and no random state per sample.
 
-Row "crop": random resized crop and flip, the same transform object on both sides.
-Row "recipe": with RandAugment and random erasing too.
-Row "evaluation": our image processor; bare, torchvision's v2 transforms on tensors, which resize as it does.
+Row "crop": random resized crop and flip, with the same transform object on both sides.
+Row "recipe": the same, with RandAugment and random erasing.
+Row "evaluation": our image processor against torchvision's v2 transforms on tensors, which resize in the same way.
 
-A pair is one pass of each over all images, batch by batch in turn, the start of a pass included. The ratio is ours over
-bare in images per second, the median of those of the pairs: above 1 where ours is faster. Tensors are compared first,
-with the random state that ours drew from given to the bare side: a run whose sides disagree stops.
+A pair is one pass of each side over all images, alternating batch by batch, and includes the start of the pass. The
+ratio is the median over the pairs of ours / bare, in images per second: above 1, ours is faster. Before anything is
+timed, the tensors of both sides are compared, with the bare side using the random states of ours. If they differ, the
+run stops.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import datasets
 import numpy as np
 import torch
 from benchmark_report import (
+    MIN_PAIRS,
     DisagreementError,
     check_arguments,
     describe_environment,
@@ -64,44 +66,53 @@ SOURCES = ("parquet", "folder", "webdataset")
 SIZES = ((500, 375), (375, 500), (500, 333))  # width, height: the commonest of ImageNet
 NUM_CLASSES = 10
 SIDE = 224
-# Largest difference of normalised values. In training both sides run the same operations on the same random numbers;
-# in evaluation the processor scales and normalises in one step, torchvision in two, which rounds differently.
+# Largest difference of normalised values. In training, both sides run the same operations with the same random numbers.
+# In evaluation, the processor scales and normalises in one step and torchvision in two, so they round differently.
 TOLERANCE = {"crop": 0.0, "recipe": 0.0, "evaluation": 1e-5}
 
 
 @dataclass
 class DataArguments:
-    """Measures the input pipeline against bare decoding, resizing and cropping, on one core."""
+    """Measures the input pipeline against a bare loop that decodes, resizes and crops, on one core."""
 
-    output: Path | None = field(default=None, metadata={"help": "JSON file, written after every row."})
-    rows: list[str] = field(
-        default_factory=lambda: list(ROWS), metadata={"help": "What to measure.", "choices": list(ROWS)}
+    output: Path | None = field(
+        default=None, metadata={"help": "JSON file for the results, written after every row, e.g. data.json."}
     )
-    source: str = field(default="parquet", metadata={"help": "How the images are stored.", "choices": list(SOURCES)})
-    images: int = field(default=384, metadata={"help": "Images of a pass, a multiple of the batch size."})
+    rows: list[str] = field(
+        default_factory=lambda: list(ROWS), metadata={"help": "Rows to measure.", "choices": list(ROWS)}
+    )
+    source: str = field(default="parquet", metadata={"help": "Format of the image files.", "choices": list(SOURCES)})
+    images: int = field(default=384, metadata={"help": "Images per pass, a multiple of --batch_size."})
     batch_size: int = field(default=32, metadata={"help": "Images per batch."})
-    shuffle_window: int = field(default=2000, metadata={"help": "Rows crop and recipe: as in training."})
-    quality: int = field(default=90, metadata={"help": "Of the JPEG files, 1 to 95."})
-    repeats: int = field(default=20, metadata={"help": "Most pairs of passes per row."})
-    row_seconds: float = field(default=60.0, metadata={"help": "Time for the pairs of a row; at least 3 are run."})
+    shuffle_window: int = field(
+        default=2000, metadata={"help": "Rows crop and recipe: images that are read ahead to shuffle; 0: no shuffling."}
+    )
+    quality: int = field(default=90, metadata={"help": "JPEG quality of the images, 1 to 95."})
+    repeats: int = field(default=20, metadata={"help": f"Most pairs of passes per row, at least {MIN_PAIRS}."})
+    row_seconds: float = field(
+        default=60.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
+    )
 
     def __post_init__(self):
         check_arguments(self)
         if self.batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
         if self.images < 1 or self.images % self.batch_size:
-            raise ValueError(f"--images {self.images} is no multiple of --batch_size {self.batch_size}.")
+            raise ValueError(f"--images {self.images} must be a multiple of --batch_size {self.batch_size}.")
         if self.shuffle_window < 0:
             raise ValueError(f"--shuffle_window must be at least 0, got {self.shuffle_window}.")
         if not 1 <= self.quality <= 95:
-            raise ValueError(f"--quality must be 1 to 95, got {self.quality}.")
+            raise ValueError(f"--quality must be from 1 to 95, got {self.quality}.")
 
 
 def make_texture(side: int = 1024) -> np.ndarray:
-    """(side, side, 3) uint8 noise whose amplitude falls with frequency, as in photographs; grey more than colour."""
+    """
+    Makes noise (side, side, 3) uint8 like a photograph: amplitudes fall with frequency, and grey varies more than
+    colour.
+    """
     generator = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
-    frequency[0, 0] = np.inf  # no mean
+    frequency[0, 0] = np.inf  # removes the mean
     spectrum = np.fft.rfft2(generator.standard_normal((4, side, side))) / frequency
     noise = np.fft.irfft2(spectrum, s=(side, side))
     noise /= noise.std(axis=(1, 2), keepdims=True)
@@ -110,7 +121,7 @@ def make_texture(side: int = 1024) -> np.ndarray:
 
 
 def make_images(count: int, quality: int) -> list[bytes]:
-    """JPEG files, all different."""
+    """Makes JPEG files, all of different content."""
     generator, texture, files = np.random.default_rng(1), make_texture(), []
     for index in range(count):
         width, height = SIZES[index % len(SIZES)]
@@ -122,7 +133,7 @@ def make_images(count: int, quality: int) -> list[bytes]:
 
 
 def write_source(files: list[bytes], source: str, folder: Path) -> Stream:
-    """Stores the files so that each is found again by the number in its name, and opens them as training does."""
+    """Stores the files under their numbers, and opens them as a training does."""
     names = [f"{index:06d}.jpg" for index in range(len(files))]
     labels = [index % NUM_CLASSES for index in range(len(files))]
     class_names = [f"class{label}" for label in range(NUM_CLASSES)]
@@ -135,7 +146,7 @@ def write_source(files: list[bytes], source: str, folder: Path) -> Stream:
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=class_names)})
         images = [{"bytes": content, "path": name} for name, content in zip(names, files)]
         table = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
-        table.to_parquet(folder / "train.parquet", batch_size=100)  # the row group of data sets of images on the Hub
+        table.to_parquet(folder / "train.parquet", batch_size=100)  # the row-group size of image data sets on the Hub
     else:
         with tarfile.open(folder / "train.tar", "w") as tar:
             for name, content, label in zip(names, files, labels):
@@ -147,7 +158,7 @@ def write_source(files: list[bytes], source: str, folder: Path) -> Stream:
 
 
 def build_transforms(row: str) -> tuple[Transform, Transform]:
-    """Those of our side and of the bare side."""
+    """The transforms of our side and of the bare side."""
     processor = PvtImageProcessor()
     mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     if row == "evaluation":
@@ -167,7 +178,7 @@ def build_transforms(row: str) -> tuple[Transform, Transform]:
 
 
 def iterate_ours(stream: Stream, transform: Transform, row: str, epoch: int, arguments: DataArguments) -> Iterator:
-    """One pass as training, or evaluation, makes it."""
+    """One pass of our side, as in training or, for the row "evaluation", as in evaluation."""
     training = row != "evaluation"
     batches = BatchStream(
         stream,
@@ -181,6 +192,7 @@ def iterate_ours(stream: Stream, transform: Transform, row: str, epoch: int, arg
 
 
 def iterate_bare(files: list[bytes], transform: Transform, batch_size: int) -> Iterator[torch.Tensor]:
+    """One pass of the bare side: batches (batch_size, 3, SIDE, SIDE)."""
     images = []
     for content in files:
         images.append(transform(Image.open(io.BytesIO(content)).convert("RGB")))
@@ -190,7 +202,7 @@ def iterate_bare(files: list[bytes], transform: Transform, batch_size: int) -> I
 
 
 def time_pass(ours: Iterator, bare: Iterator) -> list[float]:
-    """Seconds that each side takes for all its batches, one batch of the one and one of the other in turn."""
+    """Seconds that each side takes for all its batches. The sides take turns, batch by batch."""
     seconds, batches = [0.0, 0.0], [True, True]
     while any(batch is not None for batch in batches):
         for side, iterator in enumerate((ours, bare)):
@@ -212,10 +224,10 @@ def set_random_states(states: tuple) -> None:
 
 def compare(row: str, stream: Stream, files: list[bytes], arguments: DataArguments) -> float:
     """
-    Runs both sides over all images once, with equal random numbers; returns the largest difference.
+    Runs both sides over all images once, with equal random numbers. Returns the largest difference of their tensors.
 
     Raises:
-        DisagreementError: it exceeds the row's tolerance, or an image is missing, repeated or skipped.
+        DisagreementError: the difference exceeds the row's tolerance, or an image is missing, repeated or skipped.
     """
     ours, bare = build_transforms(row)
     states = []
@@ -236,19 +248,19 @@ def compare(row: str, stream: Stream, files: list[bytes], arguments: DataArgumen
             difference = max(difference, (pixels - expected).abs().max().item())
     if sorted(order) != list(range(len(files))):
         raise DisagreementError(
-            f"{row}: the pipeline gave {len(order)} images, {len(set(order))} different, of {len(files)}. "
+            f"{row}: the pipeline returned {len(order)} images, {len(set(order))} different ones, of {len(files)}. "
             "Nothing was timed."
         )
     if not difference <= TOLERANCE[row]:
         raise DisagreementError(
-            f"{row}: ours and bare differ by up to {difference:.2g} in normalised values, {TOLERANCE[row]:.2g} is "
-            "allowed. Nothing was timed."
+            f"{row}: ours and bare differ by up to {difference:.2g} in normalised values, more than the allowed "
+            f"{TOLERANCE[row]:.2g}. Nothing was timed."
         )
     return difference
 
 
 def measure_row(row: str, stream: Stream, files: list[bytes], arguments: DataArguments) -> dict[str, Any]:
-    """Compares the two sides and times pairs of passes. Raises a DisagreementError as `compare` does."""
+    """Compares the two sides, then times pairs of passes. Raises a DisagreementError, see [`compare`]."""
     difference = compare(row, stream, files, arguments)
     ours, bare = build_transforms(row)
     epoch = 0
@@ -260,7 +272,7 @@ def measure_row(row: str, stream: Stream, files: list[bytes], arguments: DataArg
             iterate_ours(stream, ours, row, epoch, arguments), iterate_bare(files, bare, arguments.batch_size)
         )
 
-    # `compare` has warmed both sides up
+    # No warm-up, because `compare` has run both sides.
     pairs = time_pairs(time_pair, 0.0, arguments.repeats, arguments.row_seconds)
     result = {"row": row, "largest_difference": difference}
     for name, seconds in zip(("ours", "bare"), zip(*pairs)):
@@ -280,7 +292,10 @@ def format_row(result: dict[str, Any]) -> str:
 
 
 def measure_rows(arguments: DataArguments, results: dict[str, Any]) -> None:
-    """Fills `results`, saves after each row and prints it. Raises a DisagreementError as `measure_row` does."""
+    """
+    Measures all rows: adds each one to `results`, saves them and prints it. Raises a DisagreementError, see
+    [`compare`].
+    """
     files = make_images(arguments.images, arguments.quality)
     results["mean_bytes"] = sum(map(len, files)) / len(files)
     print(f"{len(files)} images of {results['mean_bytes'] / 1e3:.0f} kB on average, {arguments.source}")
@@ -292,14 +307,14 @@ def measure_rows(arguments: DataArguments, results: dict[str, Any]) -> None:
             for row in progress:
                 progress.set_description(row)
                 result = measure_row(row, stream, files, arguments)
-                # Kept before it is shown: Ctrl-C between the two must not lose a row that the user has seen.
+                # Saved before it is printed, so that Ctrl-C cannot lose a row that was shown.
                 results["rows"].append(result)
                 save(results, arguments.output)
                 progress.write(format_row(result))
 
 
 def benchmark_data(arguments: DataArguments) -> int:
-    """Task "data". Returns the exit code: 0, 1 if the two sides disagree, 130 after Ctrl-C."""
+    """Runs the task "data". Returns the exit code of [`run_and_report`]."""
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     libraries = ("torchvision", "pillow", "timm", "datasets", "torchdata", "numpy")

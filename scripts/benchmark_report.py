@@ -1,4 +1,4 @@
-"""What the tasks of `benchmark.py` share: pairs of times, their summary, and a report that survives Ctrl-C."""
+"""Shared by the tasks of `benchmark.py`: timing in pairs, summaries, and a report that survives Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ import torch
 import transformers
 
 
-MIN_PAIRS = 3
+MIN_PAIRS = 3  # pairs per row, even if the time is up
 
 
 class DisagreementError(RuntimeError):
-    """The two sides of a row do not compute the same: their times mean nothing."""
+    """The two sides of a row compute different results, so their times cannot be compared."""
 
 
 def check_arguments(arguments: Any) -> None:
-    """Raises a ValueError for `repeats` or `output` that cannot be."""
+    """Raises a ValueError for too few `repeats`, or an `output` that is a folder."""
     if arguments.repeats < MIN_PAIRS:
         raise ValueError(f"--repeats must be at least {MIN_PAIRS}, got {arguments.repeats}.")
     if arguments.output is not None and arguments.output.is_dir():
@@ -37,7 +37,17 @@ def check_arguments(arguments: Any) -> None:
 def time_pairs(
     time_pair: Callable[[], list[float]], warm_up: float, repeats: int, seconds: float
 ) -> list[tuple[float, float]]:
-    """Pairs of seconds: after `warm_up` seconds of pairs that do not count, `repeats` or as many as `seconds` allow."""
+    """
+    Calls `time_pair`, which returns the seconds of both sides, again and again.
+
+    Args:
+        warm_up: seconds at the beginning whose pairs do not count.
+        repeats: largest number of pairs.
+        seconds: no pair is started later than this, once there are `MIN_PAIRS`.
+
+    Returns:
+        The pairs, (seconds of the first side, seconds of the second side).
+    """
     start = time.perf_counter()
     while time.perf_counter() - start < warm_up:
         time_pair()
@@ -75,7 +85,7 @@ def describe_environment(device: str, threads: int) -> dict[str, Any]:
 
 
 def save(results: dict[str, Any], output: Path | None) -> None:
-    """Writes JSON; a reader never sees half of it."""
+    """Writes the results to a JSON file, which is replaced at once and never half-written."""
     if output is not None:
         temporary = output.with_name(output.name + ".tmp")
         temporary.write_text(json.dumps(results, indent=2, default=str))
@@ -86,9 +96,12 @@ def run_and_report(
     arguments: Any, environment: dict[str, Any], num_rows: int, measure: Callable[[dict[str, Any]], None]
 ) -> int:
     """
-    Prints the environment and runs `measure`, which appends to the `rows` of the report and saves it after each.
+    Prints the environment, and calls `measure` with the report: it appends to the report's `rows` and saves it after
+    each row.
 
-    Returns the exit code: 0, 1 if two sides disagree, 130 after Ctrl-C; what there is, is saved to `arguments.output`.
+    Returns:
+        The exit code: 0, 1 if the two sides of a row disagree, or 130 after Ctrl-C. Rows measured so far are saved to
+        `arguments.output` in any case.
     """
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

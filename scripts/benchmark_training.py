@@ -1,14 +1,16 @@
 """
-Task "training" of `benchmark.py`: whole training steps of our classifier and of plain Transformers', in one loop.
+Task "training" of `benchmark.py`: training steps of our classifier against those of the native class.
 
     python scripts/benchmark.py training --output outputs/training.json
     python scripts/benchmark.py training --variant pvt-tiny --device cpu --dtype float32 --batch_size 4 --modes plain
 
-A step is forward (under autocast, weights in float32), loss, backward and AdamW on random images that are on the device
-already. Rows: both plain, both compiled, and ours with gradient checkpointing (which the native class lacks) beside the
-plain native one. The two sides begin with equal weights and have to give equal losses for two steps.
-Images per second are those of blocks of steps, A B A B ...; the ratio is ours / native, above 1 where ours is faster.
-Memory is the peak of allocated CUDA memory of a side alone: weights, gradients, optimiser, activations.
+A step consists of forward pass (autocast, weights in float32), loss, backward pass and AdamW, on random images that are
+already on the device. Rows: both plain; both compiled; and ours with gradient checkpointing, which the native class
+lacks, against the plain native class. Both sides begin with equal weights and must have equal losses in two steps.
+
+Images per second are measured in blocks of steps, alternating between the sides (A B A B ...). The ratio is ours /
+native: above 1, ours is faster. Memory is the peak of allocated CUDA memory with one side alone: weights, gradients,
+optimiser and activations.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 from benchmark_report import (
+    MIN_PAIRS,
     DisagreementError,
     check_arguments,
     describe_environment,
@@ -41,28 +44,36 @@ from pvt_hf.weights.variants import VARIANTS, get_config, get_variant
 
 MODES = ("plain", "compiled", "checkpointing", "compiled+checkpointing")
 SIDES = ("ours", "native")
-# Of the loss: kernels sum in other orders, and native's softmax is in the dtype of autocast
+# Largest relative difference of losses. Kernels sum in different orders, and the native softmax is in autocast's dtype.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 @dataclass
 class TrainingArguments:
-    """Measures training steps of our classifier against the native one."""
+    """Measures training steps of our classifier against those of Transformers' native class."""
 
-    output: Path | None = field(default=None, metadata={"help": "JSON file, written after every row."})
-    variant: str = field(default="pvt-small", metadata={"help": "Which PVT.", "choices": list(VARIANTS)})
-    device: str = field(
-        default="auto", metadata={"help": "auto: CUDA if there is.", "choices": ["auto", "cpu", "cuda"]}
+    output: Path | None = field(
+        default=None, metadata={"help": "JSON file for the results, written after every row, e.g. training.json."}
     )
-    dtype: str = field(default="bfloat16", metadata={"help": "Of autocast.", "choices": list(TOLERANCE)})
+    variant: str = field(default="pvt-small", metadata={"help": "PVT to measure.", "choices": list(VARIANTS)})
+    device: str = field(
+        default="auto", metadata={"help": "auto: CUDA if available.", "choices": ["auto", "cpu", "cuda"]}
+    )
+    dtype: str = field(
+        default="bfloat16", metadata={"help": "Data type of autocast; float32: none.", "choices": list(TOLERANCE)}
+    )
     modes: list[str] = field(
-        default_factory=lambda: list(MODES), metadata={"help": "What to measure.", "choices": list(MODES)}
+        default_factory=lambda: list(MODES), metadata={"help": "Rows to measure.", "choices": list(MODES)}
     )
     batch_size: int = field(default=128, metadata={"help": "Images per step."})
-    image_size: int = field(default=224, metadata={"help": "Side in pixels, a multiple of 32."})
-    steps: int = field(default=5, metadata={"help": "Steps in a block."})
-    repeats: int = field(default=20, metadata={"help": "Most pairs of blocks per row."})
-    row_seconds: float = field(default=30.0, metadata={"help": "Time for the pairs of a row; at least 3 are run."})
+    image_size: int = field(
+        default=224, metadata={"help": "Height and width of the images, in pixels, a multiple of 32."}
+    )
+    steps: int = field(default=5, metadata={"help": "Steps in a block, which is timed as a whole."})
+    repeats: int = field(default=20, metadata={"help": f"Most pairs of blocks per row, at least {MIN_PAIRS}."})
+    row_seconds: float = field(
+        default=30.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
+    )
 
     def __post_init__(self):
         check_arguments(self)
@@ -77,9 +88,9 @@ class TrainingArguments:
 
 
 def build_step(side: str, mode: str, arguments: TrainingArguments) -> Callable[[], torch.Tensor]:
-    """A function that makes one training step and returns its loss."""
+    """Returns a function that takes one training step and returns its loss, a float32 scalar on the device."""
     torch.manual_seed(0)
-    # One epsilon for all norms, the only thing that the native class can do
+    # One epsilon for all norms, because the native class has only one
     config = get_config(arguments.variant, image_size=arguments.image_size, reduction_layer_norm_eps=1e-6)
     model = PvtForImageClassification(config)
     if side == "native":
@@ -115,7 +126,7 @@ def synchronise(arguments: TrainingArguments) -> None:
 
 
 def peak_memory(side: str, mode: str, arguments: TrainingArguments) -> int | None:
-    """Bytes at the peak of the second and third step of a side that is alone; None on a CPU."""
+    """Peak bytes in the second and third step, with this side alone in memory; None on a CPU."""
     if arguments.device != "cuda":
         return None
     gc.collect()
@@ -131,7 +142,15 @@ def peak_memory(side: str, mode: str, arguments: TrainingArguments) -> int | Non
 
 
 def measure_row(mode: str, arguments: TrainingArguments) -> dict[str, Any]:
-    """Compares two losses of both sides and times pairs of blocks. Raises a DisagreementError if the losses differ."""
+    """
+    Compares the losses of two steps, and times pairs of blocks.
+
+    Returns:
+        The row of the report: `images_per_second`, `peak_memory_bytes` and `seconds` of each side; the ratio.
+
+    Raises:
+        DisagreementError: the losses of the two sides differ.
+    """
     torch._dynamo.reset()
     memory = [peak_memory(side, mode, arguments) for side in SIDES]
     steps = [build_step(side, mode, arguments) for side in SIDES]
@@ -139,8 +158,8 @@ def measure_row(mode: str, arguments: TrainingArguments) -> dict[str, Any]:
     difference = ((losses[0] - losses[1]).abs() / losses[1]).max().item()
     if not difference <= TOLERANCE[arguments.dtype]:
         raise DisagreementError(
-            f"{mode}: losses of ours {losses[0].tolist()} and native {losses[1].tolist()} differ by {difference:.2g} "
-            f"of their size, {TOLERANCE[arguments.dtype]:.2g} is allowed. Nothing was timed."
+            f"{mode}: the losses of ours {losses[0].tolist()} and native {losses[1].tolist()} differ by "
+            f"{difference:.2g} (relative), more than the allowed {TOLERANCE[arguments.dtype]:.2g}. Nothing was timed."
         )
 
     def time_pair() -> list[float]:
@@ -175,7 +194,7 @@ def format_row(result: dict[str, Any]) -> str:
 
 
 def measure_rows(arguments: TrainingArguments, results: dict[str, Any]) -> None:
-    """Fills `results`, saves after each row and prints it."""
+    """Measures all modes: adds each row to `results`, saves them and prints the row."""
     print(f"\n{'':<24}{'ours, images/s':<38}{'native, images/s':<38}{'ours/native':<21}pairs")
     with tqdm(arguments.modes, disable=None, leave=False) as progress:  # only on a terminal
         for mode in progress:
@@ -187,7 +206,7 @@ def measure_rows(arguments: TrainingArguments, results: dict[str, Any]) -> None:
 
 
 def benchmark_training(arguments: TrainingArguments) -> int:
-    """Task "training". Returns the exit code: 0, 1 if the two sides disagree, 130 after Ctrl-C."""
+    """Runs the task "training". Returns the exit code of [`run_and_report`]."""
     environment = describe_environment(arguments.device, torch.get_num_threads())
     return run_and_report(
         arguments, environment, len(arguments.modes), lambda results: measure_rows(arguments, results)

@@ -1,13 +1,14 @@
 """
-`make demo`: PVTs learn to read handwritten digits, and to find them in scenes; saved, they answer in a new process.
+`make demo`: trains small PVTs on handwritten digits, and uses them from a new process.
 
     python scripts/demo.py [--output_dir outputs/demo]
 
-Trains `recipes/digits_pvt.yaml` on two CPU cores, then starts a clean process that knows only the saved folder:
-it reloads the model through the Auto classes, classifies the held-out digits through `pipeline`, and draws
-`predictions.png` and `attention.png`. Then the same with PVT and Semantic FPN on scenes of digits
-(`demo_segmentation.py`): `segmentation.png`; and with PVT and RetinaNet (`demo_detection.py`): `detection.png`.
-`report.json` has the figures.
+1. Trains the classifier of `recipes/digits_pvt.yaml`, then a detector (PVT and RetinaNet, `demo_detection.py`) and a
+   segmentation model (PVT and Semantic FPN, `demo_segmentation.py`) on scenes of digits; minutes on two CPU cores.
+2. Starts a new process that has nothing but the saved folders. It opens the models through the Auto classes and
+   `pipeline`, predicts images that were not trained on, and draws `predictions.png`, `attention.png`, `detection.png`
+   and `segmentation.png`.
+3. Writes the measured accuracies to `report.json`. Exits with an error if the classifier's is not above 98 %.
 """
 
 import argparse
@@ -44,7 +45,7 @@ RECIPE = Path(__file__).parent / "recipes" / "digits_pvt.yaml"
 
 
 def train(output_dir: Path) -> dict:
-    """Trains into `output_dir/model` and returns the run's report."""
+    """Trains the classifier, saves it in `output_dir/model`, and returns the content of its `run.json`."""
     model_dir = output_dir / "model"
     shutil.rmtree(model_dir, ignore_errors=True)
     settings = parse_arguments(ClassificationSettings, [str(RECIPE), "--output_dir", str(model_dir)])
@@ -56,7 +57,7 @@ def train(output_dir: Path) -> dict:
 
 
 def page_of(digits: list[Image.Image]) -> Image.Image:
-    """ROWS x COLUMNS digits of 32x32 pixels each on one page."""
+    """Puts ROWS x COLUMNS digits of 32x32 pixels each on one page."""
     page = Image.new("RGB", (32 * COLUMNS, 32 * ROWS))
     for index, digit in enumerate(digits):
         page.paste(digit.resize((32, 32), Image.Resampling.BICUBIC), (32 * (index % COLUMNS), 32 * (index // COLUMNS)))
@@ -64,7 +65,7 @@ def page_of(digits: list[Image.Image]) -> Image.Image:
 
 
 def answer(output_dir: Path) -> None:
-    """Runs in a process of its own: everything it knows of the model lies in `output_dir/model`."""
+    """The new process: opens the saved models, predicts, draws the pictures and writes `answer.json`."""
     model_dir = output_dir / "model"
     model = AutoModelForImageClassification.from_pretrained(model_dir).eval()
     processor = AutoImageProcessor.from_pretrained(model_dir)
@@ -78,7 +79,7 @@ def answer(output_dir: Path) -> None:
     labels = [prediction["label"] for prediction in predictions]
     scores = [prediction["score"] for prediction in predictions]
     wrong = [index for index in range(len(images)) if labels[index] != truth[index]]
-    # All mistakes come first (there are few): a picture of successes alone would show nothing.
+    # The mistakes come first; there are few.
     shown = (wrong + [index for index in range(len(images)) if index not in wrong])[:32]
     plot_predictions(
         [images[i] for i in shown],
@@ -88,8 +89,8 @@ def answer(output_dir: Path) -> None:
         output_dir / "predictions.png",
     )
 
-    # The model was trained on one digit at 32x32 pixels, one cell of the last stage. Shown a page of unseen digits,
-    # each as large as in training, its position tables and the last stage's grid grow with the image.
+    # The model was trained on single digits of 32x32 pixels, which are one cell of the last stage's grid. On a page of
+    # such digits that it has not seen, its position tables and the grid grow with the image.
     pages = [page_of(images[start : start + ROWS * COLUMNS]) for start in range(0, 4 * ROWS * COLUMNS, ROWS * COLUMNS)]
     inputs = processor(pages, do_resize=False, do_center_crop=False, return_tensors="pt")
     with torch.no_grad():
@@ -112,8 +113,13 @@ def answer(output_dir: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("outputs/demo"),
+        help="Folder for models, pictures and report.json (default: %(default)s). Earlier models in it are replaced.",
+    )
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     output_dir = arguments.output_dir
@@ -157,18 +163,18 @@ def main() -> None:
     answers.unlink()
     (output_dir / "report.json").write_text(json.dumps(report, indent=2))
     print(
-        f"\nHeld-out digits, through the pipeline of the reloaded model: {report['pipeline_accuracy']:.2%} of "
-        f"{report['pipeline_samples']} right ({report['total_seconds']:.0f} s in all)."
+        f"\nAccuracy of the reloaded classifier's pipeline on {report['pipeline_samples']} held-out digits: "
+        f"{report['pipeline_accuracy']:.2%}. The demo took {report['total_seconds']:.0f} seconds."
     )
     print(
-        f"Digits in held-out scenes: mean IoU {report['segmentation']['pipeline_mean_iou']:.3f}, AP50 "
-        f"{report['detection']['pipeline_ap50']:.3f}."
+        f"On held-out scenes of digits: mean IoU {report['segmentation']['pipeline_mean_iou']:.3f}, AP50 of boxes "
+        f"{report['detection']['pipeline_ap50']:.3f}. Files:"
     )
     for name in ("model", "curves.png", "predictions.png", "attention.png", "segmenter", "segmentation_curves.png",
                  "segmentation.png", "detector", "detection_curves.png", "detection.png", "report.json"):  # fmt: skip
         print(f"  {output_dir / name}")
     if report["pipeline_accuracy"] <= 0.98:
-        raise SystemExit("The accuracy is not above 98 %: something is wrong.")
+        raise SystemExit("error: the accuracy is not above 98 %: something is wrong.")
 
 
 if __name__ == "__main__":

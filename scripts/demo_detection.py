@@ -1,6 +1,6 @@
 """
-The detection part of `make demo`: PVT with RetinaNet learns to find digits in scenes, saves itself, and a new process
-that knows only the saved folder answers through `pipeline("object-detection")`.
+The detection part of `make demo`: trains PVT with RetinaNet to detect digits in scenes, then opens the saved model in a
+new process and predicts through `pipeline("object-detection")`.
 """
 
 import shutil
@@ -24,14 +24,14 @@ from pvt_hf.tasks.detection.streams import open_detection_stream
 
 
 RECIPE = Path(__file__).parent / "recipes" / "digits_retinanet.yaml"
-# Fewer epochs than the recipe has, of smaller images, so that it takes minutes
+# Fewer epochs than in the recipe, and smaller images, so that it takes minutes
 SHORTER = ["--epochs", "2", "--eval_every_epochs", "2", "--shortest_edges", "80", "96", "--eval_shortest_edge", "96"]
 SHOWN = 8
-SCALE = 4  # of the picture
+SCALE = 4  # of the pictures, relative to the scenes
 
 
 def train(output_dir: Path) -> dict:
-    """Trains into `output_dir/detector` and returns the run's report."""
+    """Trains the detector, saves it in `output_dir/detector`, and returns the content of its `run.json`."""
     model_dir = output_dir / "detector"
     shutil.rmtree(model_dir, ignore_errors=True)
     settings = parse_arguments(DetectionSettings, [str(RECIPE), *SHORTER, "--output_dir", str(model_dir)])
@@ -43,7 +43,7 @@ def train(output_dir: Path) -> dict:
 
 
 def answer(output_dir: Path) -> dict:
-    """Runs in a process of its own; draws `detection.png` and returns the figures of the pipeline's boxes."""
+    """Runs in the new process: draws `detection.png`, and returns the AP of the pipeline's boxes."""
     detector = pipeline("object-detection", model=str(output_dir / "detector"), device="cpu")
     settings = parse_arguments(DetectionSettings, [str(RECIPE), "--output_dir", str(output_dir)])
     stream = open_detection_stream(
@@ -84,5 +84,5 @@ def answer(output_dir: Path) -> dict:
         page.paste(picture, (index % columns * width, index // columns * height))
     page.save(output_dir / "detection.png")
     figures = metric.compute()
-    # The pipeline cuts coordinates to whole pixels, of scenes of 64: the overlap is a little less than the model's.
+    # The pipeline truncates coordinates to whole pixels. In scenes of 64 pixels that lowers the IoU a little.
     return {"pipeline_ap": figures["ap"], "pipeline_ap50": figures["ap50"]}

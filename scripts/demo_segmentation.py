@@ -1,6 +1,6 @@
 """
-The segmentation part of `make demo`: PVT with Semantic FPN learns to find digits in scenes, saves itself, and a new
-process that knows only the saved folder answers through `pipeline("image-segmentation")`.
+The segmentation part of `make demo`: trains PVT with Semantic FPN to segment digits in scenes, then opens the saved
+model in a new process and predicts through `pipeline("image-segmentation")`.
 """
 
 import shutil
@@ -24,13 +24,17 @@ from pvt_hf.tasks.segmentation.streams import open_segmentation_stream
 
 
 RECIPE = Path(__file__).parent / "recipes" / "digits_semantic_fpn.yaml"
-# Fewer samples than the recipe has, so that it takes minutes; so few do not mend a backbone that the head's rate spoils
+# Fewer samples than in the recipe, so that it takes minutes. The trained backbone has a lower learning rate: with that
+# of the head it would get worse at first, and not recover in so few steps.
 SHORTER = "--epochs 2 --eval_every_epochs 2 --samples_per_epoch 3600 --backbone_learning_rate 1.5e-4".split()
 SHOWN = 6
 
 
 def train(output_dir: Path, backbone: Path) -> dict:
-    """Trains into `output_dir/segmenter`, from the backbone of the model in `backbone`; returns the run's report."""
+    """
+    Trains the model, saves it in `output_dir/segmenter`, and returns the content of its `run.json`. The backbone starts
+    with the weights of the model in `backbone`.
+    """
     model_dir = output_dir / "segmenter"
     shutil.rmtree(model_dir, ignore_errors=True)
     given = [str(RECIPE), *SHORTER, "--backbone", str(backbone), "--output_dir", str(model_dir)]
@@ -42,7 +46,7 @@ def train(output_dir: Path, backbone: Path) -> dict:
 
 
 def answer(output_dir: Path) -> dict:
-    """Runs in a process of its own; draws `segmentation.png` and returns the figures of the pipeline's masks."""
+    """Runs in the new process: draws `segmentation.png`, and returns the mean IoU of the pipeline's masks."""
     segmenter = pipeline("image-segmentation", model=str(output_dir / "segmenter"), device="cpu")
     labels = segmenter.model.config.label2id
     settings = parse_arguments(SegmentationSettings, [str(RECIPE), "--output_dir", str(output_dir)])
@@ -65,7 +69,7 @@ def answer(output_dir: Path) -> dict:
 
 
 def plot(images: list, truth: list, predicted: list, id2label: dict[int, str], path: Path) -> None:
-    """Scenes above the classes of their pixels and those that the model gives them, with a legend."""
+    """Draws scenes in the first row, their masks in the second, the predicted masks in the third; with a legend."""
     import matplotlib.figure
     import matplotlib.patches
 

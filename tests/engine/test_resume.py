@@ -168,7 +168,7 @@ def test_what_has_changed_is_printed(tmp_path, capsys):
     train_here(photos, tmp_path / "run", learning_rate=1e-2, resume_from_checkpoint=middle)
     assert "Settings changed since checkpoint-00000006: --learning_rate was 0.001, is 0.01." in capsys.readouterr().out
     train_here(photos, tmp_path / "run", learning_rate=1e-2, resume_from_checkpoint="latest")
-    assert "The training was finished" in capsys.readouterr().out
+    assert "The training is already complete" in capsys.readouterr().out
 
 
 def test_killed_in_an_evaluation_only_the_evaluation_is_done_again(tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def test_an_image_that_is_lost_is_a_disagreement(data_module, run_here, monkeypa
     monkeypatch.setattr(data_module, "write_source", lambda files, *rest: write(files[:-4], *rest))
     code, report = run_here()
     assert code == 1 and report["rows"] == []
-    assert "gave 4 images, 4 different, of 8" in capsys.readouterr().err
+    assert "returned 4 images, 4 different ones, of 8" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_the_rows_so_far(data_module, run_here, monkeypatch):
