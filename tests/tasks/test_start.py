@@ -5,8 +5,10 @@ backbone of any architecture, or nothing; and class names from a list or a file.
     python -m pytest tests/tasks/test_start.py
 """
 
+import dataclasses
 import io
 import json
+import re
 
 import datasets
 import pytest
@@ -37,6 +39,14 @@ def settings(task, **more):
     if task.name == "image-classification":
         overrides = {"config_overrides": SMALL, "image_size": 32}
     return task.training_settings(output_dir="unused", **overrides, **more)
+
+
+def test_the_examples_in_help_are_valid(task):
+    """JSON in help texts names fields that the default model has."""
+    for option in dataclasses.fields(task.training_settings):
+        for example in re.findall(r"e\.g\. '(\{.*\})'", option.metadata.get("help", "")):
+            given = task.training_settings(output_dir="unused", **{option.name: example})
+            assert json.loads(getattr(given, option.name))
 
 
 @pytest.fixture
