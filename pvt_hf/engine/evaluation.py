@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from ..data.batches import BatchStream, make_loader
-from ..data.streams import Stream
+from ..data.streams import Stream, StreamError
 from ..metrics.reports import versions, without_nan, write_json
 from ..weights.opening import open_complete, weights_digest
-from .feed import Batch
+from .feed import Batch, stream_error_message
 from .processes import any_process, check_precision, check_world_size, limit_cpu_threads, quiet_progress_bars
 from .run_files import device_name
 from .settings import EvaluationSettings
@@ -68,12 +68,15 @@ def evaluate(
         with accelerator.autocast():
             return model(**send_to_device(inputs, accelerator.device))
 
-    for batch in make_loader(batches, num_workers):
-        skipped += len(batch["skipped"])
-        if "sample_ids" in batch:
-            evaluation.add(forward, batch)
-        if after_batch is not None:
-            after_batch(batch)
+    try:
+        for batch in make_loader(batches, num_workers):
+            skipped += len(batch["skipped"])
+            if "sample_ids" in batch:
+                evaluation.add(forward, batch)
+            if after_batch is not None:
+                after_batch(batch)
+    except StreamError as error:
+        raise StreamError(stream_error_message(error)) from error
     while accelerator.is_fsdp2 and any_process(False):
         run(**evaluation.idle_inputs())
     parts = gather_object([(evaluation.state(), skipped)])

@@ -104,9 +104,7 @@ class Feed:
                     group = list(islice(batches, self.group_size))
                     status = Status.READY if len(group) == self.group_size else Status.EXHAUSTED
                 except Exception as error:  # from the stream, or because a loader process has died
-                    # A loader process sends its whole traceback, which ends with the message.
-                    problem = str(error).rpartition(f"{StreamError.__name__}: ")[2] or repr(error)
-                    status = Status.FAILED
+                    problem, status = stream_error_message(error), Status.FAILED
             status = agree(status)
             samples = sum(len(batch["sample_ids"]) for batch in group)
             if status in (Status.FAILED, Status.STOPPED):
@@ -133,6 +131,11 @@ class Feed:
             self.counts.dropped += batch.get("dropped", 0)
             if "sample_ids" in batch:
                 yield batch
+
+
+def stream_error_message(error: Exception) -> str:
+    """The message of an error from a loader, without the traceback that a loader process puts before it."""
+    return str(error).rpartition(f"{StreamError.__name__}: ")[2].strip() or repr(error)
 
 
 class TrainingStream:
