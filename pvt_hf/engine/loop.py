@@ -81,7 +81,8 @@ def train(
     Raises:
         FloatingPointError: the loss or the gradients of a step are not finite. The step changed no weight. The message
             names the step, the samples and the last checkpoint.
-        StreamError: the data cannot be read. A checkpoint of the last step was saved, unless that was not finite.
+        StreamError: the data cannot be read. A checkpoint was saved, unless no step was taken or the last one is not
+            finite.
         ValueError: the checkpoint was written with other data, other settings or another number of processes.
         OSError: a checkpoint cannot be read or written.
     """
