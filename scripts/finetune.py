@@ -24,6 +24,7 @@ Afterwards `out` has the model, its image processor, `all_results.json` and `tra
 
 import math
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ from pvt_hf.engine.evaluation import Monitor, evaluate
 from pvt_hf.engine.feed import Batch, TrainingStream
 from pvt_hf.engine.processes import check_world_size, quiet_progress_bars, share_buffers, synchronize_batch_norm
 from pvt_hf.engine.run import evaluation_batches, open_streams, samples_to_train_on, training_batches
-from pvt_hf.engine.settings import option
+from pvt_hf.engine.settings import HelpFormatter, option
 from pvt_hf.engine.task import Evaluation, Task
 from pvt_hf.metrics.reports import without_nan
 from pvt_hf.tasks import TASKS, get_task
@@ -249,12 +250,15 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[Task, Any, Fine
     """`TASK [--argument value ...]`. Exits with the usage if it is wrong."""
     name, *arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
-        print(f"{__doc__}\nTasks: {', '.join(TASKS)}. Their arguments: python scripts/finetune.py TASK --help")
+        usage = "%(prog)s TASK [--argument value ...]"
+        epilog = f"Tasks: {', '.join(TASKS)}. Their arguments: %(prog)s TASK --help"
+        ArgumentParser(usage=usage, description=__doc__, epilog=epilog, formatter_class=HelpFormatter).print_help()
         raise SystemExit(0)
     if name not in TASKS:
         raise SystemExit(f"error: the first argument is the task, one of {', '.join(TASKS)}; got {name}.")
     task = get_task(name)
-    parser = HfArgumentParser((task.finetuning_settings, FinetuneSettings, TrainingArguments))
+    arguments_of_task = (task.finetuning_settings, FinetuneSettings, TrainingArguments)
+    parser = HfArgumentParser(arguments_of_task, formatter_class=HelpFormatter)
     parser.usage = f"%(prog)s {task.name} [--argument value ...]"
     parser.set_defaults(**default_arguments(task))
     try:

@@ -256,7 +256,7 @@ def parse_arguments(
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     dataclass_type: Any = argument_class
-    parser = HfArgumentParser(dataclass_type, description=description, formatter_class=_HelpFormatter)
+    parser = HfArgumentParser(dataclass_type, description=description, formatter_class=HelpFormatter)
     parser.usage = "%(prog)s [RECIPE.yaml] [--argument value ...]"
     names = [f.name for f in fields(dataclass_type)]
     try:
@@ -275,7 +275,7 @@ def parse_arguments(
     return parsed
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """
     Marks required arguments, and shows defaults that are not empty. The help of `--no_NAME` refers to `--NAME`, whose
     help it would otherwise repeat.
