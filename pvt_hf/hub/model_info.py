@@ -237,7 +237,7 @@ def cost_lines(costs: Costs) -> list[str]:
         total - sum(row[column] for row in rows)
         for column, total in enumerate((costs.parameters, costs.multiply_adds, costs.torch_flops), 1)
     )
-    if any(rest):
+    if max(rest) >= 1e6:  # less would show as zeros
         rows.append(("other", *rest))
     rows.append(("total", costs.parameters, costs.multiply_adds, costs.torch_flops))
     width = max(len(name) for name, *_ in rows)
