@@ -15,7 +15,7 @@ from torch import nn
 
 from ..families import FAMILIES, load
 from ..metrics.costs import Costs, as_printed, build_on_meta, count_costs, count_parameters
-from ..weights.variants import get_config
+from ..weights.variants import get_config, get_variant
 
 
 TITLES = {
@@ -32,7 +32,7 @@ TITLES = {
 }
 COCO_SIZE = (800, 1280)  # height and width that detection's counts are for, in pixels
 VARIANTS = {f"PVT-{size.capitalize()}": f"pvt-{size}" for size in ("tiny", "small", "medium", "large")}
-# What a detector on a ResNet keeps frozen and the paper does not count: stem and first stage, in timm and Transformers
+# Stem and first stage of a ResNet, in timm and Transformers
 _FROZEN = ("backbone._backbone.conv1.", "backbone._backbone.bn1.", "backbone._backbone.layer1.",
            "backbone.embedder.", "backbone.encoder.stages.0.")  # fmt: skip
 
@@ -100,16 +100,14 @@ def count_row(row: PublishedCost) -> CountedCost:
     """Counts the model of a row, in about a second."""
     model = build_on_meta(row.build)
     costs = count_costs(model, *row.size, batch_norm=row.batch_norm)
-    frozen = 0
-    if row.table in (3, 4, 8, 10, 11):
-        frozen = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(_FROZEN))
-    return CountedCost(row, costs, count_parameters(model) - frozen)
+    return CountedCost(row, costs, count_parameters(model) - count_frozen(row, model))
 
 
-def printed_costs(table: int, model: str) -> tuple[str, str]:
-    """Parameters and GFLOPs of a row as printed, "" where there are none. Raises a KeyError without such a row."""
-    rows = {(row.table, row.model): row for row in published_costs()}
-    return rows[table, model].params_m, rows[table, model].gflops
+def count_frozen(row: PublishedCost, model: nn.Module) -> int:
+    """Parameters of the row's model that the paper does not count: a detector's stem and first stage of a ResNet."""
+    if row.table not in (3, 4, 8, 10, 11):
+        return 0
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(_FROZEN))
 
 
 @cache
@@ -120,28 +118,33 @@ def published_costs() -> tuple[PublishedCost, ...]:
     )
 
 
+def _of_variant(name: str) -> tuple[str, str]:
+    variant = get_variant(name)
+    return str(variant.paper_params_m), str(variant.paper_gflops)
+
+
 _WHOLE_MILLIONS = "The table rounds this model's parameters to whole millions."
 _TABLE_2 = (
     ("ResNet18", "11.7", "1.8"),
     ("DeiT-Tiny/16", "5.7", "1.3"),
-    ("PVT-Tiny", "13.2", "1.9"),
+    ("PVT-Tiny", *_of_variant("pvt-tiny")),
     ("ResNet50", "25.6", "4.1"),
     ("ResNeXt50-32x4d", "25.0", "4.3"),
     ("T2T-ViT_t-14", "22.0", "6.1", "21.5 M also in the README of T2T-ViT. " + _WHOLE_MILLIONS),
     ("TNT-S", "23.8", "5.2"),
     ("DeiT-Small/16", "22.1", "4.6"),
-    ("PVT-Small", "24.5", "3.8"),
+    ("PVT-Small", *_of_variant("pvt-small")),
     ("ResNet101", "44.7", "7.9", "44.7 M with the statistics of BatchNorm, which are no parameters."),
     ("ResNeXt101-32x4d", "44.2", "8.0"),
     ("T2T-ViT_t-19", "39.0", "9.8", _WHOLE_MILLIONS),
     ("ViT-Small/16", "48.8", "9.9"),
-    ("PVT-Medium", "44.2", "6.7"),
+    ("PVT-Medium", *_of_variant("pvt-medium")),
     ("ResNeXt101-64x4d", "83.5", "15.6"),
     ("ViT-Base/16", "86.6", "17.6"),
     ("T2T-ViT_t-24", "64.0", "15.0"),
     ("TNT-B", "66.0", "14.1", _WHOLE_MILLIONS),
     ("DeiT-Base/16", "86.6", "17.6"),
-    ("PVT-Large", "61.4", "9.8"),
+    ("PVT-Large", *_of_variant("pvt-large")),
 )
 # Parameters with RetinaNet (Table 3) and Mask R-CNN (Table 4); parameters and GFLOPs with Semantic FPN (Table 5)
 _TABLES_3_TO_5 = (
@@ -222,7 +225,14 @@ def _ablations() -> Iterator[PublishedCost]:
     for patch_size, params_m in ((4, "60.9"), (32, "60.8")):
         yield PublishedCost(8, f"ViT-Small/{patch_size}", params_m, "", COCO_SIZE, _retinanet_on_vit(patch_size))
     yield PublishedCost(8, "PVT-Small", "34.2", "", COCO_SIZE, _on("retinanet", "PVT-Small"))
-    yield PublishedCost(9, "Wider PVT-Small", "46.8", "", (224, 224), _classifier("pvt-small-wide"))
+    yield PublishedCost(
+        9,
+        "Wider PVT-Small",
+        str(get_variant("pvt-small-wide").paper_params_m),
+        "",
+        (224, 224),
+        _classifier("pvt-small-wide"),
+    )
     yield PublishedCost(9, "Deeper PVT-Small", "44.2", "", (224, 224), _classifier("PVT-Medium"))
     yield PublishedCost(
         10, "ResNet50 + GC r4", "54.2", "279.6", COCO_SIZE, _mask_rcnn_with_context, 2,
