@@ -55,7 +55,9 @@ def test_blocks_are_in_the_last_three_stages_and_start_as_the_identity():
     assert [name.split(".")[2] for name in blocks] == ["1", "1", "2", "3"]
     images, maps = random_images(1, 64, 96), {}
     for name, block in blocks.items():
-        block.register_forward_hook(lambda module, args, output, name=name: maps.update({name: (args[0], output)}))
+        block.register_forward_hook(
+            lambda module, args, output, name=name: maps.update({name: (args[0], output.clone())})
+        )
     backbone(images)
     assert len(maps) == 4 and all(torch.equal(before, after) for before, after in maps.values())
     assert all(block.mask.weight.std() > 0 for block in blocks.values())
