@@ -32,6 +32,17 @@ class GcResNetConfig(ResNetConfig):
     context_stages: list[str] | tuple[str, ...] = ("stage2", "stage3", "stage4")
 
 
+# Classes of their own, so that `_init_weights`, which Transformers calls for every layer, can tell them from others
+
+
+class ContextMask(nn.Conv2d):
+    """The 1x1 convolution that gives the weight of each position."""
+
+
+class ContextOutput(nn.Linear):
+    """The last layer of a block."""
+
+
 class GlobalContextBlock(nn.Module):
     """
     Pools the whole map with learned weights into one context vector, transforms it, and adds it to every position.
@@ -44,10 +55,10 @@ class GlobalContextBlock(nn.Module):
 
     def __init__(self, channels: int, ratio: int):
         super().__init__()
-        self.mask = nn.Conv2d(channels, 1, kernel_size=1)
+        self.mask = ContextMask(channels, 1, kernel_size=1)
         self.reduce = nn.Linear(channels, channels // ratio)
         self.layer_norm = nn.LayerNorm(channels // ratio)
-        self.expand = nn.Linear(channels // ratio, channels)
+        self.expand = ContextOutput(channels // ratio, channels)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """(batch, channels, rows, columns) to the same shape."""
@@ -75,11 +86,13 @@ class GcResNetBackbone(ResNetBackbone):
     def _init_weights(self, module: nn.Module) -> None:
         """As GCNet: Kaiming-normal (fan-in) for the pooling weights, zero for the last layer of a block."""
         super()._init_weights(module)
-        if isinstance(module, GlobalContextBlock):
-            init.kaiming_normal_(module.mask.weight, mode="fan_in", nonlinearity="relu")
-            init.zeros_(module.mask.bias)
-            init.zeros_(module.expand.weight)
-            init.zeros_(module.expand.bias)
+        if isinstance(module, ContextMask):
+            init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            assert module.bias is not None
+            init.zeros_(module.bias)
+        elif isinstance(module, ContextOutput):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
 
 
 def register() -> None:

@@ -23,9 +23,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from ..models.modeling_pvt import PvtEncoder
 
@@ -35,7 +33,7 @@ aten = torch.ops.aten
 # Transformers builds masks for the implementations of attention that it knows, and for that looks at values, which
 # tensors on the meta device do not have (DETR). Masks do not change what is counted.
 _UNMASKED = "pvt_hf_unmasked"
-AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
+ALL_ATTENTION_FUNCTIONS.register(_UNMASKED, ALL_ATTENTION_FUNCTIONS["sdpa"])
 
 
 @dataclass(frozen=True)

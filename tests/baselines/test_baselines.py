@@ -60,7 +60,8 @@ def test_blocks_are_in_the_last_three_stages_and_start_as_the_identity():
         )
     backbone(images)
     assert len(maps) == 4 and all(torch.equal(before, after) for before, after in maps.values())
-    assert all(block.mask.weight.std() > 0 for block in blocks.values())
+    # Kaiming-normal by the 24 to 40 inputs of the pooling weights, not by their one output: 1.4
+    assert all(0.1 < block.mask.weight.std() < 0.5 for block in blocks.values())
     randomize(backbone)
     assert every_parameter_learns(backbone, sum(one.square().sum() for one in backbone(images).feature_maps))
 

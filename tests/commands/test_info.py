@@ -37,7 +37,7 @@ def run(monkeypatch, capsys):
 @pytest.fixture
 def classifier(tmp_path):
     """A folder with a classifier of two named classes and its image processor."""
-    config = tiny_pvt_config(id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1})
+    config = tiny_pvt_config(num_labels=2, id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1})
     PvtForImageClassification(config).save_pretrained(tmp_path / "model")
     PvtImageProcessor(crop_size={"height": 64, "width": 64}, size={"shortest_edge": 73}).save_pretrained(
         tmp_path / "model"
