@@ -7,6 +7,8 @@ Follows `segmentron/models/deeplabv3_plus.py` of https://github.com/xieenze/Tran
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from torch import nn
@@ -81,8 +83,9 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         if output_stride not in DILATIONS:
             raise ValueError(f"output_stride must be 8 or 16, got {output_stride}.")
-        self.backbone = timm.create_model(backbone, features_only=True, out_indices=(1, 4), output_stride=output_stride)
-        fine, coarse = self.backbone.feature_info.channels()
+        features: Any = timm.create_model(backbone, features_only=True, out_indices=(1, 4), output_stride=output_stride)
+        self.backbone = features
+        fine, coarse = features.feature_info.channels()
         self.pooling = PyramidPooling(coarse, channels, DILATIONS[output_stride])
         self.fine_projection = conv_layer(fine, fine_channels)
         self.head = nn.Sequential(

@@ -9,6 +9,8 @@ Importing this file registers the backbone with AutoConfig and AutoBackbone.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -30,6 +32,9 @@ class GcResNetConfig(ResNetConfig):
 
     context_ratio: int = 4
     context_stages: list[str] | tuple[str, ...] = ("stage2", "stage3", "stage4")
+
+    if TYPE_CHECKING:  # an argument of the constructor that is not a field
+        out_features: list[str] | None = None
 
 
 # Classes of their own, so that `_init_weights`, which Transformers calls for every layer, can tell them from others
@@ -76,10 +81,11 @@ class GcResNetBackbone(ResNetBackbone):
 
     def __init__(self, config: GcResNetConfig):
         super().__init__(config)
-        for stage in config.context_stages:
-            index = int(stage.removeprefix("stage")) - 1
-            for layer in self.encoder.stages[index].layers:
-                layer.layer.append(GlobalContextBlock(config.hidden_sizes[index], config.context_ratio))
+        stages: Any = self.encoder.stages
+        for name in config.context_stages:
+            for layer in stages[int(name.removeprefix("stage")) - 1].layers:
+                channels = layer.layer[-1].convolution.out_channels
+                layer.layer.append(GlobalContextBlock(channels, config.context_ratio))
         self.post_init()
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import timm
 from torch import nn
@@ -24,7 +25,7 @@ RESNETS = {
 DEEP_STEMS = {"ResNet18": "resnet18d", "ResNet50": "resnet50c", "ResNet101": "resnet101c"}
 # Tables 2 and 8, 224x224, patches of 16x16. DeiT without its distillation token is a ViT. The paper's ViT-Small is
 # `vit_small_patch16_224` of timm 0.3.2: not what is called ViT-Small today, which is DeiT-Small.
-VITS = {
+VITS: dict[str, dict[str, Any]] = {
     "DeiT-Tiny/16": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
     "DeiT-Small/16": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
     "DeiT-Base/16": {},
@@ -38,7 +39,11 @@ VITS = {
     },
 }  # fmt: skip
 # Channels, blocks and heads
-T2T_VITS = {"T2T-ViT_t-14": (384, 14, 6), "T2T-ViT_t-19": (448, 19, 7), "T2T-ViT_t-24": (512, 24, 8)}
+T2T_VITS = {
+    "T2T-ViT_t-14": (384, 14, 6),
+    "T2T-ViT_t-19": (448, 19, 7),
+    "T2T-ViT_t-24": (512, 24, 8),
+}
 TNTS = {"TNT-S": "tnt_s_legacy_patch16_224", "TNT-B": "tnt_b_patch16_224"}
 
 
@@ -64,7 +69,8 @@ def build_classifier(name: str, image_size: int = 224) -> nn.Module:
 
 
 def _build_vit(name: str, image_size: int) -> nn.Module:
-    return ViTForImageClassification(ViTConfig(**VITS[name], image_size=image_size, num_labels=1000))
+    config_class: Any = ViTConfig  # `num_labels` is no field
+    return ViTForImageClassification(config_class(**VITS[name], image_size=image_size, num_labels=1000))
 
 
 __all__ = ["DEEP_STEMS", "RESNETS", "T2T_VITS", "TNTS", "VITS", "build_classifier"]

@@ -47,6 +47,8 @@ class T2TViT(nn.Module):
         token_channels: channels between the soft splits.
     """
 
+    positions: torch.Tensor
+
     def __init__(
         self,
         channels: int,

@@ -9,7 +9,7 @@ AutoConfig and AutoBackbone.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -31,7 +31,7 @@ class VitPyramidConfig(BackboneConfigMixin, ViTConfig):
     the `out_features` and `out_indices` of a backbone, from "stage1" to "stage4".
 
     Raises:
-        ValueError: the number of layers is not a multiple of four.
+        ValueError: the number of layers is not a multiple of four; patches or `image_size` are not square.
     """
 
     model_type = "vit_pyramid"
@@ -45,7 +45,15 @@ class VitPyramidConfig(BackboneConfigMixin, ViTConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
+    if TYPE_CHECKING:  # an argument of the constructor that is not a field
+        out_features: list[str] | None = None
+
     def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.patch_size, int) or not isinstance(self.image_size, int):
+            raise ValueError(
+                f"patch_size and image_size must be one number each, for squares, got {self.patch_size} and "
+                f"{self.image_size}."
+            )
         if self.num_hidden_layers < len(STRIDES) or self.num_hidden_layers % len(STRIDES):
             raise ValueError(
                 f"num_hidden_layers must be a multiple of {len(STRIDES)}, one for each scale, got "
@@ -87,6 +95,7 @@ class VitPyramidBackbone(BackboneMixin, ViTPreTrainedModel):
         """
         height, width = pixel_values.shape[-2:]
         patch_size = self.config.patch_size
+        assert isinstance(patch_size, int)  # checked by the configuration
         grid = (height // patch_size, width // patch_size)
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=True)
         every = len(self.layers) // len(STRIDES)

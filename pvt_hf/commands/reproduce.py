@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 DESCRIPTION = """
@@ -42,7 +43,7 @@ SIZES = (224, 320, 448, 576, 704, 832, 960, 1088, 1216, 1344)
 
 
 def parse_arguments() -> argparse.Namespace:
-    raw = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser(description=DESCRIPTION, **raw)
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
 

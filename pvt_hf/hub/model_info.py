@@ -233,13 +233,13 @@ def _uses(opened: Opened) -> list[str]:
 def cost_lines(costs: Costs) -> list[str]:
     """A table of the parts of a model."""
     rows = [(part.name, part.parameters, part.multiply_adds, part.torch_flops) for part in costs.parts]
-    rest = tuple(
-        total - sum(row[column] for row in rows)
-        for column, total in enumerate((costs.parameters, costs.multiply_adds, costs.torch_flops), 1)
+    total = (costs.parameters, costs.multiply_adds, costs.torch_flops)
+    parameters, multiply_adds, flops = (
+        whole - sum(counts) for whole, counts in zip(total, zip(*(row[1:] for row in rows)))
     )
-    if max(rest) >= 1e6:  # less would show as zeros
-        rows.append(("other", *rest))
-    rows.append(("total", costs.parameters, costs.multiply_adds, costs.torch_flops))
+    if max(parameters, multiply_adds, flops) >= 1e6:  # less would show as zeros
+        rows.append(("other", parameters, multiply_adds, flops))
+    rows.append(("total", *total))
     width = max(len(name) for name, *_ in rows)
     lines = [f"For one image of {costs.height}x{costs.width} pixels (height x width):",
              f"{'':{width}}  {'parameters':>12}  {'multiply-adds':>15}  {'FLOP (PyTorch)':>15}"]  # fmt: skip

@@ -284,12 +284,10 @@ def _on(head: str, model: str, deep_stem: bool = False) -> Callable[[], nn.Modul
     def build() -> nn.Module:
         if model in VARIANTS:
             return _head(head, get_config(VARIANTS[model], out_features=[f"stage{stage}" for stage in stages]))
-        from transformers import TimmBackboneConfig
-
         from ..baselines.names import DEEP_STEMS, RESNETS
 
         name = {**RESNETS, **(DEEP_STEMS if deep_stem else {})}[model]
-        return _head(head, TimmBackboneConfig(backbone=name, out_indices=stages))
+        return _head(head, _timm(name, stages))
 
     return build
 
@@ -300,11 +298,17 @@ def _head(head: str, backbone_config: Any) -> nn.Module:
 
 
 def _trans2seg_on_resnet() -> nn.Module:
-    from transformers import TimmBackboneConfig
-
     from ..baselines.deeplab import BACKBONE
 
-    return _head("trans2seg", TimmBackboneConfig(backbone=BACKBONE, out_indices=[1, 4], output_stride=16))
+    return _head("trans2seg", _timm(BACKBONE, [1, 4], output_stride=16))
+
+
+def _timm(name: str, stages: list[int], **fields: Any) -> Any:
+    """Configuration of a backbone of timm."""
+    from transformers import TimmBackboneConfig
+
+    config_class: Any = TimmBackboneConfig  # `out_indices` is no field
+    return config_class(backbone=name, out_indices=stages, **fields)
 
 
 def _retinanet_on_vit(patch_size: int) -> Callable[[], nn.Module]:

@@ -159,7 +159,7 @@ def split(model: nn.Module) -> dict[str, list[nn.Module]]:
                     found[f"stage{stage}"] = [embeddings, *blocks]  # type: ignore[misc]  # a ModuleList
                 found["norm"] = [child.layer_norm]
             elif _is_list_of_stages(name, child):
-                found.update({f"stage{index}": [stage] for index, stage in enumerate(child, 1)})  # type: ignore[arg-type]
+                found.update({f"stage{index}": [stage] for index, stage in enumerate(child.children(), 1)})
             elif _has_stages(child):
                 visit(child, full_name)
             else:
