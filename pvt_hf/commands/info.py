@@ -61,6 +61,7 @@ def main() -> int:
         lines = describe_model(opened, arguments.size)
     except (ImportError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise SystemExit(f"error: {reason}") from None
+        name = arguments.model or arguments.variant
+        raise SystemExit(f"error: {reason if name in reason else f'cannot describe {name}: {reason}'}") from None
     print("\n".join(lines))
     return int(bool(arguments.model) and not opened.weights[0].startswith("complete"))

@@ -68,7 +68,7 @@ def reproduce_figure6(arguments: argparse.Namespace) -> None:
                       "erratum": ERRATUM, "rows": rows}  # fmt: skip
             write_json(arguments.output_dir / "figure6.json", report)
     write_csv(arguments.output_dir / "figure6.csv", COLUMNS, rows)
-    title = f"One forward pass, {environment['device']}, {threads} threads, {arguments.attention} attention"
+    title = f"One forward pass, {environment['device']}, threads: {threads}, attention: {arguments.attention}"
     plot(rows, arguments.output_dir / "figure6.png", title)
     print(f"\n{ERRATUM}")
     print(f"Written: figure6.png, figure6.csv and figure6.json in {arguments.output_dir}")

@@ -245,7 +245,5 @@ def cost_lines(costs: Costs) -> list[str]:
              f"{'':{width}}  {'parameters':>12}  {'multiply-adds':>15}  {'FLOP (PyTorch)':>15}"]  # fmt: skip
     for name, parameters, multiply_adds, flops in rows:
         lines.append(f"{name:{width}}  {parameters:>12,}  {multiply_adds / 1e9:>13.3f} G  {flops / 1e9:>13.3f} G")
-    lines.append(
-        "Multiply-adds are the paper's GFLOPs. PyTorch's counter has 2 FLOP for each, and no ReLU and pooling."
-    )
+    lines.append("Multiply-adds are the paper's GFLOPs. PyTorch counts 2 FLOP for each, and neither ReLU nor pooling.")
     return lines
