@@ -226,7 +226,7 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
             check_masks(labels, pixel_values.shape[-2:])
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        outputs = self.run_backbone(pixel_values, **kwargs)
         image_sizes = image_sizes_of(pixel_values, pixel_mask)
         if labels is not None:
             objects = [boxes_in_pixels(label["boxes"], size) for label, size in zip(labels, image_sizes)]

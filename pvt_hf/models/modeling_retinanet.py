@@ -58,6 +58,8 @@ class RetinaNetObjectDetectionOutput(ModelOutput):
             without padding and clipped to it.
         hidden_states: of the backbone, on request.
         attentions: of the backbone, on request.
+
+    `logits` and `pred_boxes` carry no gradient: a loss of your own would train nothing through them. Train with `loss`.
     """
 
     loss: torch.Tensor | None = None
@@ -179,7 +181,7 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
         """
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        outputs = self.run_backbone(pixel_values, **kwargs)
         image_sizes = image_sizes_of(pixel_values, pixel_mask)
         maps = self.neck(outputs.feature_maps)
         logits, codes = zip(*(self.head(feature_map) for feature_map in maps))
