@@ -162,7 +162,12 @@ class MaskRcnnMaskHead(nn.Module):
 
 
 class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
-    """Backbone, FPN, region proposals, box head and mask head. The backbone starts from random weights."""
+    """
+    Backbone, FPN, region proposals, box head and mask head. The backbone starts from random weights.
+
+    `torch.jit.trace` gives a program for the traced size and batch only, and `torch.export` none: the number of regions
+    depends on the image.
+    """
 
     config: MaskRcnnConfig
     config_class = MaskRcnnConfig

@@ -123,6 +123,13 @@ def by_anchor(feature_map: torch.Tensor, values: int) -> torch.Tensor:
     return feature_map.permute(0, 2, 3, 1).unflatten(-1, (-1, values)).flatten(1, 3)
 
 
+def smaller(size: int, limit: int) -> int:
+    """min(size, limit), which stays a function of the image's size in a traced or exported graph."""
+    if torch.jit.is_tracing():  # sizes are tensors
+        return torch.minimum(torch.as_tensor(size), torch.tensor(limit))  # type: ignore[return-value]
+    return torch.sym_min(size, limit)
+
+
 class RetinaNetForObjectDetection(HeadPreTrainedModel):
     """Backbone, FPN and RetinaNet's head. The backbone starts from random weights."""
 
@@ -286,7 +293,7 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
             level_logits = level_logits.masked_fill(~is_inside[..., None], torch.finfo(level_logits.dtype).min)
             level_codes = level_codes.float()
             level_anchors = level_anchors.expand(level_logits.shape[0], -1, -1)
-            count = torch.sym_min(level_logits.shape[1], self.config.num_candidates)
+            count = smaller(level_logits.shape[1], self.config.num_candidates)
             best = level_logits.amax(dim=2).topk(count, dim=1).indices.sort(dim=1).values  # (batch, candidates)
             level_logits, level_codes, level_anchors = (
                 tensor.gather(1, best[..., None].expand(-1, -1, tensor.shape[-1]))
