@@ -101,7 +101,8 @@ def test_the_largest_size_within_a_frame(backend, max_size):
             mask = found["pixel_mask"][0]
             assert (mask.any(1).sum(), mask.any(0).sum()) == (height, width)
             assert found["pixel_values"].shape[-2:] == (aligned(height), aligned(width))
-    assert BACKENDS[backend](size=size)(noise(1, 700))["pixel_mask"][0].any(1).sum() == 1
+    line = BACKENDS[backend](size=size)(Image.new("RGB", (700, 1)), return_tensors="pt")
+    assert line["pixel_mask"][0].any(1).sum() == 1  # Transformers' rule gives 0 rows
 
 
 def test_bad_settings(processor):

@@ -218,7 +218,7 @@ def test_hidden_states_of_a_backbone_by_index():
         model, images = PvtBackbone(tiny_pvt_config(out_features=stages)).eval(), random_images(1, 64, 64)
         everything = model(images, output_hidden_states=True).hidden_states
         for index in (-1, -len(everything), 0):
-            chosen = model(images, output_hidden_states=index).hidden_states
+            chosen = model(images, output_hidden_states=[index]).hidden_states
             assert len(chosen) == len(everything) and torch.equal(chosen[index], everything[index])
             assert sum(state is not None for state in chosen) == 1
 

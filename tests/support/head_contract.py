@@ -9,6 +9,8 @@ What is special to the head comes after it: a comparison with an implementation 
 """
 
 import copy
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,7 +147,7 @@ class HeadContract(ModelContract):
         for key in ("hidden_states", "attentions"):
             assert len(outputs[key]) == len(expected[key]) > 0
             assert all(torch.equal(one, other) for one, other in zip(outputs[key], expected[key]))
-            assert without[key] is None
+            assert getattr(without, key) is None
         assert maps_only.hidden_states is None and maps_only.attentions is not None
 
     @pytest.mark.parametrize("backbone", BACKBONES)
@@ -164,6 +166,16 @@ class HeadContract(ModelContract):
             for name in ("pvt", "resnet"):
                 with pytest.raises(ValueError, match=f"feature map.*{name}.*out_features"):
                     self.model_class(self.config_class(backbone_config=BACKBONES[name](stages)))
+
+    def test_traced_program_at_other_sizes(self):
+        model = self.make_model(**self.compile_overrides)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # about checks of the example's shape
+            traced = torch.jit.trace(model, (random_images(1, 64, 96),), strict=False, check_trace=False)
+        for batch, height, width in ((1, 96, 64), (3, 128, 160), (2, 75, 110)):
+            images = random_images(batch, height, width)
+            outputs = SimpleNamespace(**traced(images))  # a traced program returns a dict
+            self.assert_same(self.output_tensors(outputs), self.run_model(model, images))
 
     # Configuration
 
