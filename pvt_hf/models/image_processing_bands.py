@@ -1,6 +1,6 @@
 """
-Images of other channels than RGB, such as the bands of a satellite. An image processor prepares them if `image_mean` and
-`image_std` have as many values.
+Images of other channels than RGB, such as the bands of a satellite. An image processor prepares them if `image_mean`
+and `image_std` have as many values.
 """
 
 import os
