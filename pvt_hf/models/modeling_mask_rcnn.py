@@ -68,6 +68,8 @@ class MaskRcnnInstanceSegmentationOutput(ModelOutput):
         num_detections: (batch,) int64. Predictions beyond this number are 0.
         hidden_states: of the backbone, on request.
         attentions: of the backbone, on request.
+
+    Predictions carry no gradient.
     """
 
     loss: torch.Tensor | None = None

@@ -328,7 +328,7 @@ def test_resuming_gives_the_same_bits(cases, name, more, tmp_path):
 def detr_like(name: str, stages: list[str]) -> PreTrainedModel:
     """A small detector of Transformers, on a PVT, whose files have other names than the model."""
     small = {
-        "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "num_queries": 12,
+        "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4, "num_queries": 12,
         "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "id2label": dict(enumerate(COLORS)),
     }  # fmt: skip
     config = getattr(transformers, f"{name}Config")(

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, ResNetConfig
+from transformers import AutoConfig, PreTrainedModel, ResNetConfig
 
 from pvt_hf import PvtBackbone, PvtConfig, PvtForImageClassification, load_pretrained_backbone
 from pvt_hf.families import load
@@ -166,6 +166,23 @@ class HeadContract(ModelContract):
             for name in ("pvt", "resnet"):
                 with pytest.raises(ValueError, match=f"feature map.*{name}.*out_features"):
                     self.model_class(self.config_class(backbone_config=BACKBONES[name](stages)))
+
+    def test_all_weights_are_initialised_on_every_path(self, monkeypatch):
+        """
+        In the constructor, and where a file lacks every weight. As Transformers' own tests do it: with the same random
+        numbers for every module, both give the same bits.
+        """
+        original = PreTrainedModel._initialize_weights
+
+        def seeded(model, *args, **kwargs):
+            torch.manual_seed(0)
+            original(model, *args, **kwargs)
+
+        monkeypatch.setattr(PreTrainedModel, "_initialize_weights", seeded)
+        built = self.model_class(self.make_config()).state_dict()
+        opened = self.model_class.from_pretrained(None, config=self.make_config(), state_dict={}).state_dict()
+        assert built.keys() == opened.keys()
+        assert all(torch.equal(tensor, opened[name]) for name, tensor in built.items())
 
     def test_traced_program_at_other_sizes(self):
         model = self.make_model(**self.compile_overrides)
