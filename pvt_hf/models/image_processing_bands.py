@@ -13,7 +13,7 @@ import numpy as np
 try:
     import tifffile
 except ImportError:
-    tifffile = None
+    tifffile = None  # type: ignore[assignment]
 
 CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: files above 4 GB

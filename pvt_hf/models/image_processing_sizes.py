@@ -30,7 +30,7 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     elif size.longest_edge:
         new_short, new_long = int(size.longest_edge * short / long), size.longest_edge
     elif size.max_height and size.max_width:
-        return _largest_within(height, width, size)
+        return _largest_within(height, width, size.max_height, size.max_width)
     else:
         raise ValueError(
             f"size={dict(size)}; expected positive 'height' and 'width', 'shortest_edge' (with or without "
@@ -45,9 +45,9 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     return (new_long, new_short) if width <= height else (new_short, new_long)
 
 
-def _largest_within(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+def _largest_within(height: int, width: int, max_height: int, max_width: int) -> tuple[int, int]:
     """The largest (height, width) within `max_height` and `max_width`, by Transformers' arithmetic; at least 1x1."""
-    height, width = get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
+    height, width = get_image_size_for_max_height_width((height, width), max_height, max_width)
     return max(height, 1), max(width, 1)
 
 
@@ -69,7 +69,7 @@ def rescaled_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
             factor = min(factor, size.longest_edge / max(height, width))
         scaled = (max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1))
     elif size.max_height and size.max_width:
-        scaled = _largest_within(height, width, size)
+        scaled = _largest_within(height, width, size.max_height, size.max_width)
     else:
         raise ValueError(
             f"size={dict(size)}; expected positive 'shortest_edge' (with or without 'longest_edge'), 'height' and "

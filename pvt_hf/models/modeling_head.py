@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_head import HeadConfig
@@ -60,9 +59,9 @@ class HeadPreTrainedModel(PreTrainedModel):
             )
         return channels
 
-    def run_backbone(self, pixel_values: torch.Tensor, **kwargs: Any) -> BackboneOutput:
+    def run_backbone(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
         """
-        The output of the backbone. It has `hidden_states` and `attentions` if the call asks for them, or else this
+        The `BackboneOutput` of the backbone. It has `hidden_states` and `attentions` if the call asks for them, or else this
         model's configuration: the backbone reads only its own.
         """
         for name in ("output_hidden_states", "output_attentions"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -123,10 +124,10 @@ def by_anchor(feature_map: torch.Tensor, values: int) -> torch.Tensor:
     return feature_map.permute(0, 2, 3, 1).unflatten(-1, (-1, values)).flatten(1, 3)
 
 
-def smaller(size: int, limit: int) -> int:
+def smaller(size: int, limit: int) -> Any:
     """min(size, limit), which stays a function of the image's size in a traced or exported graph."""
     if torch.jit.is_tracing():  # sizes are tensors
-        return torch.minimum(torch.as_tensor(size), torch.tensor(limit))  # type: ignore[return-value]
+        return torch.minimum(torch.as_tensor(size), torch.tensor(limit))
     return torch.sym_min(size, limit)
 
 
