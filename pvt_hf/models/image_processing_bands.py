@@ -10,11 +10,6 @@ from typing import Any
 import numpy as np
 
 
-try:
-    import tifffile
-except ImportError:
-    tifffile = None  # type: ignore[assignment]
-
 CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: files above 4 GB
 
@@ -43,8 +38,10 @@ def read_bands(source: str | os.PathLike | bytes) -> np.ndarray:
         ImportError: tifffile is not installed.
         ValueError: a damaged file, or one without bands.
     """
-    if tifffile is None:
-        raise ImportError("TIFF files of other channels than RGB need tifffile: `pip install tifffile`.")
+    try:
+        import tifffile  # here, because few programs need it
+    except ImportError as error:
+        raise ImportError("TIFF files of other channels than RGB need tifffile: `pip install tifffile`.") from error
     try:
         with tifffile.TiffFile(BytesIO(source) if isinstance(source, bytes) else source) as file:
             series = file.series[0]

@@ -61,8 +61,8 @@ class HeadPreTrainedModel(PreTrainedModel):
 
     def run_backbone(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
         """
-        The `BackboneOutput` of the backbone. It has `hidden_states` and `attentions` if the call asks for them, or else this
-        model's configuration: the backbone reads only its own.
+        The `BackboneOutput` of the backbone. It has `hidden_states` and `attentions` if the call asks for them, or else
+        this model's configuration: the backbone reads only its own.
         """
         for name in ("output_hidden_states", "output_attentions"):
             if getattr(self.config, name):
