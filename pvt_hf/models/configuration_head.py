@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_pvt import build_backbone_config
+from .configuration_pvt import build_backbone_config, take_overrides
 
 
 @strict
@@ -36,6 +36,17 @@ class HeadConfig(PreTrainedConfig):
             kwargs["num_labels"] = self.default_num_labels
         super().__post_init__(**kwargs)
         self._validate()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> HeadConfig:
+        """
+        Builds a configuration from the content of a `config.json`; `kwargs` override its fields, and are validated. An
+        override of `num_labels` or `id2label` replaces all labels of the file.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        return super().from_dict(take_overrides(cls, config_dict, kwargs), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`, with `num_labels`: Transformers omits `id2label` with two default names."""

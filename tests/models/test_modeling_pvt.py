@@ -181,6 +181,17 @@ def test_hidden_states_by_index():
     assert torch.equal(chosen[-1], everything[-1])
 
 
+def test_hidden_states_of_a_backbone_by_index():
+    """They are those of the stages that it has, without a final norm."""
+    for stages in (["stage1"], ["stage2", "stage3"], ["stage4"]):
+        model, images = PvtBackbone(tiny_pvt_config(out_features=stages)).eval(), random_images(1, 64, 64)
+        everything = model(images, output_hidden_states=True).hidden_states
+        for index in (-1, -len(everything), 0):
+            chosen = model(images, output_hidden_states=[index]).hidden_states
+            assert len(chosen) == len(everything) and torch.equal(chosen[index], everything[index])
+            assert sum(state is not None for state in chosen) == 1
+
+
 def bilinear_reference(table: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """(rows0, columns0, channels) resized from the definition: half-pixel centres, edges repeated, in float64."""
 
