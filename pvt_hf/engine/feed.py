@@ -15,6 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, make_loader
+from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
 from .processes import gather_integers
 
@@ -43,12 +44,19 @@ class SampleCounts:
         skipped: unusable samples.
         dropped: samples in incomplete batches or groups, or in a group that another process could not match.
         skipped_samples: (name, reason) of the first unusable samples.
+        labels: in the samples that were trained on in the first epoch.
     """
 
     trained: int = 0
     skipped: int = 0
     dropped: int = 0
     skipped_samples: list[tuple[str, str]] = field(default_factory=list)
+    labels: LabelCounts = field(default_factory=LabelCounts)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SampleCounts:
+        """The reverse of `dataclasses.asdict`, also after JSON."""
+        return cls(**{**values, "labels": LabelCounts.from_dict(values["labels"])})
 
 
 class Feed:
@@ -78,6 +86,7 @@ class Feed:
         counts: SampleCounts,
     ):
         self.group_size, self.counts, self.stopped = group_size, counts, False
+        self.is_first_epoch = batches.epoch == 0
         self.loader = make_loader(batches, num_workers, pin_memory=pin_memory)
         if stream_state is not None:
             self.loader.load_state_dict(stream_state)
@@ -118,6 +127,9 @@ class Feed:
                 self.counts.dropped += samples
                 return
             self.counts.trained += samples
+            labels = [batch.pop("label_counts", LabelCounts()) for batch in group]
+            if self.is_first_epoch:
+                self.counts.labels.add(LabelCounts.total(labels))
             self.stream_state = self.loader.state_dict()
             yield group
 
@@ -188,7 +200,7 @@ class TrainingStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Makes the next iteration continue after `state`."""
         self.epoch, self.loader_state = state["epoch"], state["loader"]
-        self.counts = SampleCounts(**state["counts"])
+        self.counts = SampleCounts.from_dict(state["counts"])
 
 
 def highest_status(status: Status) -> Status:

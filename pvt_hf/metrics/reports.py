@@ -40,6 +40,15 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def format_metrics(metrics: dict[str, Any]) -> list[str]:
+    """ "NAME VALUE" for each metric that is a number, or "NAME undefined" for None. Lists are left out."""
+    return [
+        f"{name} {'undefined' if value is None else format(value, '.4g')}"
+        for name, value in metrics.items()
+        if value is None or isinstance(value, int | float)
+    ]
+
+
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
     """Versions of pvt_hf, Python, torch (with its build, such as "+cpu") and `packages`, by name."""
     from .. import __version__

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from ..data.label_counts import LabelCounts
 from ..data.streams import Stream
+from ..engine.task import SampleMaker
 from ..weights.opening import shorten
 from .ade20k import ADE20K_CLASS_NAMES
 
@@ -97,13 +99,19 @@ class RenumberedSample:
     processes may have to pickle it.
 
     Args:
-        sample: makes a dict with `labels`, an integer tensor of any shape, from an example.
+        sample: makes samples with `labels`, an integer tensor of any shape.
         table: (n,) int64, the model's label for each label of the data.
+        class_names: the model's.
     """
 
-    def __init__(self, sample: Callable[[dict[str, Any]], dict[str, Any]], table: torch.Tensor):
-        self.sample, self.table = sample, table
+    def __init__(self, sample: SampleMaker, table: torch.Tensor, class_names: tuple[str, ...]):
+        self.sample, self.table, self.class_names = sample, table, class_names
+        self.stream, self.counted = sample.stream, sample.counted
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        tensors = self.sample(example)
-        return {**tensors, "labels": self.table[tensors["labels"]]}
+        sample = self.sample(example)
+        counts = sample["label_counts"].renumbered(self.table.tolist())
+        return {**sample, "labels": self.table[sample["labels"]], "label_counts": counts}
+
+    def count(self, example: dict[str, Any]) -> LabelCounts:
+        return self.sample.count(example).renumbered(self.table.tolist())

@@ -163,7 +163,7 @@ class ClassificationTask(Task):
             sample = ClassificationSample(stream, transform, stream.class_names or model_names)
             yield EvaluationPart(
                 title=f"{height}x{width}",
-                sample=RenumberedSample(sample, torch.tensor(labels)),
+                sample=RenumberedSample(sample, torch.tensor(labels), model_names),
                 evaluation=ClassificationEvaluation((height, width), **forward_options(model, (height, width))),
                 report=_at_size(height, width),
                 table=_as_line(height, width),

@@ -29,6 +29,16 @@ class SegmentationData(DataSettings, SceneSettings):
 
     dataset: str = option("digit-scenes", DATASET_HELP)
     mask_column: str = option("", "Column with the masks, e.g. annotation; default: found by type and name.")
+    mask_values: list[int] = option(
+        [],
+        "Value of each class in the masks, in order, e.g. 0 255 for masks of 0 and 255; default: 0 1 2 ...",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        values = self.mask_values
+        if values and (len(values) < 2 or len({*values}) < len(values) or min(values) < 0):
+            raise ValueError(f"--mask_values must be two or more different numbers, none negative, got {values}.")
 
 
 @dataclass(kw_only=True)
@@ -37,7 +47,8 @@ class SegmentationRecipe(HeadSettings):
 
     architecture: str = option("semantic_fpn", "Head to build if --model is not given.", choices=[*ARCHITECTURES])
     reduce_labels: bool = option(
-        False, "Label 0 of the masks is no class, and label 1 is the first class, as in ADE20K. (255 is never a class.)"
+        False,
+        "Label 0 of the masks is no class, and label 1 is the first class, as in ADE20K. (255 is never a class.)",
     )
     shortest_edge: int = option(
         512,

@@ -99,12 +99,15 @@ class SegmentationTask(Task):
             horizontal_flip=settings.horizontal_flip,
             photometric=settings.photometric,
         )
-        return SegmentationSample(stream, transform, read_class_names(settings.class_names), settings.reduce_labels)
+        class_names = read_class_names(settings.class_names)
+        return SegmentationSample(stream, transform, class_names, settings.reduce_labels, settings.mask_values)
 
     def evaluation_sample(
         self, settings: Any, stream: Stream, processor: Any, class_names: tuple[str, ...]
     ) -> SegmentationEvaluationSample:
-        return SegmentationEvaluationSample(stream, SingleScale(processor), class_names, settings.reduce_labels)
+        return SegmentationEvaluationSample(
+            stream, SingleScale(processor), class_names, settings.reduce_labels, settings.mask_values
+        )
 
     def loss(self, settings: Any, num_labels: int) -> Callable[[nn.Module, dict[str, Any]], torch.Tensor]:
         return segmentation_loss
@@ -129,7 +132,9 @@ class SegmentationTask(Task):
         table = torch.full((IGNORE_LABEL + 1,), IGNORE_LABEL)
         table[: len(labels)] = torch.tensor(labels)
         inference = make_inference(settings, processor)
-        sample = SegmentationEvaluationSample(stream, inference, data_names or model_names, reduce_labels)
+        sample = SegmentationEvaluationSample(
+            stream, inference, data_names or model_names, reduce_labels, settings.mask_values
+        )
 
         def report(metrics: dict[str, Any]) -> dict[str, Any]:
             figures = {name: value for name, value in metrics.items() if not name.startswith("per_category_")}
@@ -144,7 +149,7 @@ class SegmentationTask(Task):
 
         yield EvaluationPart(
             title=settings.mode,
-            sample=RenumberedSample(sample, table),
+            sample=RenumberedSample(sample, table, model_names),
             evaluation=SegmentationEvaluation(inference, len(model_names)),
             report=report,
             table=text,
