@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 
+# With fewer log entries than this, each is marked: a line between two of them is no curve.
+FEW_ENTRIES = 50
 COLORS = ("#009E73", "#D55E00", "#0072B2")  # Okabe and Ito's palette, for colour-blind readers
 MASK_PREFIX = "mask_"
 
@@ -27,9 +29,11 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = ""
     evaluations = [entry for entry in history if "loss" not in entry]
     figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([entry["step"] for entry in steps], [entry["loss"] for entry in steps], color=COLORS[2], linewidth=1)
+    marker = "." if len(steps) < FEW_ENTRIES else ""
+    losses = [entry["loss"] for entry in steps]
+    left.plot([entry["step"] for entry in steps], losses, color=COLORS[2], linewidth=1, marker=marker)
     left.margins(y=0.2)
-    left.set(title="Training loss", xlabel="step", ylim=(0, None))
+    left.set(title="Training loss of single steps", xlabel="step", ylim=(0, None))
     rate = left.twinx()
     rates = [entry["learning_rate"] for entry in steps]
     rate.plot([entry["step"] for entry in steps], rates, color="#BBBBBB", linewidth=1)

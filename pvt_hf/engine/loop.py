@@ -42,6 +42,8 @@ from .state import StopSignal, TrainingState, steps_per_epoch
 
 
 ComputeLoss = Callable[[nn.Module, Batch], torch.Tensor]
+# Without --log_every_steps: the loss of every 20th step, or more often in a short run, for about 40 entries.
+LOG_EVERY_STEPS, LOG_ENTRIES = 20, 40
 # With --skip_nonfinite, this many steps in a row with a loss that is not finite stop the training.
 MAX_NONFINITE_IN_A_ROW = 20
 
@@ -115,6 +117,8 @@ class _Training:
         self.compute_loss, self.evaluate, self.best_metric, self.guard = compute_loss, evaluate, best_metric, guard
         self.steps_per_epoch = steps_per_epoch(settings, num_samples, accelerator.num_processes)
         self.total_steps = settings.max_steps or self.steps_per_epoch * settings.epochs
+        often = min(max(self.total_steps // LOG_ENTRIES, 1), LOG_EVERY_STEPS)
+        self.log_every_steps = settings.log_every_steps or often
         # Whether an epoch ends after a set number of steps, rather than with the samples
         self.has_own_length = settings.samples_per_epoch > 0 or settings.repeated_augmentation > 1
         self._prepare(model)
@@ -356,7 +360,7 @@ class _Training:
     def _log(self, loss: torch.Tensor) -> None:
         """Logs the loss and the learning rate, at the first step and every `log_every_steps`."""
         state = self.state
-        if state.step % self.settings.log_every_steps and state.step != 1:
+        if state.step % self.log_every_steps and state.step != 1:
             return
         values = {
             "loss": self.accelerator.reduce(loss, "mean").item(),

@@ -59,7 +59,8 @@ def class_names_of(model: PreTrainedModel) -> tuple[str, ...]:
 
 def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int], str | None]:
     """
-    Finds the model's label for each label of `stream`: by name if both have the same names, otherwise by number.
+    Finds the model's label for each label of `stream`: by name if both have the same names, otherwise by number. A
+    stream without names has the model's numbers (and where its labels are text, the model's names).
 
     Returns:
         The model's labels, in the order of the stream's labels; and a warning, None if the names agree.
@@ -69,12 +70,7 @@ def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int
             or the names are the same in another order but not unique. The message lists the differences.
     """
     names, numbers = stream.class_names, list(range(len(model_names)))
-    if names is None:
-        return numbers, (
-            f"the labels of {stream.name} have no names. Numbers are taken as the model's labels 0 to "
-            f"{len(model_names) - 1} ({model_names[0]} to {model_names[-1]}), text as the model's class names."
-        )
-    if names == model_names:  # even if a name occurs twice, as "crane" and "maillot" do in ImageNet
+    if names is None or names == model_names:  # even if a name occurs twice, as "crane" and "maillot" in ImageNet
         return numbers, None
     if set(names) == set(model_names) and len(set(names)) == len(names) == len(model_names):
         return [model_names.index(name) for name in names], None

@@ -114,7 +114,12 @@ def normalization_of(backbone: str) -> dict[str, Any]:
 def read_overrides(settings: HeadSettings, config_class: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     Parses `--config_overrides` and `--backbone_overrides`: fields of the head's and of the backbone's configuration.
-    Raises a ValueError for invalid JSON and for fields that do not exist.
+    Raises a ValueError for invalid JSON, for fields that do not exist, and for invalid values.
     """
     head = parse_overrides("config_overrides", settings.config_overrides, config_class)
-    return head, parse_overrides("backbone_overrides", settings.backbone_overrides, PvtConfig)
+    backbone = parse_overrides("backbone_overrides", settings.backbone_overrides, PvtConfig)
+    if not settings.model:
+        config_class(**head)
+        if settings.variant:
+            get_config(settings.variant, **backbone)
+    return head, backbone

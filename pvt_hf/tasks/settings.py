@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..engine.settings import Settings, check_at_least, option
+from ..engine.settings import Settings, check_side, option
 
 
 @dataclass(kw_only=True)
@@ -76,4 +76,4 @@ class SceneSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 32, "scene_size")
+        check_side(self, 32, "scene_size")

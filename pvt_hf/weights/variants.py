@@ -6,12 +6,15 @@ The figures are the paper's (Tables 2 and 9, ImageNet-1K at 224x224). None of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..models.configuration_pvt import PvtConfig
 
 
+# Arguments of PvtConfig that are not fields
+_ARGUMENTS = {"num_labels", "out_features", "out_indices", "output_attentions", "attn_implementation"}
 _RELEASE = "https://github.com/whai362/PVT/releases/download/v2/"
 
 
@@ -65,5 +68,14 @@ def get_variant(name: str) -> Variant:
 
 
 def get_config(name: str, **overrides: Any) -> PvtConfig:
-    """The [`PvtConfig`] of a variant, with fields replaced by `overrides`: `get_config("pvt-small", num_labels=10)`."""
+    """
+    The [`PvtConfig`] of a variant, with fields replaced by `overrides`: `get_config("pvt-small", num_labels=10)`.
+
+    Raises:
+        ValueError: an unknown variant, a field that `PvtConfig` does not have, or an invalid value.
+    """
+    known = {field.name for field in fields(PvtConfig) if not field.name.startswith("_")} | _ARGUMENTS
+    for unknown in sorted(overrides.keys() - known):
+        similar = difflib.get_close_matches(unknown, known, n=1)
+        raise ValueError(f"PvtConfig has no field {unknown!r}{f'; did you mean {similar[0]!r}?' if similar else '.'}")
     return PvtConfig(**{**get_variant(name).config, **overrides})

@@ -9,8 +9,8 @@ from ...engine.settings import (
     EvaluationSettings,
     SplitSettings,
     TrainingSettings,
-    check_at_least,
     check_share,
+    check_side,
     option,
 )
 from ...families import architectures, load
@@ -66,7 +66,7 @@ class SegmentationRecipe(HeadSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 32, "crop_size", "shortest_edge")
+        check_side(self, 32, "crop_size", "shortest_edge", "longest_edge")
         check_share(self, "max_class_share", "horizontal_flip")
         if self.longest_edge < self.shortest_edge:
             raise ValueError(f"--longest_edge {self.longest_edge} is below --shortest_edge {self.shortest_edge}.")
@@ -111,5 +111,6 @@ class SegmentationEvaluationSettings(EvaluationSettings, SegmentationData):
         super().__post_init__()
         if not self.ratios or min(self.ratios) <= 0:
             raise ValueError(f"--ratios must be one or more positive numbers, got {self.ratios}.")
+        check_side(self, 32, "window")
         if not 1 <= self.stride <= self.window:
             raise ValueError(f"--stride must be at least 1 and at most --window {self.window}, got {self.stride}.")
