@@ -126,8 +126,9 @@ def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
         if guard is None:  # the labels are the same in all parts
             guard = LabelGuard(part.sample, accelerator.print, training=False)
             guard.look()
-        if part.facts.get("warning") and part.facts != facts:
-            accelerator.print(f"warning: {part.facts['warning']}")
+        for name, prefix in (("warning", "warning: "), ("note", "")):
+            if part.facts.get(name) and part.facts != facts:
+                accelerator.print(f"{prefix}{part.facts[name]}")
         facts = part.facts
         batches = BatchStream(
             stream,

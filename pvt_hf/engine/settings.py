@@ -44,7 +44,7 @@ def check_at_least(settings: Any, least: int, *names: str) -> None:
 
 
 def check_side(settings: Any, least: int, *names: str) -> None:
-    """Raises a ValueError for the first of the arguments `names`, lengths in pixels, below `least` or absurdly large."""
+    """Raises a ValueError for the first of the arguments `names`, in pixels, below `least` or absurdly large."""
     for name in names:
         value = getattr(settings, name)
         sides = value if isinstance(value, list) else [value]

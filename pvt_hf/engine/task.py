@@ -105,7 +105,7 @@ class EvaluationPart:
         evaluation: computes the metrics.
         report: turns the metrics into this pass's entry in the results file.
         table: turns the metrics into the text that is printed.
-        facts: more entries for the results file, besides the results. A "warning" is also printed.
+        facts: more entries for the results file, besides the results. A "warning" and a "note" are also printed.
         save: called on the main process with the states of all processes, to write more files.
     """
 

@@ -89,6 +89,17 @@ def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int
     return numbers, f"{differences} Label i of the data is taken as label i of the model."
 
 
+def numbers_without_names(stream: Stream, model_names: tuple[str, ...]) -> str | None:
+    """Says what the labels of a stream without names are; None for one with names."""
+    if stream.class_names is not None:
+        return None
+    return (
+        f"The labels of {stream.name} have no names: numbers are the model's labels, 0 ({model_names[0]}) to "
+        f"{len(model_names) - 1} ({model_names[-1]}), and text is the model's class names. --class_names gives them "
+        "names."
+    )
+
+
 class RenumberedSample:
     """
     Makes samples and replaces the labels of the data by those of the model. A class and not a closure, because loader

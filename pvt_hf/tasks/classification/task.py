@@ -19,7 +19,14 @@ from ...models.configuration_pvt import PvtConfig
 from ...models.image_processing_pvt import PvtImageProcessor
 from ...models.modeling_pvt import PvtForImageClassification
 from ...weights.variants import get_variant
-from ..labels import RenumberedSample, class_names_of, label_fields, match_labels, read_class_names
+from ..labels import (
+    RenumberedSample,
+    class_names_of,
+    label_fields,
+    match_labels,
+    numbers_without_names,
+    read_class_names,
+)
 from ..models import open_model
 from .evaluation import ClassificationEvaluation, evaluation_transform, forward_options, output_size
 from .samples import ClassificationSample
@@ -167,7 +174,7 @@ class ClassificationTask(Task):
                 evaluation=ClassificationEvaluation((height, width), **forward_options(model, (height, width))),
                 report=_at_size(height, width),
                 table=_as_line(height, width),
-                facts={"warning": warning},
+                facts={"warning": warning, "note": numbers_without_names(stream, model_names)},
             )
 
     def summarize(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:

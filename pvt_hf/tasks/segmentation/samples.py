@@ -92,7 +92,7 @@ class _DecodedSample:
             )
         if mask_values and reduce_labels:
             raise ValueError("reduce_labels and mask_values both say which label a value is: give one of them.")
-        self.counted = Counted("pixels", opens_files=True, advice="" if mask_values else ADVICE)
+        self.counted = Counted("pixels", opens_files=True, advice="" if mask_values or reduce_labels else ADVICE)
 
     def decode(self, example: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
         """The RGB image and its (H, W) int64 labels. Raises [`BadSample`], also if their sizes differ."""

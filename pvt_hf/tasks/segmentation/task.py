@@ -14,7 +14,7 @@ from ...data.streams import Stream
 from ...engine.task import EvaluationPart, Task
 from ...families import load
 from ...models.image_processing_semantic import IGNORE_LABEL, PvtSemanticImageProcessor
-from ..labels import RenumberedSample, class_names_of, match_labels, read_class_names
+from ..labels import RenumberedSample, class_names_of, match_labels, numbers_without_names, read_class_names
 from ..models import build_head, normalization_of, open_model
 from .evaluation import MEANS, Inference, SegmentationEvaluation, class_table, format_table
 from .inference import MultiScale, SingleScale, SlidingWindow
@@ -128,7 +128,9 @@ class SegmentationTask(Task):
             stream.class_names and stream.class_names[int(reduce_labels) :]
         )
         model_names = class_names_of(model)
-        labels, warning = match_labels(replace(stream, class_names=data_names), model_names)
+        named = replace(stream, class_names=data_names)
+        labels, warning = match_labels(named, model_names)
+        note = numbers_without_names(named, model_names)
         table = torch.full((IGNORE_LABEL + 1,), IGNORE_LABEL)
         table[: len(labels)] = torch.tensor(labels)
         inference = make_inference(settings, processor)
@@ -153,7 +155,7 @@ class SegmentationTask(Task):
             evaluation=SegmentationEvaluation(inference, len(model_names)),
             report=report,
             table=text,
-            facts={"reduce_labels": reduce_labels, "warning": warning},
+            facts={"reduce_labels": reduce_labels, "warning": warning, "note": note},
         )
 
     def collate_evaluation(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
