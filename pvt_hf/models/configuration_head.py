@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_pvt import build_backbone_config, check_num_labels, without_backbone_labels
+from .configuration_pvt import build_backbone_config, check_num_labels, without_default_names
 
 
 # Larger numbers of channels, layers, candidates and so on are mistakes, and would fill the memory.
@@ -44,7 +44,7 @@ class HeadConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`, with `num_labels`: Transformers omits `id2label` with two default names."""
-        return {**without_backbone_labels(super().to_dict()), "num_labels": self.num_labels}
+        return {**without_default_names(super().to_dict()), "num_labels": self.num_labels}
 
     def _validate(self) -> None:
         """Raises a ValueError that names an invalid field."""

@@ -22,7 +22,6 @@ _STAGE_FIELDS = (
     "sequence_reduction_ratios",
     "mlp_ratios",
 )
-_LABEL_FIELDS = ("id2label", "label2id", "num_labels")
 # Larger values are mistakes, and building the model would fill the memory or take hours.
 _LARGEST = {
     "patch_sizes": 1024,
@@ -277,9 +276,15 @@ def _name_all_labels(config_dict: dict[str, Any]) -> None:
     config_dict["label2id"] = {name: index for index, name in names.items()}
 
 
-def without_backbone_labels(settings: dict[str, Any]) -> dict[str, Any]:
-    """The content of a head's `config.json` without the 1,000 classes of its backbone, which has no classifier."""
-    backbone = {key: value for key, value in settings["backbone_config"].items() if key not in _LABEL_FIELDS}
+def without_default_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """
+    The content of a head's `config.json` without default class names of its PVT backbone: its 1,000 classes, which it
+    does not use, would be listed twice. `num_labels` restores them.
+    """
+    backbone = settings["backbone_config"]
+    names = {label: f"LABEL_{label}" for label in range(backbone.get("num_labels", 0))}
+    if names and backbone.get("id2label") == names:
+        backbone = {key: value for key, value in backbone.items() if key not in ("id2label", "label2id")}
     return {**settings, "backbone_config": backbone}
 
 
@@ -317,4 +322,4 @@ def build_backbone_config(
     return CONFIG_MAPPING[model_type].from_dict(dict(backbone_config))
 
 
-__all__ = ["LARGEST_IMAGE_SIDE", "PvtConfig", "build_backbone_config", "check_num_labels", "without_backbone_labels"]
+__all__ = ["LARGEST_IMAGE_SIDE", "PvtConfig", "build_backbone_config", "check_num_labels", "without_default_names"]
