@@ -40,7 +40,7 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = ""
     rate.set_ylabel("learning rate", color="#888888")
     for name, color, style in _metrics_to_show(evaluations):
         values = [math.nan if entry.get(name) is None else entry[name] for entry in evaluations]
-        label = f"{name}: {values[-1]:.4f}"
+        label = f"{name}: {'undefined' if math.isnan(values[-1]) else f'{values[-1]:.4f}'}"
         right.plot([e["step"] for e in evaluations], values, marker=".", color=color, linestyle=style, label=label)
     right.set(title="Held-out samples", xlabel="step", ylim=(None, 1.005))
     if right.lines:

@@ -12,11 +12,13 @@ from enum import IntEnum
 from itertools import count, islice
 from typing import Any
 
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, make_loader
 from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
+from .guard import LabelGuard
 from .processes import gather_integers
 
 
@@ -159,14 +161,22 @@ class TrainingStream:
         batches: this process's part of the stream.
         group_size: batches per optimiser step.
         num_workers, pin_memory: as for [`Feed`].
+        guard: takes the labels of the first epoch.
 
     Attributes:
         counts: what happened to this process's samples.
     """
 
-    def __init__(self, batches: BatchStream, group_size: int, num_workers: int, pin_memory: bool):
+    def __init__(
+        self,
+        batches: BatchStream,
+        group_size: int,
+        num_workers: int,
+        pin_memory: bool,
+        guard: LabelGuard | None = None,
+    ):
         self.batches, self.group_size, self.num_workers, self.pin_memory = batches, group_size, num_workers, pin_memory
-        self.epoch = 0
+        self.guard, self.epoch = guard, 0
         self.loader_state: dict[str, Any] | None = None  # None at the beginning of an epoch
         self.counts = SampleCounts()
 
@@ -176,6 +186,7 @@ class TrainingStream:
 
         Raises:
             StreamError: on every process, if one of them cannot read its part of the stream.
+            ValueError: the first epoch had nothing to learn from.
         """
         if self.loader_state is not None:
             trained = self.counts.trained
@@ -191,6 +202,8 @@ class TrainingStream:
         for group in feed.groups(None, highest_status):
             self.loader_state = feed.stream_state
             yield from group
+        if self.guard is not None and self.epoch == 0:
+            self.guard.finish(LabelCounts.total(gather_object([self.counts.labels])))
         self.epoch, self.loader_state = self.epoch + 1, None
 
     def state_dict(self) -> dict[str, Any]:

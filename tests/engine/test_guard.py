@@ -244,6 +244,17 @@ def test_the_first_epoch_is_counted_across_a_resume(tmp_path, num_workers):
     assert resumed.counts.labels == straight.counts.labels
 
 
+def test_the_guard_gets_the_first_epoch_only(tmp_path):
+    sample = classification(tmp_path / "data", [0, 1, 1, 0])
+    said = []
+    guard = LabelGuard(sample, said.append, training=True)
+    stream = TrainingStream(BatchStream(sample.stream, sample, 2, drop_last=True), 1, 0, False, guard)
+    list(stream)
+    assert len(said) == 1 and said[0].endswith("(train): 1 of 3 classes never occur: 'cow'.")
+    list(stream)
+    assert len(said) == 1
+
+
 def test_counts_survive_json():
     counts = SampleCounts(3, 1, labels=LabelCounts(3, {0: 5, 12: 1}, {"crowds": 2}))
     assert SampleCounts.from_dict(json.loads(json.dumps(dataclasses.asdict(counts)))) == counts

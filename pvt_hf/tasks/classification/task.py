@@ -15,6 +15,7 @@ from ...data.samples import ProcessorTransform
 from ...data.streams import Stream
 from ...engine.settings import parse_overrides
 from ...engine.task import EvaluationPart, Task
+from ...metrics.reports import format_metrics
 from ...models.configuration_pvt import PvtConfig
 from ...models.image_processing_pvt import PvtImageProcessor
 from ...models.modeling_pvt import PvtForImageClassification
@@ -187,8 +188,4 @@ def _at_size(height: int, width: int) -> Callable[[dict[str, Any]], dict[str, An
 
 
 def _as_line(height: int, width: int) -> Callable[[dict[str, Any]], str]:
-    def line(metrics: dict[str, Any]) -> str:
-        shown = ("-" if value is None else f"{value:.6g}" for value in metrics.values())
-        return f"{height}x{width}: " + ", ".join(f"{name} {value}" for name, value in zip(metrics, shown))
-
-    return line
+    return lambda metrics: f"{height}x{width}: {', '.join(format_metrics(metrics, digits=6))}"

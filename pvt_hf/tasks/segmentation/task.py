@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 from ...data.streams import Stream
 from ...engine.task import EvaluationPart, Task
 from ...families import load
+from ...metrics.reports import format_metrics
 from ...models.image_processing_semantic import IGNORE_LABEL, PvtSemanticImageProcessor
 from ..labels import RenumberedSample, class_names_of, match_labels, numbers_without_names, read_class_names
 from ..models import build_head, normalization_of, open_model
@@ -143,11 +144,9 @@ class SegmentationTask(Task):
             return {**figures, "classes": class_table(metrics, model_names)}
 
         def text(metrics: dict[str, Any]) -> str:
-            names = (*MEANS, "eval_samples", "eval_skipped", "images_per_second")
-            shown = ", ".join(
-                f"{name} {'-' if metrics[name] is None else format(metrics[name], '.6g')}" for name in names
-            )
-            return f"{format_table(class_table(metrics, model_names))}\n{settings.mode}: {shown}"
+            shown = {name: metrics[name] for name in (*MEANS, "eval_samples", "eval_skipped", "images_per_second")}
+            figures = ", ".join(format_metrics(shown, digits=6))
+            return f"{format_table(class_table(metrics, model_names))}\n{settings.mode}: {figures}"
 
         yield EvaluationPart(
             title=settings.mode,
