@@ -104,16 +104,18 @@ class LabelGuard:
             raise ValueError(self._nothing_usable(counts))
         unused = sum(counts.unused.values())
         if unused:
-            reasons = describe(counts.unused)
-            self.say(f"{where}: {unused:,} of {unused + counts.usable:,} {counted.what} are of no use: {reasons}.")
+            prefix, reasons = "warning: " if unused >= counts.usable else "", describe(counts.unused)
+            total = unused + counts.usable
+            self.say(f"{prefix}{where}: {unused:,} of {total:,} {counted.what} are of no use: {reasons}.")
         found = [name for label, name in enumerate(names) if counts.per_class.get(label)]
         absent = [name for label, name in enumerate(names) if not counts.per_class.get(label)]
-        if self.training and counted.needs_two_classes and len(found) == 1:
+        counted_enough = whole or name_absent
+        if self.training and counted.needs_two_classes and len(found) == 1 and (counted_enough or unused):
             text = f"all {counted.what} that can be used are of one class, {found[0]!r}"
             if whole:
                 raise ValueError(f"{self.name} has nothing to learn from: {text}.{self._advice(counts)}")
             self.say(f"warning: {where}: {text}.{self._advice(counts)}")
-        elif absent and (whole or name_absent):
+        elif absent and counted_enough:
             self.say(
                 f"warning: {where}: {len(absent)} of {len(names)} classes never occur: {shorten(absent)}."
                 f"{self._advice(counts)}"

@@ -178,17 +178,21 @@ def test_a_share_that_holds_nothing(tmp_path):
 def test_a_long_stream_is_looked_at_until_something_is_found(segmentation, monkeypatch):
     monkeypatch.setattr(guard_module, "LOOK", 3)
     nothing, ground, cell = np.full(SIZE, 255), np.zeros(SIZE), np.ones(SIZE)
-    said = look(segmentation(ground, ground, ground, cell))
-    assert len(said) == 1 and "(train), first 3 samples: all pixels" in said[0] and said[0].startswith("warning: ")
+    said = look(segmentation(nothing, ground, ground, cell))
+    assert "(train), first 3 samples: 2,400 of 7,200 pixels are of no use" in said[0]
+    assert "(train), first 3 samples: all pixels" in said[1] and said[1].startswith("warning: ") and len(said) == 2
+    said = look(segmentation(ground, ground, ground, cell))  # of data that are sorted by class
+    assert said == []
     guard = LabelGuard(segmentation(nothing, nothing, nothing, nothing, ground, cell), said.append, training=True)
     guard.look()
-    assert "The first 3 samples of" in said[1] and "are of no use: looking at the others." in said[1]
-    assert "first 5 samples: 9,600 of 12,000 pixels are of no use: 9,600 of value 255" in said[2]
-    assert "warning" in said[3] and not guard.finished
+    assert "The first 3 samples of" in said[0] and "are of no use: looking at the others." in said[0]
+    assert said[1].startswith("warning: ")
+    assert "first 5 samples: 9,600 of 12,000 pixels are of no use: 9,600 of value 255" in said[1]
+    assert "all pixels that can be used are of one class, 'ground'" in said[2] and not guard.finished
     guard.finish(LabelCounts(6, {0: 2400, 1: 2400}, {"of value 255": 9600}))
-    assert "(train): 9,600 of 14,400 pixels are of no use" in said[4] and len(said) == 5
+    assert "(train): 9,600 of 14,400 pixels are of no use" in said[3] and len(said) == 4
     guard.finish(LabelCounts(6, {0: 1}, {}))  # a later epoch
-    assert len(said) == 5
+    assert len(said) == 4
     with pytest.raises(ValueError, match="all its 14,400 pixels are of no use"):
         look(segmentation(*[nothing] * 6))
 
