@@ -37,9 +37,10 @@ class LabelCounts:
 
     def add(self, other: LabelCounts) -> None:
         self.samples += other.samples
-        for mine, more in ((self.per_class, other.per_class), (self.unused, other.unused)):
-            for key, count in more.items():
-                mine[key] = mine.get(key, 0) + count  # type: ignore[index]
+        for label, count in other.per_class.items():
+            self.per_class[label] = self.per_class.get(label, 0) + count
+        for reason, count in other.unused.items():
+            self.unused[reason] = self.unused.get(reason, 0) + count
 
     def renumbered(self, labels: Sequence[int]) -> LabelCounts:
         """The same with other class numbers: `labels[n]` for n."""

@@ -74,7 +74,7 @@ def build_card(
     backbone = getattr(model.config, "backbone_config", model.config)
     title = repo_id.rsplit("/", 1)[-1]
     settings, results = _measured(model, run, evaluation, f"https://huggingface.co/{repo_id}#evaluation")
-    results = without_certain(results, model.config.num_labels)
+    results = without_certain(results, len(model.config.id2label or ()))
     data_name, data_id = dataset_label(settings.get("dataset", ""))
     split = _split(settings)
     entries, metrics = eval_results(results, data_id or data_name, data_name, split)

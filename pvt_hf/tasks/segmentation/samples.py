@@ -87,8 +87,8 @@ class _DecodedSample:
             )
         if mask_values and len(mask_values) != len(self.class_names):
             raise ValueError(
-                f"mask_values has {len(mask_values)} values, {shorten(mask_values)}, for {len(self.class_names)} "
-                f"classes, {shorten(self.class_names)}: give one value for each class."
+                f"mask_values has {len(mask_values)} values, {shorten([*map(str, mask_values)])}, for "
+                f"{len(self.class_names)} classes, {shorten(self.class_names)}: give one value for each class."
             )
         if mask_values and reduce_labels:
             raise ValueError("reduce_labels and mask_values both say which label a value is: give one of them.")

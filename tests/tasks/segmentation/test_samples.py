@@ -56,7 +56,7 @@ def test_values_of_the_classes():
 def test_values_of_the_classes_that_do_not_fit(tmp_path):
     write_pair(tmp_path / "images", tmp_path / "masks", "a", 0)
     stream = open_segmentation_stream(str(tmp_path))
-    with pytest.raises(ValueError, match=r"mask_values has 2 values, 0, 255, for 3 classes, 'sky', 'tree', 'road'"):
+    with pytest.raises(ValueError, match=r"mask_values has 2 values, '0', '255', for 3 classes, 'sky', 'tree', 'road'"):
         SegmentationSample(stream, whole, CLASSES, mask_values=(0, 255))
     with pytest.raises(ValueError, match="reduce_labels and mask_values"):
         SegmentationSample(stream, whole, CLASSES, reduce_labels=True, mask_values=(0, 1, 255))
