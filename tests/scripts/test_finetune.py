@@ -388,7 +388,7 @@ def test_a_stream_of_unknown_length_needs_max_steps(cases, tmp_path):
     with pytest.raises(StreamError, match=r"does not fill 1 batch\(es\) of 7 on each of 1 process"):
         case.run(tmp_path / "out", *few, 7, *names, "--max_steps", 5)
     metrics = case.run(tmp_path / "out", *few, 2, *names, "--max_steps", 5, "--eval_steps", 5, "--save_steps", 5)
-    assert metrics["eval_samples"] == 6 and metrics["eval_accuracy@2"] == 1.0  # after more than one pass
+    assert metrics["eval_samples"] == 6 and "eval_accuracy@2" not in metrics  # after more than one pass
 
 
 def test_a_share_can_be_held_out(cases, tmp_path):
