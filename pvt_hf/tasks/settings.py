@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ..engine.settings import Settings, check_side, option
+from ..engine.settings import Settings, check_side, option, parse_overrides
+from ..families import FAMILIES, load
+from ..weights.variants import get_config
 
 
 @dataclass(kw_only=True)
@@ -77,3 +80,17 @@ class SceneSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_side(self, 32, "scene_size")
+
+
+def read_overrides(settings: HeadSettings, config: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    Parses `--config_overrides` and `--backbone_overrides`: fields of the head's configuration, "file.Class", and of the
+    backbone's. Raises a ValueError for invalid JSON, for fields that do not exist, and for invalid values.
+    """
+    head = parse_overrides("config_overrides", settings.config_overrides, config)
+    backbone = parse_overrides("backbone_overrides", settings.backbone_overrides, FAMILIES["pvt"].config)
+    if head and not settings.model:  # the class need not be imported without any fields
+        load(config)(**head)
+    if backbone and settings.variant:
+        get_config(settings.variant, **backbone)
+    return head, backbone

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..models.configuration_pvt import PvtConfig
+from ..families import FAMILIES, load
+
+
+if TYPE_CHECKING:
+    from ..models.configuration_pvt import PvtConfig
 
 
 # Arguments of PvtConfig that are not fields
@@ -74,8 +78,9 @@ def get_config(name: str, **overrides: Any) -> PvtConfig:
     Raises:
         ValueError: an unknown variant, a field that `PvtConfig` does not have, or an invalid value.
     """
-    known = {field.name for field in fields(PvtConfig) if not field.name.startswith("_")} | _ARGUMENTS
+    config_class = load(FAMILIES["pvt"].config)
+    known = {field.name for field in fields(config_class) if not field.name.startswith("_")} | _ARGUMENTS
     for unknown in sorted(overrides.keys() - known):
         similar = difflib.get_close_matches(unknown, known, n=1)
         raise ValueError(f"PvtConfig has no field {unknown!r}{f'; did you mean {similar[0]!r}?' if similar else '.'}")
-    return PvtConfig(**{**get_variant(name).config, **overrides})
+    return config_class(**{**get_variant(name).config, **overrides})

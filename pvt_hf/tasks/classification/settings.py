@@ -15,7 +15,7 @@ from ...engine.settings import (
     option,
     parse_overrides,
 )
-from ...models.configuration_pvt import PvtConfig
+from ...families import FAMILIES
 from ...weights.variants import get_config
 from ..settings import CheckpointSettings, ModelSettings
 
@@ -60,10 +60,11 @@ class ClassificationSettings(TrainingSettings, ClassificationData, Classificatio
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fields = parse_overrides("config_overrides", self.config_overrides, PvtConfig)
+        fields = parse_overrides("config_overrides", self.config_overrides, FAMILIES["pvt"].config)
         if not self.model:
             check_side(self, 32, "image_size")
-            get_config(self.variant, **{"image_size": self.image_size, **fields})  # for its errors
+            if fields:  # the class need not be imported without any
+                get_config(self.variant, **{"image_size": self.image_size, **fields})
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(
                 f"--mixup and --cutmix mix pairs of images, so --batch_size must be even, got {self.batch_size}."
