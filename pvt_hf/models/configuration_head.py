@@ -9,10 +9,11 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .configuration_pvt import build_backbone_config
+from .finite_fields import FiniteFieldsMixin, check_finite_fields
 
 
 @strict
-class HeadConfig(PreTrainedConfig):
+class HeadConfig(FiniteFieldsMixin, PreTrainedConfig):
     """
     Base class for configurations of heads. Subclasses set the class attributes and check their fields in `_validate`.
 
@@ -31,11 +32,19 @@ class HeadConfig(PreTrainedConfig):
         num_labels: int = 80
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_finite_fields({**vars(self), **kwargs})
         self.backbone_config = build_backbone_config(self.backbone_config, self.default_out_features)
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = self.default_num_labels
         super().__post_init__(**kwargs)
         self._validate()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the base class, but `kwargs`, which override fields of `config_dict`, are validated too."""
+        built = super().from_dict(config_dict, **kwargs)
+        (built[0] if isinstance(built, tuple) else built)._validate()
+        return built
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`, with `num_labels`: Transformers omits `id2label` with two default names."""

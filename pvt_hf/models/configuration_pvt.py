@@ -11,6 +11,8 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .finite_fields import FiniteFieldsMixin, check_finite_fields
+
 
 # Fields with one entry per stage
 _STAGE_FIELDS = (
@@ -25,7 +27,7 @@ _STAGE_FIELDS = (
 
 
 @strict
-class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
+class PvtConfig(FiniteFieldsMixin, BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`PvtModel`], [`PvtForImageClassification`] and [`PvtBackbone`]. The defaults are PVT-Tiny (paper
     Table 1; official `pvt_tiny` in `classification/pvt.py`), the architecture of
@@ -113,6 +115,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         out_indices: list[int] | tuple[int, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_finite_fields({**vars(self), **kwargs})
         self._validate()
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 1000  # ImageNet-1K, as the native default
@@ -138,6 +141,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: as the constructor.
         """
+        check_finite_fields({**config_dict, **kwargs})
         config_dict = dict(config_dict)
         if "id2label" in kwargs:
             for key in ("id2label", "label2id", "num_labels"):

@@ -9,10 +9,11 @@ from transformers import AutoConfig, DetrConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_pvt import build_backbone_config
+from .finite_fields import FiniteFieldsMixin, check_finite_fields
 
 
 @strict
-class PvtDetrConfig(DetrConfig):
+class PvtDetrConfig(FiniteFieldsMixin, DetrConfig):
     r"""
     Configuration of [`PvtDetrForObjectDetection`]: the fields of Transformers' `DetrConfig`, with the defaults of the
     PVT paper (section 5.4; official `detection/configs/detr_pvt_s_8x2_50ep_coco.py`), on PVT-Tiny.
@@ -45,6 +46,7 @@ class PvtDetrConfig(DetrConfig):
         num_labels: int = 80
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_finite_fields({**vars(self), **kwargs})
         self.backbone_config = build_backbone_config(self.backbone_config, ("stage4",))
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 80

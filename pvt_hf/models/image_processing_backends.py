@@ -15,6 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, SizeDict
 from transformers.utils import is_torchvision_available, requires_backends
 
+from .finite_fields import FiniteFieldsMixin, check_finite_fields
 from .image_processing_input import (
     check_array,
     check_type,
@@ -27,7 +28,7 @@ from .image_processing_input import (
 )
 
 
-class PvtBackendMixin(BaseImageProcessor):
+class PvtBackendMixin(FiniteFieldsMixin, BaseImageProcessor):
     """What all image processors of both backends share: common settings, reading of images, saving."""
 
     do_convert_rgb = True
@@ -42,6 +43,14 @@ class PvtBackendMixin(BaseImageProcessor):
 
         def resize(self, image: Any, size: SizeDict, *args: Any, **kwargs: Any) -> Any: ...
         def pad(self, images: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+    def _set_attributes(self, **kwargs: Any) -> None:
+        check_finite_fields({**vars(self), **kwargs})
+        super()._set_attributes(**kwargs)
+
+    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
+        check_finite_fields(kwargs)
+        super()._validate_preprocess_kwargs(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings for `preprocessor_config.json`. If the code is saved along, `auto_map` names both backends."""
