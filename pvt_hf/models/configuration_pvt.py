@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .finite_fields import FiniteFieldsMixin, check_finite_fields
+from .configuration_finite import FiniteFieldsMixin, check_finite_fields
 
 
 # Fields with one entry per stage

@@ -8,8 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, DetrConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_finite import FiniteFieldsMixin, check_finite_fields
 from .configuration_pvt import build_backbone_config
-from .finite_fields import FiniteFieldsMixin, check_finite_fields
 
 
 @strict

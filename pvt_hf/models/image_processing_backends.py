@@ -15,7 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, SizeDict
 from transformers.utils import is_torchvision_available, requires_backends
 
-from .finite_fields import FiniteFieldsMixin, check_finite_fields
+from .configuration_finite import FiniteFieldsMixin, check_finite_fields
 from .image_processing_input import (
     check_array,
     check_type,

@@ -2,7 +2,7 @@
 No field of a configuration or an image processor takes NaN or infinity: in a file, as an override, in the constructor
 and in the processor's call.
 
-    python -m pytest tests/models/test_finite_fields.py
+    python -m pytest tests/models/test_configuration_finite.py
 """
 
 import json
@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import ResNetConfig
 
 from pvt_hf.families import FAMILIES, load
-from pvt_hf.models.finite_fields import check_finite_fields
+from pvt_hf.models.configuration_finite import check_finite_fields
 
 from ..support.common import random_images
 
