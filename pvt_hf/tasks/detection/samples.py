@@ -5,17 +5,14 @@ it is skipped; and from samples of different sizes to a batch.
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable
 from typing import Any
 
-import fsspec
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch.nn.functional import pad
 
-from ...data.samples import BadSample, decoding, require_class_names, sample_id, to_rgb
+from ...data.samples import BadSample, decoding, open_encoded, require_class_names, sample_id, to_rgb
 from ...data.streams import Stream
 from ...models.image_processing_coco import Objects, clean_objects
 from .objects import decode_masks, encode_masks, read_objects
@@ -46,7 +43,7 @@ def decode_as_annotated(
         BadSample: missing, empty, truncated, not an image, or not of the annotated size.
     """
     with decoding(value, "image"):
-        stored: Image.Image = Image.open(_open(value or {}))
+        stored = open_encoded(value or {})
         stored.load()
         orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
     image, annotated = stored, (width or stored.width, height or stored.height)
@@ -60,15 +57,6 @@ def decode_as_annotated(
         )
     with decoding(value, "image"):
         return to_rgb(image)
-
-
-def _open(value: dict[str, Any]) -> Any:
-    if value.get("bytes"):
-        return io.BytesIO(value["bytes"])
-    if os.path.exists(value["path"]):
-        return value["path"]
-    with fsspec.open(value["path"], "rb") as file:  # such as on the Hub
-        return io.BytesIO(file.read())
 
 
 class _DecodedSample:
@@ -263,7 +251,7 @@ def aspect_group(stream: Stream, example: dict[str, Any]) -> int:
     width, height = facts.get("width"), facts.get("height")
     if not width or not height:
         try:
-            width, height = Image.open(_open(example[stream.image_column] or {})).size
+            width, height = open_encoded(example[stream.image_column] or {}).size
         except Exception:  # counted where it is decoded
             return 0
     return int(width > height)

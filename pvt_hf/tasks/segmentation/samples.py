@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
 
-from ...data.samples import BadSample, decode_rgb, decoding, require_class_names
+from ...data.samples import BadSample, decode_rgb, decoding, open_encoded, require_class_names
 from ...data.streams import Stream
 from ...models.image_processing_semantic import IGNORE_LABEL, map_to_array, map_to_labels
 
@@ -30,7 +29,7 @@ def decode_labels(value: dict[str, Any] | None, num_labels: int, reduce_labels: 
             classes. The message gives them as they are in the mask.
     """
     with decoding(value, "mask"):
-        array = map_to_array(datasets.Image().decode_example(value), reduce_labels)
+        array = map_to_array(open_encoded(value or {}), reduce_labels)
         labels = map_to_labels(array, array.shape[0], array.shape[1], reduce_labels)
     unknown = np.unique(array[(labels != IGNORE_LABEL) & (labels >= num_labels)]).tolist()
     if unknown:
