@@ -175,7 +175,7 @@ def top_classes(classifier: Pipeline, image: Image.Image, top_k: int) -> list[di
     Raises:
         ValueError: the pixels or the model's answers are NaN or infinite.
     """
-    return classifier.postprocess(_outputs(classifier, image), top_k=top_k)
+    return classifier.postprocess(_outputs(classifier, image), top_k=top_k)  # type: ignore[arg-type]  # its own keyword
 
 
 def label_map(segmenter: Pipeline, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:

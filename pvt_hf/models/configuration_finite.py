@@ -37,18 +37,4 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, Real]]:
         yield from _numbers(vars(value), place)
 
 
-class FiniteFieldsMixin:
-    """For configurations and image processors: `from_dict` checks the content of a file and the overrides."""
-
-    @classmethod
-    def from_dict(cls, settings: dict[str, Any], **kwargs: Any) -> Any:
-        """As in the base class, which sets some of the `kwargs` after the constructor has run.
-
-        Raises:
-            ValueError: as `check_finite_fields`.
-        """
-        check_finite_fields({**settings, **kwargs})
-        return super().from_dict(settings, **kwargs)  # type: ignore[misc]  # of the class that this is mixed into
-
-
-__all__ = ["FiniteFieldsMixin", "check_finite_fields"]
+__all__ = ["check_finite_fields"]

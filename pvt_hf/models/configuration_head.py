@@ -8,12 +8,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_finite import FiniteFieldsMixin, check_finite_fields
+from .configuration_finite import check_finite_fields
 from .configuration_pvt import build_backbone_config
 
 
 @strict
-class HeadConfig(FiniteFieldsMixin, PreTrainedConfig):
+class HeadConfig(PreTrainedConfig):
     """
     Base class for configurations of heads. Subclasses set the class attributes and check their fields in `_validate`.
 
@@ -42,6 +42,7 @@ class HeadConfig(FiniteFieldsMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in the base class, but `kwargs`, which override fields of `config_dict`, are validated too."""
+        check_finite_fields({**config_dict, **kwargs})
         built = super().from_dict(config_dict, **kwargs)
         (built[0] if isinstance(built, tuple) else built)._validate()
         return built

@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_finite import FiniteFieldsMixin, check_finite_fields
+from .configuration_finite import check_finite_fields
 
 
 # Fields with one entry per stage
@@ -27,7 +27,7 @@ _STAGE_FIELDS = (
 
 
 @strict
-class PvtConfig(FiniteFieldsMixin, BackboneConfigMixin, PreTrainedConfig):
+class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`PvtModel`], [`PvtForImageClassification`] and [`PvtBackbone`]. The defaults are PVT-Tiny (paper
     Table 1; official `pvt_tiny` in `classification/pvt.py`), the architecture of

@@ -8,12 +8,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, DetrConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_finite import FiniteFieldsMixin, check_finite_fields
+from .configuration_finite import check_finite_fields
 from .configuration_pvt import build_backbone_config
 
 
 @strict
-class PvtDetrConfig(FiniteFieldsMixin, DetrConfig):
+class PvtDetrConfig(DetrConfig):
     r"""
     Configuration of [`PvtDetrForObjectDetection`]: the fields of Transformers' `DetrConfig`, with the defaults of the
     PVT paper (section 5.4; official `detection/configs/detr_pvt_s_8x2_50ep_coco.py`), on PVT-Tiny.
@@ -51,6 +51,12 @@ class PvtDetrConfig(FiniteFieldsMixin, DetrConfig):
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 80
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the base class. Raises a ValueError if a number is NaN or infinite, among the `kwargs` too."""
+        check_finite_fields({**config_dict, **kwargs})
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`, with `num_labels`: Transformers omits `id2label` with two default names."""

@@ -15,7 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, SizeDict
 from transformers.utils import is_torchvision_available, requires_backends
 
-from .configuration_finite import FiniteFieldsMixin, check_finite_fields
+from .configuration_finite import check_finite_fields
 from .image_processing_input import (
     check_array,
     check_type,
@@ -28,7 +28,7 @@ from .image_processing_input import (
 )
 
 
-class PvtBackendMixin(FiniteFieldsMixin, BaseImageProcessor):
+class PvtBackendMixin(BaseImageProcessor):
     """What all image processors of both backends share: common settings, reading of images, saving."""
 
     do_convert_rgb = True
@@ -44,13 +44,19 @@ class PvtBackendMixin(FiniteFieldsMixin, BaseImageProcessor):
         def resize(self, image: Any, size: SizeDict, *args: Any, **kwargs: Any) -> Any: ...
         def pad(self, images: Any, *args: Any, **kwargs: Any) -> Any: ...
 
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the base class. Raises a ValueError if a number is NaN or infinite, among the `kwargs` too."""
+        check_finite_fields({**image_processor_dict, **kwargs})
+        return super().from_dict(image_processor_dict, **kwargs)
+
     def _set_attributes(self, **kwargs: Any) -> None:
         check_finite_fields({**vars(self), **kwargs})
         super()._set_attributes(**kwargs)
 
-    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
+    def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
         check_finite_fields(kwargs)
-        super()._validate_preprocess_kwargs(**kwargs)
+        super()._validate_preprocess_kwargs(*args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings for `preprocessor_config.json`. If the code is saved along, `auto_map` names both backends."""
