@@ -114,7 +114,7 @@ def test_images_of_many_kinds(segmenter, tmp_path, monkeypatch, capsys):
     end = predict(
         monkeypatch, *files, "--model", folder, "--task", "semantic-segmentation", "--output_dir", tmp_path / "out"
     )
-    assert end == "2 of 7 images could not be read."  # which Python prints, and exits with status 1
+    assert end == "2 of 7 images could not be predicted."  # which Python prints, and exits with status 1
     printed = capsys.readouterr()
     assert f"{tmp_path / 'broken.jpg'}: " in printed.err and f"{tmp_path / 'absent.png'}: " in printed.err
     names = [f"{name}.{ending}.png" for *_, name in images.values() for ending in ("overlay", "labels")]
