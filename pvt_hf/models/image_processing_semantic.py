@@ -1,7 +1,7 @@
 """Image processors for semantic segmentation, on torchvision and on Pillow. Import without torchvision."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import numpy as np
 import torch
@@ -196,6 +196,16 @@ class PvtSemanticImageProcessorMixin(PvtBackendMixin):
             if tuple(image.shape[-2:]) != (height, width):
                 image = super().resize(image, SizeDict(height=height, width=width), *args, **kwargs)
         return image
+
+    @overload
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Any = None, return_segmentation_scores: Literal[False] = False
+    ) -> list[torch.Tensor]: ...
+
+    @overload
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Any = None, *, return_segmentation_scores: Literal[True]
+    ) -> list[SemanticSegmentationPostProcessorOutput]: ...
 
     @torch.no_grad()
     def post_process_semantic_segmentation(

@@ -231,7 +231,7 @@ def test_the_import_is_small_and_quiet():
     process = run_python(IMPORT)
     assert process.stderr == ""
     before, added = map(set, json.loads(process.stdout))
-    assert "transformers.models.auto.modeling_auto" in before and "pvt_hf.models.modeling_pvt" in added
+    assert "transformers.models.auto.modeling_auto" in before and "pvt_hf.models.configuration_pvt" in added
     for name in ("datasets", "evaluate", "timm", "sklearn", "matplotlib", "peft", "pandas"):
         assert not any(module == name or module.startswith(f"{name}.") for module in added), name
     for name in ("pvt_hf.data", "pvt_hf.engine", "pvt_hf.tasks", "pvt_hf.metrics", "pvt_hf.inference", "pvt_hf.hub"):
