@@ -125,8 +125,10 @@ class LabelGuard:
         what = self.sample.counted.what
         if counts.unused:
             why = f"all its {sum(counts.unused.values()):,} {what} are of no use: {describe(counts.unused)}"
+        elif counts.samples:
+            why = f"its {counts.samples:,} samples have no {what}"
         else:
-            why = f"its {counts.samples:,} samples have no {what}" if counts.samples else "it has no samples"
+            why = "it has no samples, or --eval_share or --keep_empty false leave none"
         purpose = "learn from" if self.training else "evaluate"
         return f"{self.name} has nothing to {purpose}: {why}.{self._advice(counts)}"
 
