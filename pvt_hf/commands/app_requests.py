@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -30,6 +31,14 @@ OWN_PREFIXES = ("/assets/", "/static/", "/gradio_api/heartbeat/", FILE)
 REFUSED = "The page did not understand this request."
 
 logger = logging.getLogger(__name__)
+
+
+def host_of(url: str) -> str:
+    """The host's name or address in a URL; "" if there is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # brackets that do not hold an IPv6 address
+        return ""
 
 
 def is_uploaded(path: Any) -> bool:
@@ -91,7 +100,8 @@ class Gate:
     Args:
         app: the server.
         local: serve only browsers that call this machine by a loopback name or address. Another name belongs to a proxy
-            or a tunnel, which lets others in, or to a web site that has redirected its own name to this machine.
+            or a tunnel, which lets others in, or to a web site that has redirected its own name to this machine. The
+            scripts of web sites are refused, too.
     """
 
     def __init__(self, app: ASGIApp, local: bool):
@@ -124,7 +134,9 @@ class Gate:
 
     def refusal(self, request: Request) -> Response | None:
         """The answer to a request that does not reach the server."""
-        if self.local and not is_loopback(request.url.hostname or ""):
+        # "origin" is the web site whose script makes the request
+        sites = [str(request.url), *request.headers.getlist("origin")]
+        if self.local and not all(is_loopback(host_of(site)) for site in sites):
             text = "This page serves its own machine only. To let others in, start it with --host and --model."
             return PlainTextResponse(text, 403)
         path = request.scope["path"]

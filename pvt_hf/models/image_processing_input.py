@@ -51,11 +51,14 @@ def open_file(file: Any) -> Image.Image:
     Raises:
         PIL.Image.DecompressionBombError: more than `Image.MAX_IMAGE_PIXELS` pixels.
         OSError: not an image file, or it cannot be read.
+        ValueError: an EPS file, which is a program.
     """
     try:
         image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise Image.DecompressionBombError(f"{error} {RAISE_LIMIT}") from error
+    if image.format == "EPS":  # Pillow would run it with Ghostscript
+        raise ValueError("An EPS file is a program, which is not run. Convert it to PNG.")
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError(

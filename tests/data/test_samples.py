@@ -88,6 +88,12 @@ def test_a_limit_that_is_no_number(monkeypatch):
         decode_rgb({"bytes": flat(8), "path": None})
 
 
+def test_a_program_is_no_image(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "image.eps")
+    with pytest.raises(BadSample, match="image: An EPS file is a program, which is not run"):
+        decode_rgb({"bytes": None, "path": str(tmp_path / "image.eps")})
+
+
 def test_a_pipe_is_no_image(tmp_path):
     """Reading it would wait for a writer, for ever."""
     os.mkfifo(tmp_path / "pipe.png")

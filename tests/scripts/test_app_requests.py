@@ -194,6 +194,14 @@ def test_it_listens_to_this_machine_only(page, visitor):
     # A tunnel or a proxy before the page, or a web site that has redirected its own name to this machine
     for host, status in (("page.example", 403), ("127.0.0.1.example", 403), ("localhost:80", 200), ("[::1]", 200)):
         assert visitor.http.get("/", headers={"host": host}).status_code == status, host
+    for origin, status in (
+        ("https://page.example", 403),
+        ("null", 403),
+        ("http://[x", 403),
+        (page[0], 200),
+    ):  # a script of a web site
+        answer = visitor.http.post("/gradio_api/upload", files={"files": ("x", b"x")}, headers={"origin": origin})
+        assert answer.status_code == status, origin
 
 
 def test_a_public_page_offers_its_own_models_only(folder):
