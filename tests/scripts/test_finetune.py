@@ -419,6 +419,13 @@ def test_lora_is_for_classifiers(cases, tmp_path):
         cases["semantic-segmentation"].run(tmp_path, "--max_steps", 1, "--lora_rank", 4)
 
 
+def test_models_of_other_channels_are_refused(cases, tmp_path):
+    PvtForImageClassification(tiny_pvt_config(num_channels=6)).save_pretrained(tmp_path)
+    PvtImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"images of 6 channels \(num_channels\), but images are read as RGB here"):
+        cases["image-classification"].run(tmp_path / "out", "--max_steps", 1, start=["--model", str(tmp_path)])
+
+
 def test_a_stream_of_unknown_length_needs_max_steps(cases, tmp_path):
     for split in ("train", "validation"):
         (tmp_path / split).mkdir()
