@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -13,6 +12,7 @@ from PIL import Image
 from ...data.samples import BadSample, decode_rgb, decoding, require_class_names
 from ...data.streams import Stream
 from ...models.image_processing_semantic import IGNORE_LABEL, map_to_array, map_to_labels
+from .masks import open_mask, palette_labels
 
 
 Views = Callable[[Image.Image], list[torch.Tensor]]
@@ -30,7 +30,8 @@ def decode_labels(value: dict[str, Any] | None, num_labels: int, reduce_labels: 
             classes. The message gives them as they are in the mask.
     """
     with decoding(value, "mask"):
-        array = map_to_array(datasets.Image().decode_example(value), reduce_labels)
+        mask = open_mask(value)
+        array = palette_labels(mask, map_to_array(mask, reduce_labels), range(num_labels + int(reduce_labels)))
         labels = map_to_labels(array, array.shape[0], array.shape[1], reduce_labels)
     unknown = np.unique(array[(labels != IGNORE_LABEL) & (labels >= num_labels)]).tolist()
     if unknown:
