@@ -73,7 +73,7 @@ class LeftOut:
         parts = []
         for reason, paths in self.paths.items():
             shown = ", ".join("/".join(path.parts[-2:]) for path in sorted(paths)[:3])
-            parts.append(f"{len(paths)} {reason} ({shown}{' ...' * (len(paths) > 3)})")
+            parts.append(f"{len(paths)} x {reason} ({shown}{' ...' * (len(paths) > 3)})")
         return "; ".join(parts)
 
     def report(self, source: str, split: str) -> None:

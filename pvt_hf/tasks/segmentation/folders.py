@@ -17,6 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ...data.folders import (
+    SPLIT_WORDS,
     LeftOut,
     child,
     files_below,
@@ -57,27 +58,35 @@ def find_pairs(folder: Path, split: str, left_out: LeftOut) -> Pairs | None:
         ValueError: two folders are equally good for the split, or two files for the mask of an image.
     """
     images, masks = _images_and_masks(folder, left_out)
-    if images is not None and masks is not None:
-        lists = child(folder, ("imagesets",), left_out)
-        lists = lists and (child(lists, ("segmentation",), left_out) or lists)
-        names = lists and _read_list(lists, split, left_out)
-        if names is not None:
-            return pair(images, masks, left_out, names)
-        image_split, mask_split = _split_or_whole(images, split, left_out), _split_or_whole(masks, split, left_out)
-        if image_split == images and split != "train":
-            raise not_divided(folder, split)
-        if image_split is not None and mask_split is not None and (image_split != images or mask_split == masks):
-            return pair(image_split, mask_split, left_out)
+    has_both = images is not None and masks is not None
+    found = _pairs_of_two_folders(folder, images, masks, split, left_out) if has_both else None
+    if found is not None:
+        return found
     folders = subfolders(folder, left_out)
-    root = find_split(folders, split)
-    mask_split = find_split(folders, split, MASK_FOLDERS)
-    if root is not None and mask_split is not None:
-        return pair(root, mask_split, left_out)
-    undivided = not any(split_of(path.name) or split_of(path.name, MASK_FOLDERS) for path in folders)
-    found = _pairs_of_split(inner_folder(root, left_out) if root else folder, left_out) if root or undivided else None
-    if found is not None and root is None and split != "train":
+    root, mask_root = find_split(folders, split), find_split(folders, split, MASK_FOLDERS)
+    if root is not None:
+        return pair(root, mask_root, left_out) if mask_root else _pairs_of_split(inner_folder(root, left_out), left_out)
+    if has_both or any(split_of(path.name, (*SPLIT_WORDS, *MASK_FOLDERS)) for path in folders):
+        return None
+    found = _pairs_of_split(folder, left_out)
+    if found is not None and split != "train":
         raise not_divided(folder, split)
     return found
+
+
+def _pairs_of_two_folders(folder: Path, images: Path, masks: Path, split: str, left_out: LeftOut) -> Pairs | None:
+    """Pairs from `images` and `masks` in `folder`: of Pascal VOC's lists, of their splits, or all of them."""
+    lists = child(folder, ("imagesets",), left_out)
+    lists = lists and (child(lists, ("segmentation",), left_out) or lists)
+    names = lists and _read_list(lists, split, left_out)
+    if names is not None:
+        return pair(images, masks, left_out, names)
+    image_root, mask_root = _split_or_whole(images, split, left_out), _split_or_whole(masks, split, left_out)
+    if image_root == images and mask_root == masks and split != "train":
+        raise not_divided(folder, split)
+    if image_root is None or mask_root is None or (image_root == images and mask_root != masks):
+        return None
+    return pair(image_root, mask_root, left_out)
 
 
 def _images_and_masks(folder: Path, left_out: LeftOut) -> tuple[Path | None, Path | None]:
