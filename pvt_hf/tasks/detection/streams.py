@@ -13,13 +13,13 @@ from typing import Any
 
 import datasets
 
+from ...data.folders import LeftOut, nothing_found
 from ...data.streams import (
     Examples,
     Stream,
     check_columns,
     find_image_column,
     make_stream,
-    nothing_found,
     open_archives,
     open_digit_scenes,
     open_source,
@@ -131,11 +131,11 @@ def _category_names(feature: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _open_folder(folder: Path, split: str, keep_empty: bool) -> Examples:
-    files = find_coco_files(folder, split)
+def _open_folder(folder: Path, split: str, left_out: LeftOut, keep_empty: bool) -> Examples:
+    files = find_coco_files(folder, split, left_out)
     if files is not None:
         return open_coco_files(*files, keep_empty=keep_empty)
-    archives = open_archives(folder, split)
+    archives = open_archives(folder, split, left_out)
     if archives is None:
         raise nothing_found(folder, split, "images with objects", LAYOUTS)
     return archives

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from ...data.label_counts import LabelCounts
-from ...data.samples import BadSample, decode_rgb, decoding, open_encoded, require_class_names
+from ...data.samples import BadSample, decode_rgb, decoding, require_class_names
 from ...data.streams import Stream
 from ...engine.task import Counted
 from ...models.image_processing_semantic import IGNORE_LABEL, map_to_array, map_to_labels
 from ...weights.opening import shorten
+from .masks import open_mask, palette_labels
 
 
 ADVICE = (
@@ -40,7 +41,9 @@ def decode_labels(
             classes. The message gives them as they are in the mask.
     """
     with decoding(value, "mask"):
-        array = map_to_array(open_encoded(value or {}), reduce_labels)
+        mask = open_mask(value or {})
+        values = mask_values or range(num_labels + int(reduce_labels))
+        array = palette_labels(mask, map_to_array(mask, reduce_labels), values)
         if mask_values:
             labels = values_to_labels(array, mask_values)
         else:
