@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ..models.image_processing_input import to_channels_first
+from .parquet import ROW_COLUMN
 from .streams import Stream
 
 
@@ -28,6 +29,11 @@ def sample_id(example: dict[str, Any], image_column: str) -> str:
     if image.get("path"):
         return image["path"]
     return f"crc32:{zlib.crc32(image.get('bytes') or b''):08x}"
+
+
+def place(example: dict[str, Any]) -> str:
+    """Where an example is in its file, such as " (train.parquet, row 7)", for messages; "" if that is not known."""
+    return f" ({example[ROW_COLUMN]})" if example.get(ROW_COLUMN) else ""
 
 
 def short_name(name: str) -> str:
@@ -51,15 +57,18 @@ def decoding(value: dict[str, Any] | None, what: str) -> Iterator[None]:
         raise BadSample(f"{what}: {type(error).__name__}: {error}") from error
 
 
-def decode_rgb(value: dict[str, Any] | None) -> Image.Image:
+def decode_rgb(value: dict[str, Any] | None, what: str = "image") -> Image.Image:
     """
     Decodes an image (`{"bytes": ..., "path": ...}`) to PIL RGB as the image processors do: upright (EXIF), transparency
     on white, 16 bits scaled to 8.
 
+    Args:
+        what: the image's name in messages.
+
     Raises:
         BadSample: missing, empty, truncated or not an image.
     """
-    with decoding(value, "image"):
+    with decoding(value, what):
         return to_rgb(datasets.Image().decode_example(value))
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ...data.samples import BadSample, decode_rgb, require_class_names
 from ...data.streams import Stream
+from ...data.values import read_id
 
 
 class ClassificationSample:
@@ -35,14 +36,19 @@ class ClassificationSample:
         self.class_names = require_class_names(stream, class_names or stream.class_names)
 
     def __call__(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
-        label = example[self.label_column]
-        if isinstance(label, bytes):
-            label = label.decode()
-        if isinstance(label, str) and label in self.class_names:
-            label = self.class_names.index(label)
-        elif isinstance(label, str) and label.isdigit():
-            label = int(label)
-        if not isinstance(label, int) or not 0 <= label < len(self.class_names):
-            raise BadSample(f"label {label!r} is not one of the {len(self.class_names)} classes")
-        image = decode_rgb(example[self.stream.image_column])
+        label = self._read_label(example[self.label_column])
+        image = decode_rgb(example[self.stream.image_column], self.stream.title("image"))
         return {"pixel_values": self.transform(image), "labels": torch.tensor(label)}
+
+    def _read_label(self, value: Any) -> int:
+        label = value.decode() if isinstance(value, bytes) else value
+        if isinstance(label, str) and label in self.class_names:
+            return self.class_names.index(label)
+        try:
+            number = int(label) if isinstance(label, bool) else read_id(label)
+        except (TypeError, ValueError):
+            number = -1
+        if not isinstance(number, int) or not 0 <= number < len(self.class_names):
+            title = self.stream.title("label")
+            raise BadSample(f"{title} {value!r} is not one of the {len(self.class_names)} classes")
+        return number

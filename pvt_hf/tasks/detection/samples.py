@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from ...data.samples import BadSample, decoding, require_class_names, sample_id, to_rgb
 from ...data.streams import Stream
+from ...data.values import read_id, read_side
 from ...models.image_processing_coco import Objects, clean_objects
 from .objects import decode_masks, encode_masks, read_objects
 from .streams import inner_objects
@@ -29,7 +30,7 @@ Transform = Callable[
 
 
 def decode_as_annotated(
-    value: dict[str, Any] | None, height: int | None = None, width: int | None = None
+    value: dict[str, Any] | None, height: int | None = None, width: int | None = None, what: str = "image"
 ) -> Image.Image:
     """
     Decodes an image (`{"bytes": ..., "path": ...}`) to PIL RGB, in the orientation of its annotations.
@@ -41,11 +42,12 @@ def decode_as_annotated(
 
     Args:
         height, width: annotated size in pixels; None if unknown.
+        what: the image's name in messages.
 
     Raises:
         BadSample: missing, empty, truncated, not an image, or not of the annotated size.
     """
-    with decoding(value, "image"):
+    with decoding(value, what):
         stored: Image.Image = Image.open(_open(value or {}))
         stored.load()
         orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
@@ -58,7 +60,7 @@ def decode_as_annotated(
             f"the image has {stored.height}x{stored.width} pixels (height x width), but {annotated[1]}x{annotated[0]} "
             "according to its annotations"
         )
-    with decoding(value, "image"):
+    with decoding(value, what):
         return to_rgb(image)
 
 
@@ -78,21 +80,27 @@ class _DecodedSample:
         self.stream, self.objects_column, self.with_masks = stream, stream.column("objects"), with_masks
         self.class_names = require_class_names(stream, class_names or stream.class_names)
         self.category_ids = _category_ids(stream, self.class_names)
-        # A source may give the id of a category or its name.
-        self.labels: dict[Any, int] = {name: label for label, name in enumerate(self.class_names)}
+        # A source may give the id of a category, also as text, or its name.
+        self.labels: dict[Any, int] = {str(category): label for label, category in self.category_ids.items()}
+        self.labels |= {name: label for label, name in enumerate(self.class_names)}
         self.labels |= {category: label for label, category in self.category_ids.items()}
 
     def decode(self, example: dict[str, Any]) -> tuple[Image.Image, Objects, dict[str, Any]]:
         """The RGB image, its objects as annotated, and the facts beside them. Raises [`BadSample`]."""
         value = example[self.objects_column]
         masks = example[self.stream.columns["masks"]] if "masks" in self.stream.columns else None
-        objects = read_objects(inner_objects(value), self.labels, masks)
-        facts = _facts(example, value)
-        image = decode_as_annotated(example[self.stream.image_column], facts.get("height"), facts.get("width"))
+        try:
+            objects = read_objects(inner_objects(value), self.labels, masks)
+        except BadSample as error:
+            raise BadSample(f"{self.stream.title('objects')}: {error}") from error
+        facts = _read_facts(example, value)
+        image = decode_as_annotated(
+            example[self.stream.image_column], facts["height"], facts["width"], self.stream.title("image")
+        )
         return image, objects, facts
 
 
-def _category_ids(stream: Stream, class_names: tuple[str, ...]) -> dict[int, int]:
+def _category_ids(stream: Stream, class_names: tuple[str, ...]) -> dict[int, int | str]:
     """The stream's category id for each of the model's labels; by name if the names differ."""
     own_names = stream.class_names or class_names
     own_ids = stream.category_ids or tuple(range(len(own_names)))
@@ -111,6 +119,19 @@ def _category_ids(stream: Stream, class_names: tuple[str, ...]) -> dict[int, int
 def _facts(example: dict[str, Any], value: Any) -> dict[str, Any]:
     """Where `image_id`, `width` and `height` are: beside the objects in their column, or in columns of their own."""
     return value if inner_objects(value) is not value else example
+
+
+def _read_facts(example: dict[str, Any], value: Any) -> dict[str, Any]:
+    """`image_id` (int, str or None), `width` and `height` (None if unknown) of an image."""
+    facts = _facts(example, value)
+    image_id = facts.get("image_id")
+    try:
+        # Text stays text, because results name images as the source does.
+        known = image_id is None or isinstance(image_id, str)
+        image_id = image_id if known else read_id(image_id)
+    except (TypeError, ValueError) as error:
+        raise BadSample(f"image_id: {error}") from error
+    return {"image_id": image_id, "width": read_side(facts.get("width")), "height": read_side(facts.get("height"))}
 
 
 class DetectionSample(_DecodedSample):
@@ -176,7 +197,7 @@ class DetectionSample(_DecodedSample):
         }
         if masks is not None:
             labels["masks"] = masks
-        if isinstance(facts.get("image_id"), int):
+        if isinstance(facts["image_id"], int):
             labels["image_id"] = torch.tensor([facts["image_id"]])
         return {"pixel_values": pixel_values, "labels": labels}
 
@@ -209,8 +230,8 @@ class DetectionEvaluationSample(_DecodedSample):
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         image, objects, facts = self.decode(example)
-        image_id = facts.get("image_id")
-        if not isinstance(image_id, int | str):
+        image_id = facts["image_id"]
+        if image_id is None:
             image_id = sample_id(example, self.stream.image_column)
         return {
             "pixel_values": self.transform(image),
@@ -260,7 +281,7 @@ def collate_detection(samples: list[dict[str, Any]], size_divisor: int = 32) -> 
 def aspect_group(stream: Stream, example: dict[str, Any]) -> int:
     """1 for an image that is wider than high, otherwise 0, also for unusable ones. Reads no more than the size."""
     facts = _facts(example, example[stream.columns["objects"]])
-    width, height = facts.get("width"), facts.get("height")
+    width, height = read_side(facts.get("width")), read_side(facts.get("height"))
     if not width or not height:
         try:
             width, height = Image.open(_open(example[stream.image_column] or {})).size

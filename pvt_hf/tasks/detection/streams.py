@@ -29,6 +29,8 @@ from .coco_folder import find_coco_files, open_coco_files
 
 
 MASKS_COLUMN = "masks"
+# An object has a box, or a polygon from which the box is computed.
+BOX_FIELDS = {"bbox", "segmentation"}
 LAYOUTS = (
     "annotations/instances_SPLIT.json and a folder SPLIT of images, or SPLIT/annotations.json beside images, or "
     "annotations.json and images (for 'train' only)"
@@ -44,6 +46,7 @@ def open_detection_stream(
     image_size: int = 128,
     digit_sizes: Sequence[int] = (),
     keep_empty: bool = True,
+    keep_unused_classes: bool = True,
 ) -> Stream:
     """
     Args:
@@ -65,6 +68,8 @@ def open_detection_stream(
         digit_sizes: smallest and largest digit in them, in pixels. Default: one sixth and one half of the side.
         keep_empty: whether to keep images without objects to learn from (all of them is background). mmdetection leaves
             them out in training.
+        keep_unused_classes: whether to keep classes without objects. They are named in the log. Without them, labels
+            are the remaining classes.
 
     Returns:
         A [`Stream`] with the columns "image", "objects" and, if there is one, "masks". In COCO's layouts, labels number
@@ -75,13 +80,21 @@ def open_detection_stream(
     Raises:
         FileNotFoundError: no such source or split, or no image of it.
         ValueError: no column of images or objects, or several image columns and none named; a named column that is not
-            there; annotations that cannot be read.
+            there; annotations that cannot be read; `keep_unused_classes` is off and the source is not a folder in
+            COCO's or YOLO's layout, whose objects are known when it is opened.
     """
     if source == "digit-scenes":
         examples = open_digit_scenes(split, image_size, digit_sizes)
     else:
-        examples = open_source(source, split, partial(_open_folder, keep_empty=keep_empty))
-    features = examples.dataset.features
+        examples = open_source(
+            source, split, partial(_open_folder, keep_empty=keep_empty, keep_unused_classes=keep_unused_classes)
+        )
+    if not keep_unused_classes and examples.category_ids is None:
+        raise ValueError(
+            f"{source}: classes without objects can be left out of folders in COCO's and YOLO's layouts only. Name the "
+            "classes to keep with class_names."
+        )
+    features = examples.features
     check_columns(source, features, image_column, objects_column)
     objects_column = objects_column or _find_objects_column(source, features)
     columns = {"image": image_column or find_image_column(source, features), "objects": objects_column}
@@ -105,7 +118,7 @@ def _has_objects(example: dict[str, Any], column: str) -> bool:
 
 
 def _find_objects_column(source: str, features: datasets.Features) -> str:
-    found = [name for name, feature in features.items() if "bbox" in _fields(feature)]
+    found = [name for name, feature in features.items() if BOX_FIELDS & _fields(feature).keys()]
     if "objects" in found or len(found) == 1:
         return "objects" if "objects" in found else found[0]
     raise ValueError(
@@ -131,10 +144,10 @@ def _category_names(feature: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _open_folder(folder: Path, split: str, keep_empty: bool) -> Examples:
+def _open_folder(folder: Path, split: str, keep_empty: bool, keep_unused_classes: bool) -> Examples:
     files = find_coco_files(folder, split)
     if files is not None:
-        return open_coco_files(*files, keep_empty=keep_empty)
+        return open_coco_files(*files, keep_empty=keep_empty, keep_unused_classes=keep_unused_classes)
     archives = open_archives(folder, split)
     if archives is None:
         raise nothing_found(folder, split, "images with objects", LAYOUTS)

@@ -18,25 +18,26 @@ from ...models.image_processing_semantic import IGNORE_LABEL, map_to_array, map_
 Views = Callable[[Image.Image], list[torch.Tensor]]
 
 
-def decode_labels(value: dict[str, Any] | None, num_labels: int, reduce_labels: bool) -> np.ndarray:
+def decode_labels(value: dict[str, Any] | None, num_labels: int, reduce_labels: bool, what: str = "mask") -> np.ndarray:
     """
     Decodes a mask (`{"bytes": ..., "path": ...}`) to (H, W) int64 labels: classes, and 255 for pixels without a class.
 
     Args:
         reduce_labels: label 0 becomes 255 and n becomes n - 1; 255 stays 255. Labels are reduced nowhere else.
+        what: the mask's name in messages.
 
     Raises:
         BadSample: missing, empty, truncated, not an image, an image of colours, or labels that are not among the
             classes. The message gives them as they are in the mask.
     """
-    with decoding(value, "mask"):
+    with decoding(value, what):
         array = map_to_array(datasets.Image().decode_example(value), reduce_labels)
         labels = map_to_labels(array, array.shape[0], array.shape[1], reduce_labels)
     unknown = np.unique(array[(labels != IGNORE_LABEL) & (labels >= num_labels)]).tolist()
     if unknown:
         first = 1 if reduce_labels else 0
         raise BadSample(
-            f"mask: labels {', '.join(map(str, unknown[:5]))}{' ...' * (len(unknown) > 5)} are not among the "
+            f"{what}: labels {', '.join(map(str, unknown[:5]))}{' ...' * (len(unknown) > 5)} are not among the "
             f"{num_labels} classes, {first} to {first + num_labels - 1} (named by class_names)"
         )
     return labels
@@ -58,8 +59,9 @@ class _DecodedSample:
 
     def decode(self, example: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
         """The RGB image and its (H, W) int64 labels. Raises [`BadSample`], also if their sizes differ."""
-        image = decode_rgb(example[self.stream.image_column])
-        labels = decode_labels(example[self.mask_column], len(self.class_names), self.reduce_labels)
+        image = decode_rgb(example[self.stream.image_column], self.stream.title("image"))
+        title = self.stream.title("mask")
+        labels = decode_labels(example[self.mask_column], len(self.class_names), self.reduce_labels, title)
         if labels.shape != (image.height, image.width):
             raise BadSample(
                 f"the image has {image.height}x{image.width} pixels (height x width) and its mask "
