@@ -1,6 +1,6 @@
 """
-Opening images with objects as a stream: built-in digit scenes, a folder in COCO's layout, parquet files, webdataset
-tars, or a data set on the Hub. Images and masks stay encoded; `samples.py` decodes them.
+Opening images with objects as a stream: built-in digit scenes, a folder in COCO's or YOLO's layout, parquet files,
+webdataset tars, or a data set on the Hub. Images and masks stay encoded; `samples.py` decodes them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ...data.streams import (
 )
 from ...models.image_processing_coco import CATEGORY_FIELDS, may_have_objects
 from .coco_folder import find_coco_files, open_coco_files
+from .yolo_folder import find_yolo_data, find_yolo_folders, open_yolo, read_yolo_data
 
 
 MASKS_COLUMN = "masks"
@@ -33,7 +34,7 @@ MASKS_COLUMN = "masks"
 BOX_FIELDS = {"bbox", "segmentation"}
 LAYOUTS = (
     "annotations/instances_SPLIT.json and a folder SPLIT of images, or SPLIT/annotations.json beside images, or "
-    "annotations.json and images (for 'train' only)"
+    "annotations.json and images (for 'train' only), or data.yaml with images and labels (YOLO)"
 )
 
 
@@ -50,12 +51,13 @@ def open_detection_stream(
 ) -> Stream:
     """
     Args:
-        source: `"digit-scenes"` (built in, 10 classes, with masks); a folder in one of COCO's layouts; a folder of
-            parquet files or webdataset tars; or the id of a data set on the Hub. COCO's layouts are
+        source: `"digit-scenes"` (built in, 10 classes, with masks); a folder in COCO's or YOLO's layout; a folder of
+            parquet files or webdataset tars; or the id of a data set on the Hub. COCO's and YOLO's layouts are
 
                 annotations/instances_train2017.json    train2017/a.jpg      COCO; also images/train2017, and "train"
                 train/annotations.json                  train/a.jpg          also _annotations.coco.json, train/images
                 annotations.json                        images/a.jpg         everything is "train"
+                data.yaml                               images/train/a.jpg   labels/train/a.txt; or train/images ...
 
             The others have a column of objects as is usual on the Hub: a dict of lists or a list of dicts with `bbox`
             ([x, y, width, height] in pixels), `category`, and optionally `area`, `iscrowd` and `segmentation` (polygons
@@ -72,9 +74,9 @@ def open_detection_stream(
             are the remaining classes.
 
     Returns:
-        A [`Stream`] with the columns "image", "objects" and, if there is one, "masks". In COCO's layouts, labels number
-        the categories in the order of their ids, without gaps; `class_names` and `category_ids` are by label. A COCO
-        folder has one shard per image, parquet files one per row group. Without empty images, `num_samples` is only
+        A [`Stream`] with the columns "image", "objects" and, if there is one, "masks". In COCO's and YOLO's layouts,
+        labels number the categories in the order of their ids, without gaps; `class_names` and `category_ids` are by
+        label. Such a folder has one shard per image, parquet files one per row group. Without empty images, `num_samples` is only
         known for COCO folders.
 
     Raises:
@@ -145,9 +147,16 @@ def _category_names(feature: Any) -> tuple[str, ...] | None:
 
 
 def _open_folder(folder: Path, split: str, keep_empty: bool, keep_unused_classes: bool) -> Examples:
+    choice = {"keep_empty": keep_empty, "keep_unused_classes": keep_unused_classes}
+    data = find_yolo_data(folder)
+    if data is not None:
+        return open_yolo(read_yolo_data(data, split), **choice)
     files = find_coco_files(folder, split)
     if files is not None:
-        return open_coco_files(*files, keep_empty=keep_empty, keep_unused_classes=keep_unused_classes)
+        return open_coco_files(*files, **choice)
+    folders = find_yolo_folders(folder, split)
+    if folders is not None:
+        return open_yolo(folders, **choice)
     archives = open_archives(folder, split)
     if archives is None:
         raise nothing_found(folder, split, "images with objects", LAYOUTS)
