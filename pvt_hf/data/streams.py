@@ -140,7 +140,7 @@ def _open_hub(source: str, split: str) -> Examples:
 def _with_usual_types(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
     """Casts columns that other programs than `datasets` wrote: images to `Image`, booleans to two classes."""
     binary = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", "") in BINARY_TYPES]
-    first = next(iter(dataset.decode(False).take(1)), {}) if binary else {}
+    first: dict[str, Any] = next(iter(dataset.decode(False).take(1)), {}) if binary else {}
     for name, feature in dataset.features.items():
         if _is_image_without_metadata(feature) or (name in binary and _is_image(first.get(name))):
             dataset = dataset.cast_column(name, datasets.Image())

@@ -74,14 +74,15 @@ def read_coco_file(file: Path, keep_empty: bool) -> CocoFile:
     text_categories = any(isinstance(category, str) for category in (*categories, *counts))
     features = object_features(str if text_ids else int, str if text_categories else int)
     if text_categories:
-        categories, counts = ({str(key): value for key, value in part.items()} for part in (categories, counts))
+        categories = {str(key): name for key, name in categories.items()}
+        counts = Counter({str(key): count for key, count in counts.items()})
     rows = _rows(images, annotations, text_ids, text_categories)
     return CocoFile(
         names=[_image_name(image) for image in images.values()],
         table=make_table(rows, features),
         features=features,
         categories=categories,
-        counts=Counter(counts),
+        counts=counts,
         strays=strays,
     )
 

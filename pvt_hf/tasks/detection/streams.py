@@ -76,8 +76,8 @@ def open_detection_stream(
     Returns:
         A [`Stream`] with the columns "image", "objects" and, if there is one, "masks". In COCO's and YOLO's layouts,
         labels number the categories in the order of their ids, without gaps; `class_names` and `category_ids` are by
-        label. Such a folder has one shard per image, parquet files one per row group. Without empty images, `num_samples` is only
-        known for COCO folders.
+        label. Such a folder has one shard per image, parquet files one per row group. Without empty images,
+        `num_samples` is only known for such folders.
 
     Raises:
         FileNotFoundError: no such source or split, or no image of it.
@@ -147,16 +147,15 @@ def _category_names(feature: Any) -> tuple[str, ...] | None:
 
 
 def _open_folder(folder: Path, split: str, keep_empty: bool, keep_unused_classes: bool) -> Examples:
-    choice = {"keep_empty": keep_empty, "keep_unused_classes": keep_unused_classes}
     data = find_yolo_data(folder)
     if data is not None:
-        return open_yolo(read_yolo_data(data, split), **choice)
+        return open_yolo(read_yolo_data(data, split), keep_empty, keep_unused_classes)
     files = find_coco_files(folder, split)
     if files is not None:
-        return open_coco_files(*files, **choice)
+        return open_coco_files(*files, keep_empty, keep_unused_classes)
     folders = find_yolo_folders(folder, split)
     if folders is not None:
-        return open_yolo(folders, **choice)
+        return open_yolo(folders, keep_empty, keep_unused_classes)
     archives = open_archives(folder, split)
     if archives is None:
         raise nothing_found(folder, split, "images with objects", LAYOUTS)

@@ -29,6 +29,8 @@ from .object_table import SharedTable, make_table, object_features, used_classes
 
 # Files with a class name per line, of exports without data.yaml
 NAME_FILES = ("classes.txt", "obj.names")
+# Values that stand for a missing entry of the YAML file
+NOTHING: tuple[Any, ...] = ("", "null", "~", "None", [], {})
 # Coordinates are rounded when they are written, so that they may lie slightly outside the image.
 TOLERANCE = 0.01
 
@@ -47,7 +49,7 @@ class YoloSplit:
 
     root: Path
     images: list[Path]
-    names: dict[int, str]
+    names: dict[int | str, str]
     keypoints: bool = False
 
 
@@ -71,8 +73,8 @@ def read_yolo_data(file: Path, split: str) -> YoloSplit:
     if entry is None:
         there = [name for names in SPLIT_NAMES.values() for name in names if content.get(name)]
         raise FileNotFoundError(
-            f"{file} names no images for {split!r}; its splits are {', '.join(there)}. Add the line "
-            f"'{aliases[-1] if split == 'test' else aliases[0]}: FOLDER', or hold out a share of the images in training."
+            f"{file} names no images for {split!r}; its splits are {', '.join(there)}. Add a line "
+            f"'{aliases[0]}: FOLDER', or hold out a share of the images in training."
         )
     images: dict[Path, None] = {}
     for part in entry if isinstance(entry, list) else [entry]:
@@ -110,15 +112,12 @@ def open_yolo(found: YoloSplit, keep_empty: bool, keep_unused_classes: bool = Tr
     """
     if not found.images:
         raise FileNotFoundError(f"{found.root}: the split has no images.")
-    rows, files, counts = [], [], Counter[int]()
+    rows, files, counts = [], [], Counter[int | str]()
     missing = repeated = 0
     for image in found.images:
         labels = label_file(image)
-        lines = labels.read_text(encoding="utf-8-sig").splitlines() if labels.is_file() else []
         missing += not labels.is_file()
-        objects = [
-            _read_line(line, f"{labels}, line {number}", found) for number, line in enumerate(lines, 1) if line.strip()
-        ]
+        objects = _read_labels(labels, found) if labels.is_file() else []
         different = list({json.dumps(entry): entry for entry in objects}.values())
         repeated += len(objects) - len(different)
         counts.update(entry["category"] for entry in different)
@@ -133,7 +132,7 @@ def open_yolo(found: YoloSplit, keep_empty: bool, keep_unused_classes: bool = Tr
         warn_once(f"{found.root}: {missing} of {len(found.images)} images have no label file, so no objects.")
     if repeated:
         warn_once(f"{found.root}: {repeated} line(s) of label files left out that repeat another one.")
-    names = used_classes(str(found.root), dict(found.names), counts, keep_unused_classes)
+    names = used_classes(str(found.root), found.names, counts, keep_unused_classes)
     features = object_features(image_id=str)
     dataset = datasets.IterableDataset.from_generator(
         _read_rows,
@@ -156,17 +155,27 @@ def label_file(image: Path) -> Path:
 
 
 def _read_yaml(file: Path) -> dict[str, Any] | None:
-    """The content, if it is a data set's. Every value is text: YAML would read a class "no" as False."""
+    """
+    The content, if it is a data set's. Every value is text: YAML would read a class "no" as False.
+
+    Raises:
+        ValueError: a data.yaml that is not YAML.
+    """
     try:
         content = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError) as error:
+        if file.stem == "data":
+            raise ValueError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
         return None
+    if not isinstance(content, dict):
+        return None
+    content = {key: value for key, value in content.items() if value not in NOTHING}
     splits = {name for names in SPLIT_NAMES.values() for name in names}
-    is_data_set = isinstance(content, dict) and "names" in content and splits & content.keys()
-    return content if is_data_set else None
+    return content if "names" in content and splits & content.keys() else None
 
 
-def _read_names(file: Path, names: Any) -> dict[int, str]:
+def _read_names(file: Path, names: Any) -> dict[int | str, str]:
+    by_number: dict[int | str, str]
     if isinstance(names, dict) and all(str(key).strip().isdigit() for key in names):
         by_number = {int(key): str(name).strip() for key, name in sorted(names.items(), key=lambda item: int(item[0]))}
     elif isinstance(names, list):
@@ -186,7 +195,7 @@ def _images_of(entry: Any, file: Path, path: Any) -> list[Path]:
     ../train/images for train/images beside the file.
     """
     entry = str(entry).strip().replace("\\", "/")
-    bases = [Path(path), file.parent / str(path)] if path else []
+    bases = [file.parent / str(path), Path(path)] if path else []
     for base in [*bases, file.parent]:
         for place in (base / entry, base / entry.removeprefix("../")):
             if place.is_dir():
@@ -208,6 +217,11 @@ def _listed(line: str, folder: Path, base: Path) -> Path:
 # Labels
 
 
+def _read_labels(file: Path, found: YoloSplit) -> list[dict[str, Any]]:
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return [_read_line(line, f"{file}, line {number}", found) for number, line in enumerate(lines, 1) if line.strip()]
+
+
 def _read_line(line: str, where: str, found: YoloSplit) -> dict[str, Any]:
     """`category`, `box` (left, top, width, height) and `polygon` (or None), as shares of the image."""
     try:
@@ -219,7 +233,7 @@ def _read_line(line: str, where: str, found: YoloSplit) -> dict[str, Any]:
     if not number.is_integer() or number < 0 or len(values) < 4 or len(values) == 5 or len(values) % 2:
         raise ValueError(f"{where}: {line.strip()!r:.80} with {len(values) + 1} number(s); expected {FORMAT}")
     if found.names and number not in found.names:
-        raise ValueError(f"{where}: class {number:.0f}, but the class names are those of {_span(found.names)}.")
+        raise ValueError(f"{where}: class {number:.0f}, but only {min(found.names)} to {max(found.names)} have names.")
     if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in values):  # NaN is not
         raise ValueError(
             f"{where}: {line.strip()!r:.80}; expected shares of the image's width and height, from 0 to 1, not pixels."
@@ -235,10 +249,6 @@ def _read_line(line: str, where: str, found: YoloSplit) -> dict[str, Any]:
 
 
 FORMAT = "a class number and 4 numbers of a box (centre x, centre y, width, height) or the points of a polygon."
-
-
-def _span(names: dict[int, str]) -> str:
-    return f"{min(names)} to {max(names)}"
 
 
 def _image_id(image: Path, root: Path) -> str:
