@@ -54,6 +54,7 @@ def open_parquet(files: Sequence[Path], folder: Path) -> tuple[datasets.Iterable
         features[column] = datasets.Value("null")
     columns = list(features)
     paths = [name for name in columns if _holds_paths(features[name], shards, name)]
+    structs = [name for name in columns if isinstance(features[name], datasets.Image) or _has_path(features[name])]
     dataset = datasets.IterableDataset.from_generator(
         _read_rows,
         features=datasets.Features({**features, ROW_COLUMN: datasets.Value("string")}),
@@ -61,6 +62,7 @@ def open_parquet(files: Sequence[Path], folder: Path) -> tuple[datasets.Iterable
             **dict(zip(("files", "groups", "starts"), (list(part) for part in zip(*shards)))),
             "columns": tuple(columns),
             "path_columns": tuple(paths),
+            "struct_columns": tuple(structs),
             "folder": str(folder),
         },
     )
@@ -75,6 +77,7 @@ def _read_rows(
     starts: list[int],
     columns: tuple[str, ...],
     path_columns: tuple[str, ...],
+    struct_columns: tuple[str, ...],
     folder: str,
 ) -> Iterator[dict[str, Any]]:
     for file, group, start in zip(files, groups, starts):
@@ -85,6 +88,10 @@ def _read_rows(
                     example = {**dict.fromkeys(columns), **example, ROW_COLUMN: f"{Path(file).name}, row {row}"}
                     for name in path_columns:
                         example[name] = _find_path(example[name], Path(file).parent, Path(folder))
+                    for name in struct_columns:
+                        image = example[name]
+                        if image and not image.get("bytes") and image.get("path"):
+                            image["path"] = _find_path(image["path"], Path(file).parent, Path(folder))
                     yield example
                     row += 1
 
@@ -111,6 +118,11 @@ def _holds_paths(feature: Any, shards: list[tuple[str, int, int]], column: str) 
                 for value in batch.column(0).drop_null().to_pylist():
                     return Path(value.split("?")[0]).suffix.lower() in Image.registered_extensions()
     return False
+
+
+def _has_path(feature: Any) -> bool:
+    """Whether a column is laid out as `datasets` stores images: with bytes or a path."""
+    return isinstance(feature, dict) and feature.keys() >= {"bytes", "path"}
 
 
 def _find_path(value: str | None, *folders: Path) -> str | None:

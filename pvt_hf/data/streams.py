@@ -150,10 +150,8 @@ def _with_usual_types(dataset: datasets.IterableDataset) -> datasets.IterableDat
 
 
 def _is_image_without_metadata(feature: Any) -> bool:
-    """Whether a column is laid out as `datasets` stores images: bytes, and perhaps a path."""
-    if not isinstance(feature, dict) or not feature.keys() <= {"bytes", "path"}:
-        return False
-    return getattr(feature.get("bytes"), "dtype", None) in BINARY_TYPES
+    """Whether a column is laid out as `datasets` stores images: bytes, and perhaps a path and more."""
+    return isinstance(feature, dict) and getattr(feature.get("bytes"), "dtype", None) in BINARY_TYPES
 
 
 def _is_image(value: Any) -> bool:

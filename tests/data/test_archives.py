@@ -90,6 +90,14 @@ def test_images_as_paths(style, type, tmp_path):
     assert read_labels(str(tmp_path)) == LABELS
 
 
+def test_structs_with_paths_and_more(tmp_path):
+    (tmp_path / "0.png").write_bytes(IMAGES[0])
+    images = [
+        {"bytes": image if index else None, "path": f"{index}.png", "w": 40} for index, image in enumerate(IMAGES)
+    ]
+    assert read_labels(write(tmp_path, {"image": images, "label": LABELS})) == LABELS
+
+
 @pytest.mark.parametrize(
     "labels",
     [

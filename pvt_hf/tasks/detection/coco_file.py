@@ -178,15 +178,9 @@ def _group(
                 names = " and ".join(_image_name(images[owner]) for owner in (owners[own], key))
                 raise ValueError(f"the annotation id {own!r} is that of two objects, in {names}. {MERGED}")
             owners[own] = key
-        groups[key].append(
-            {
-                "bbox": _field(_read_box, entry, "bbox", where),
-                "category_id": _field(_read_category, entry, "category_id", where),
-                "area": _field(read_number, entry, "area", where),
-                "iscrowd": int(_field(read_number, entry, "iscrowd", where) or 0),
-                "segmentation": entry.get("segmentation"),
-            }
-        )
+        for name, read in READ.items():  # in place, because there may be a million of them
+            entry[name] = _field(read, entry, name, where)
+        groups[key].append(entry)
     return groups, strays
 
 
@@ -214,6 +208,13 @@ def _read_box(box: Any) -> list[float | None] | None:
     return [read_number(number) for number in box]
 
 
+def _read_crowd(value: Any) -> int:
+    return int(bool(read_number(value)))
+
+
+READ = {"bbox": _read_box, "category_id": _read_category, "area": read_number, "iscrowd": _read_crowd}
+
+
 def _rows(
     images: dict[int | str, dict[str, Any]],
     annotations: dict[int | str, list[dict[str, Any]]],
@@ -232,6 +233,6 @@ def _rows(
                 "category": _as_text(categories) if text_categories else categories,
                 "area": [annotation["area"] for annotation in objects],
                 "iscrowd": [annotation["iscrowd"] for annotation in objects],
-                "segmentation": [annotation["segmentation"] for annotation in objects],
+                "segmentation": [annotation.get("segmentation") for annotation in objects],
             },
         }

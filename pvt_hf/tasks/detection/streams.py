@@ -30,6 +30,7 @@ from .yolo_folder import find_yolo_data, find_yolo_folders, open_yolo, read_yolo
 
 
 MASKS_COLUMN = "masks"
+YAML_ENDINGS = (".yaml", ".yml")
 # An object has a box, or a polygon from which the box is computed.
 BOX_FIELDS = {"bbox", "segmentation"}
 LAYOUTS = (
@@ -51,7 +52,8 @@ def open_detection_stream(
 ) -> Stream:
     """
     Args:
-        source: `"digit-scenes"` (built in, 10 classes, with masks); a folder in COCO's or YOLO's layout; a folder of
+        source: `"digit-scenes"` (built in, 10 classes, with masks); a folder in COCO's or YOLO's layout, or
+            the YAML file of the latter; a folder of
             parquet files or webdataset tars; or the id of a data set on the Hub. COCO's and YOLO's layouts are
 
                 annotations/instances_train2017.json    train2017/a.jpg      COCO; also images/train2017, and "train"
@@ -87,6 +89,8 @@ def open_detection_stream(
     """
     if source == "digit-scenes":
         examples = open_digit_scenes(split, image_size, digit_sizes)
+    elif Path(source).suffix in YAML_ENDINGS and Path(source).is_file():
+        examples = open_yolo(read_yolo_data(Path(source), split), keep_empty, keep_unused_classes)
     else:
         examples = open_source(
             source, split, partial(_open_folder, keep_empty=keep_empty, keep_unused_classes=keep_unused_classes)

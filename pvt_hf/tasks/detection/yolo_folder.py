@@ -65,9 +65,12 @@ def read_yolo_data(file: Path, split: str) -> YoloSplit:
 
     Raises:
         FileNotFoundError: the file does not name the split, or its images are not there.
-        ValueError: `names` is neither a list nor numbers with names, or a name occurs twice.
+        ValueError: not the YAML file of a data set; `names` is neither a list nor numbers with names, or a name occurs
+            twice.
     """
-    content = _read_yaml(file) or {}
+    content = _read_yaml(file)
+    if content is None:
+        raise ValueError(f"{file} does not describe a data set: expected YAML with names and train, val or test.")
     aliases = SPLIT_NAMES.get(split, (split,))
     entry = next((content[name] for name in aliases if content.get(name)), None)
     if entry is None:

@@ -87,6 +87,15 @@ def test_data_yaml(content, images, labels, names, tmp_path):
     assert_usual(stream)
 
 
+def test_the_yaml_file_itself(tmp_path):
+    source = write_labels(tmp_path, "")
+    (tmp_path / "data.yaml").rename(tmp_path / "things.yml")
+    assert open_detection_stream(f"{source}/things.yml").num_samples == 2
+    (tmp_path / "things.yml").write_text("a: b")
+    with pytest.raises(ValueError, match=r"things\.yml does not describe a data set"):
+        open_detection_stream(f"{source}/things.yml")
+
+
 def test_the_other_splits(tmp_path):
     for split, count in (("train", 4), ("valid", 3)):
         write_split(tmp_path / split / "images", tmp_path / split / "labels", sizes=dict(list(SIZES.items())[:count]))
