@@ -16,8 +16,9 @@ from ..data.streams import StreamError
 from ..metrics.reports import without_nan
 from .evaluation import Monitor, evaluate
 from .feed import Batch, TrainingStream
+from .guard import LabelGuard
 from .processes import check_world_size, share_buffers, synchronize_batch_norm
-from .run import evaluation_batches, open_streams, samples_to_train_on, training_batches
+from .run import evaluation_batches, look_at_labels, open_streams, samples_to_train_on, training_batches
 from .settings import FinetuneSettings
 from .task import Evaluation, Task
 
@@ -56,11 +57,16 @@ class StreamTrainer(Trainer):
     """Trainer with the streams, the loss and the evaluation of the training scripts."""
 
     def __init__(
-        self, *args: Any, loss: Callable[[Any, Batch], torch.Tensor], evaluation: Evaluation, **kwargs: Any
+        self,
+        *args: Any,
+        loss: Callable[[Any, Batch], torch.Tensor],
+        evaluation: Evaluation,
+        guard: LabelGuard,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.add_callback(SavePosition())
-        self.loss, self.evaluation = loss, evaluation
+        self.loss, self.evaluation, self.guard = loss, evaluation, guard
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
         self.skipped: dict[str, str] = {}
 
@@ -77,11 +83,15 @@ class StreamTrainer(Trainer):
         share_buffers(self.accelerator, model)
         with Monitor(self.accelerator, batches.stream, "evaluation", self.skipped) as monitor:
             metrics = evaluate(
-                self.accelerator, model, batches, self.args.dataloader_num_workers, self.evaluation, monitor
-            )
+                self.accelerator, model, batches, self.args.dataloader_num_workers, self.evaluation, monitor,
+                guard=self.guard,
+            )  # fmt: skip
         metrics = {f"{metric_key_prefix}_{name.removeprefix('eval_')}": value for name, value in metrics.items()}
         defined = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self.log(defined)
+        undefined = [name for name, value in metrics.items() if value is None]
+        if undefined:
+            self.accelerator.print(f"undefined: {', '.join(undefined)}")
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, defined)
         return {name: math.nan if value is None else value for name, value in metrics.items()}
 
@@ -94,7 +104,8 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
         settings: of the class `task.finetuning_settings`.
 
     Raises:
-        OSError, ValueError: as `task`'s methods; or the number of steps is unknown.
+        OSError, ValueError: as `task`'s methods; or there is nothing to learn from or to evaluate; or the number of
+            steps is unknown.
     """
     state = training.distributed_state  # this process among all
     processor = task.build_processor(settings)
@@ -102,6 +113,7 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
     train_sample = task.training_sample(settings, train_stream, processor)
     class_names = train_sample.class_names
     eval_sample = task.evaluation_sample(settings, eval_stream, processor, class_names)
+    train_guard, eval_guard = look_at_labels(settings, train_sample, eval_sample, state.print)
     model = synchronize_batch_norm(state, task.build_model(settings, class_names))
     evaluation = task.evaluation(settings, model, processor, len(class_names))
     if options.lora_rank:
@@ -125,11 +137,13 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
             training.gradient_accumulation_steps,
             training.dataloader_num_workers,
             pin_memory=training.device.type == "cuda",
+            guard=train_guard,
         ),
         eval_dataset=evaluation_batches(task, settings, eval_sample, state, training.eval_batch_size),
         processing_class=processor,
         loss=task.loss(settings, len(class_names)),
         evaluation=evaluation,
+        guard=eval_guard,
     )
 
 

@@ -15,7 +15,7 @@ from transformers.utils import is_torchvision_available
 
 from .image_processing_backends import PvtBackendMixin, PvtPilBackend, PvtTorchvisionBackend
 from .image_processing_input import decode_image, is_rgb
-from .image_processing_sizes import resized_size
+from .image_processing_sizes import check_pixels, resized_size
 
 
 if is_torchvision_available():
@@ -123,6 +123,7 @@ class PvtImageProcessorMixin(PvtBackendMixin):
         """
         if not (size.height and size.width):
             raise ValueError(f"crop_size={dict(size)}; expected positive 'height' and 'width', or an int.")
+        check_pixels("crop_size", size.height, size.width)
         if self.match_native:
             return self.native_backend.center_crop(image, size, *args, **kwargs)
         if size.height > image.shape[-2] or size.width > image.shape[-1]:

@@ -11,6 +11,12 @@ MAX_RESIZED_PIXELS = 2**28
 SIZE_DIVISOR = 32  # the stride of the last stage, which drops the rows and columns beyond a multiple of it
 
 
+def check_pixels(name: str, height: int, width: int) -> None:
+    """Raises a ValueError if the setting `name` asks for more pixels than MAX_RESIZED_PIXELS."""
+    if height * width > MAX_RESIZED_PIXELS:
+        raise ValueError(f"{name} is {height}x{width}; expected at most {MAX_RESIZED_PIXELS:,} pixels.")
+
+
 def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     """The (height, width) after a resize, by torchvision's arithmetic (`Resize` with `size` and `max_size`).
 
@@ -21,6 +27,7 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
         ValueError: `size` has an unsupported set of keys, or the result would exceed MAX_RESIZED_PIXELS.
     """
     if size.height and size.width:
+        check_pixels("size", size.height, size.width)
         return size.height, size.width
     short, long = min(height, width), max(height, width)
     if size.shortest_edge:
@@ -104,4 +111,4 @@ def sizes_per_image(target_sizes: Any, batch: int) -> Sequence[tuple[int, int] |
     return sizes
 
 
-__all__ = ["rescaled_size", "resize_steps", "resized_size", "sizes_per_image"]
+__all__ = ["check_pixels", "rescaled_size", "resize_steps", "resized_size", "sizes_per_image"]

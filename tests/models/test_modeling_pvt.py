@@ -323,6 +323,12 @@ def test_convolutions_keep_the_default_initialisation():
         ({"depths": 2}, ["depths", "4 integers"]),
         ({"layer_norm_eps": "a"}, ["layer_norm_eps", "a"]),
         ({"layer_norm_eps": 0.0}, ["layer_norm_eps"]),
+        ({"depths": [2, 2, 10**9, 2]}, ["depths of stage 3", "1,000", "1000000000"]),
+        ({"hidden_sizes": [64, 128, 320, 10**8]}, ["hidden_sizes of stage 4", "65,536"]),
+        ({"mlp_ratios": [8, 8, 4, 10**8]}, ["mlp_ratios of stage 4"]),
+        ({"num_labels": 10**9}, ["num_labels", "1,000,000", "1000000000"]),
+        ({"num_channels": 10**9}, ["num_channels", "1000000000"]),
+        ({"image_size": 10**6}, ["image_size", "16,384", "1000000"]),
     ],
 )
 def test_configurations_that_cannot_work(overrides, words):
@@ -353,6 +359,12 @@ def test_labels_of_a_configuration():
     # A native file may name fewer classes than its head has rows
     partial = PvtConfig.from_dict({"num_labels": 4, "id2label": {"0": "cat"}})
     assert partial.id2label == {0: "cat", 1: "LABEL_1", 2: "LABEL_2", 3: "LABEL_3"}
+
+
+def test_files_with_an_absurd_number_of_classes_are_refused():
+    for content in ({"num_labels": 10**9}, {"num_labels": 10**9, "id2label": {"0": "cat"}}):
+        with pytest.raises(ValueError, match="num_labels must be from 1 to 1,000,000"):
+            PvtConfig.from_dict(content)
 
 
 def test_overrides_are_validated_like_everything_else():

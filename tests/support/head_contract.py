@@ -174,6 +174,17 @@ class HeadContract(ModelContract):
                 assert whole == expected
                 assert again.num_labels == len(again.id2label) == overrides.get("num_labels", config.num_labels)
 
+    def test_a_config_file_does_not_list_the_default_classes_of_the_backbone(self, tmp_path):
+        self.config_class(num_labels=3).save_pretrained(tmp_path)
+        assert (tmp_path / "config.json").read_text().count("LABEL_") == 6
+        named = PvtConfig(out_features=self.stages, id2label={0: "sky", 1: "road", 2: "car"})
+        self.config_class(backbone_config=named).save_pretrained(tmp_path)
+        assert self.config_class.from_pretrained(tmp_path).backbone_config.id2label == named.id2label
+
+    def test_an_absurd_number_of_classes_is_refused(self):
+        with pytest.raises(ValueError, match="num_labels must be from 1 to 1,000,000"):
+            self.config_class(num_labels=10**9)
+
     def test_backbones_that_cannot_be(self):
         for backbone_config, words in (
             ({"model_type": "pvt_v9"}, "backbone_config.*pvt_v9"),

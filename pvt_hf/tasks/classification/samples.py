@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ...data.label_counts import LabelCounts
 from ...data.samples import BadSample, decode_rgb, require_class_names
 from ...data.streams import Stream
 from ...data.values import read_id
+from ...engine.task import Counted
 
 
 class ClassificationSample:
     """
-    Makes `{"pixel_values": (3, height, width) float, "labels": () int64}` from an example, to train or to evaluate on.
+    Makes `{"pixel_values": (3, height, width) float, "labels": () int64, "label_counts": LabelCounts}` from an example,
+    to train or to evaluate on.
 
     Args:
         stream: where the examples come from; has a "label" column.
@@ -26,6 +29,8 @@ class ClassificationSample:
         ValueError: the stream has no label column, or no class names are known.
     """
 
+    counted = Counted("samples")
+
     def __init__(
         self,
         stream: Stream,
@@ -35,12 +40,17 @@ class ClassificationSample:
         self.stream, self.transform, self.label_column = stream, transform, stream.column("label")
         self.class_names = require_class_names(stream, class_names or stream.class_names)
 
-    def __call__(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
-        label = self._read_label(example[self.label_column])
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        label = self._label(example)
         image = decode_rgb(example[self.stream.image_column], self.stream.title("image"))
-        return {"pixel_values": self.transform(image), "labels": torch.tensor(label)}
+        counts = LabelCounts(1, {label: 1})
+        return {"pixel_values": self.transform(image), "labels": torch.tensor(label), "label_counts": counts}
 
-    def _read_label(self, value: Any) -> int:
+    def count(self, example: dict[str, Any]) -> LabelCounts:
+        return LabelCounts(1, {self._label(example): 1})
+
+    def _label(self, example: dict[str, Any]) -> int:
+        value = example[self.label_column]
         label = value.decode() if isinstance(value, bytes) else value
         if isinstance(label, str) and label in self.class_names:
             return self.class_names.index(label)
