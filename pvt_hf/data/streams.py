@@ -17,16 +17,9 @@ import datasets
 from PIL import Image
 
 from .digits import digit_scenes
+from .folders import LeftOut, files_below, inner_folder, known_split, split_folder, split_in
 from .parquet import open_parquet
 from .webdataset import check_complete
-
-
-# Names of the three splits in folder and file names
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev", "eval"),
-    "test": ("test", "testing"),
-}
 
 
 # How Arrow stores bytes
@@ -106,16 +99,21 @@ def make_stream(source: str, split: str, examples: Examples, columns: dict[str, 
     )
 
 
-def open_source(source: str, split: str, open_folder: Callable[[Path, str], Examples]) -> Examples:
+def open_source(source: str, split: str, open_folder: Callable[[Path, str, LeftOut], Examples]) -> Examples:
     """
-    The examples of a folder, from `open_folder(folder, split)`, or of a data set on the Hub.
+    The examples of a folder, from `open_folder(folder, split, left_out)`, or of a data set on the Hub. What is left
+    out of a folder is logged.
 
     Raises:
         FileNotFoundError: no such folder or data set; and what `open_folder` raises.
     """
     folder = Path(source)
     if folder.is_dir():
-        examples = open_folder(folder, split)
+        left_out = LeftOut()
+        try:
+            examples = open_folder(inner_folder(folder, left_out), split, left_out)
+        finally:
+            left_out.report(source, split)
     elif folder.exists() or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{source} is not a folder: give a folder of images, parquet files or tars.")
     else:
@@ -212,26 +210,10 @@ def _is_null(feature: Any) -> bool:
     return getattr(feature, "dtype", None) == "null"
 
 
-# Folders and files
+# Files
 
 
-def split_folder(folder: Path, split: str) -> Path:
-    """
-    The subfolder of a split; `folder` itself if it is not divided into splits.
-
-    Raises:
-        FileNotFoundError: it has a folder for training, but none for this split.
-    """
-    folders = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
-    known = [name for names in SPLIT_NAMES.values() for name in names if name in folders]
-    found = next((folders[name] for name in SPLIT_NAMES.get(split, (split,)) if name in folders), None)
-    # Without a training folder, "test" may as well be a class.
-    if found is None and any(name in folders for name in SPLIT_NAMES["train"]):
-        raise FileNotFoundError(f"{folder} has no split {split!r}; its folders are {', '.join(known)}.")
-    return found or folder
-
-
-def open_archives(folder: Path, split: str) -> Examples | None:
+def open_archives(folder: Path, split: str, left_out: LeftOut) -> Examples | None:
     """
     The parquet files or webdataset tars of a split; None if the folder has none.
 
@@ -239,9 +221,10 @@ def open_archives(folder: Path, split: str) -> Examples | None:
         FileNotFoundError: the folder has files, but none for this split.
         ValueError: a file cannot be opened.
     """
-    root = split_folder(folder, split)
-    for builder, pattern in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
-        files = sorted(root.rglob(pattern))
+    root = split_folder(folder, split, left_out)
+    found = files_below(root, left_out)
+    for builder, ending in (("parquet", ".parquet"), ("webdataset", ".tar")):
+        files = [file for file in found if file.suffix.lower() == ending]
         if not files:
             continue
         if root is folder:
@@ -263,31 +246,16 @@ def open_archives(folder: Path, split: str) -> Examples | None:
 
 def _files_of_split(files: list[Path], split: str) -> list[Path]:
     """The files named after the split, as on the Hub. If none is named after any split, all are for training."""
-    all_names = tuple(name for names in SPLIT_NAMES.values() for name in names)
-    if any(file.name.startswith(all_names) for file in files):
-        chosen = [file for file in files if file.name.startswith(SPLIT_NAMES.get(split, (split,)))]
-    else:
+    chosen = [file for file in files if file.name.casefold().startswith(split.casefold())]
+    if not chosen and any(split_in(file.name) for file in files):
+        chosen = [file for file in files if known_split(split) and split_in(file.name) == known_split(split)]
+    elif not chosen:
         chosen = files if split == "train" else []
     if not chosen:
         raise FileNotFoundError(f"No file of split {split!r} among {', '.join(file.name for file in files[:6])} ...")
     return chosen
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, in order."""
-    extensions = {extension.lower() for extension in Image.registered_extensions()}
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in extensions)
-
-
 def encoded_image(path: str | None) -> dict[str, Any] | None:
     """A file as an undecoded image."""
     return None if path is None else {"path": path, "bytes": None}
-
-
-def nothing_found(folder: Path, split: str, wanted: str, layouts: str) -> FileNotFoundError:
-    """The error for a folder in which no layout is recognised."""
-    there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-    return FileNotFoundError(
-        f"{folder} has no {wanted} for the split {split!r}. Expected in it: {layouts}; or parquet files or webdataset "
-        f"tars. There is: {there}."
-    )

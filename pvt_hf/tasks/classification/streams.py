@@ -13,17 +13,27 @@ from typing import Any
 import datasets
 
 from ...data.digits import digit_images
+from ...data.folders import (
+    LeftOut,
+    find_split,
+    image_files,
+    inner_folder,
+    list_folder,
+    no_such_split,
+    not_divided,
+    readable_images,
+    split_of,
+    subfolders,
+)
 from ...data.streams import (
     Examples,
     Stream,
     check_columns,
     encoded_image,
     find_image_column,
-    image_files,
     make_stream,
     open_archives,
     open_source,
-    split_folder,
 )
 
 
@@ -45,7 +55,7 @@ def open_classification_stream(
     Args:
         source: `"digits"` (built in, 10 classes); a folder of images, with a subfolder for each class; a folder of
             parquet files or webdataset tars; or the id of a data set on the Hub. Folders may have a level of splits
-            (`train`, `val` ...) above.
+            (`train`, `Validation` ...) above; see [`pvt_hf.data.folders`].
         split: `"train"`, `"validation"` or `"test"`, or another name that the source has. The built-in digits have
             train and test; validation is test.
         image_column, label_column: by default found by type (images) and name (labels).
@@ -58,7 +68,8 @@ def open_classification_stream(
 
     Raises:
         FileNotFoundError: no such source or split.
-        ValueError: no image column, or several and none named; a named column that is not there.
+        ValueError: no image column, or several and none named; a named column that is not there; a class named like a
+            split, or two that differ only in case.
     """
     if source == "digits":
         examples = _open_digits(split, image_size)
@@ -82,39 +93,83 @@ def _open_digits(split: str, image_size: int) -> Examples:
     return Examples(digit_images(split, image_size=image_size, num_shards=16, length=num_samples), num_samples)
 
 
-def _open_folder(folder: Path, split: str) -> Examples:
-    archives = open_archives(folder, split)
+def _open_folder(folder: Path, split: str, left_out: LeftOut) -> Examples:
+    archives = open_archives(folder, split, left_out)
     if archives is not None:
         return archives
-    root = split_folder(folder, split)
-    if root is folder and split != "train":
-        raise FileNotFoundError(
-            f"{folder} is not divided into splits, so it has no {split!r}: make folders "
-            f"{folder / 'train'} and {folder / split}, or hold out a share of the images in training."
+    root = _folder_of_classes(folder, split, left_out)
+    training = root if root == folder else find_split(subfolders(folder, left_out), "train")
+    unsaid = LeftOut()  # what the training split leaves out is reported when that is opened
+    spelling = [path.name for path in subfolders(inner_folder(training, unsaid), unsaid)] if training else []
+    return _open_image_folder(root, {name.casefold(): name for name in spelling}, left_out)
+
+
+def _folder_of_classes(folder: Path, split: str, left_out: LeftOut) -> Path:
+    """
+    The folder that has the classes of a split as its subfolders.
+
+    Raises:
+        FileNotFoundError: no such split.
+        ValueError: a folder named like a split has images and no subfolders, as a class has.
+    """
+    folders = subfolders(folder, left_out)
+    splits = [path for path in folders if split_of(path.name)]
+    found = find_split(folders, split)
+    divided = [path for path in splits if subfolders(path, left_out)]
+    like_classes = [path for path in ([found] if found in splits else splits) if path not in divided]
+    if like_classes and (found or not divided):
+        names = ", ".join(path.name for path in like_classes)
+        first = like_classes[0].name
+        raise ValueError(
+            f"{folder}: {names} is named like a split, but has no subfolders. If it is a class, put the folders of all "
+            f"classes into {folder / 'train'} (so that there is {Path('train', first)}), where a class may have any "
+            f"name. If it is a split, put its images into one subfolder per class: {Path(first, 'CLASS', 'a.jpg')}."
         )
-    return _open_image_folder(root)
+    if found is not None:
+        for path in folders:
+            if path not in splits:
+                left_out.add("folders beside the splits", path)
+        return inner_folder(found, left_out)
+    if splits:
+        raise no_such_split(folder, split, splits)
+    if split != "train":
+        raise not_divided(folder, split)
+    return folder
 
 
-def _open_image_folder(root: Path) -> Examples:
+def _open_image_folder(root: Path, spelling: dict[str, str], left_out: LeftOut) -> Examples:
     """
     One subfolder for each class, one shard for each file.
 
     `datasets`' own "imagefolder" makes a single shard, class after class, which no shuffle buffer mixes.
+
+    Args:
+        spelling: the names of classes as the training split spells them, by their `casefold()`.
     """
-    class_names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders, loose_files = list_folder(root, left_out)
+    by_class: dict[str, Path] = {}
+    for path in folders:
+        other = by_class.setdefault(spelling.get(path.name.casefold(), path.name), path)
+        if other != path:
+            raise ValueError(f"{root}: {other.name} and {path.name} differ only in case: one class or two? Rename one.")
+    class_names = sorted(by_class)
     files, labels = [], []
     for label, name in enumerate(class_names):
-        found = image_files(root / name)
+        found = image_files(by_class[name], left_out)
         files += [str(file) for file in found]
         labels += [label] * len(found)
+    for file in readable_images(loose_files, left_out):
+        left_out.add("images outside the folders of classes", file)
+    hint = f" (left out: {left_out})" if left_out.paths else ""
     if not files:
         raise FileNotFoundError(
-            f"No images found under {root}: expected one subfolder per class with image files in it, parquet files, "
-            "or webdataset tars."
+            f"No images found under {root}{hint}: expected one subfolder per class with image files in it, parquet "
+            "files, or webdataset tars."
         )
     empty = sorted(set(range(len(class_names))) - set(labels))
     if empty:
-        raise FileNotFoundError(f"No images in {', '.join(str(root / class_names[label]) for label in empty)}.")
+        folders_without = ", ".join(str(by_class[class_names[label]]) for label in empty)
+        raise FileNotFoundError(f"No images in {folders_without}{hint}: add some, or remove the folder.")
     dataset = datasets.IterableDataset.from_generator(
         _read_files,
         features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=class_names)}),

@@ -6,53 +6,104 @@ Each process reads the file once, before any worker starts, into an Arrow table 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from ...data.folders import (
+    LeftOut,
+    child,
+    find_split,
+    find_split_file,
+    list_folder,
+    split_folder,
+    split_in,
+    split_of,
+    subfolders,
+)
 from ...data.log import warn_once
-from ...data.streams import SPLIT_NAMES, Examples, encoded_image, split_folder
+from ...data.streams import Examples, encoded_image
 from .coco_file import CocoFile, read_coco_file
 from .image_places import find_image_files
 from .object_table import SharedTable, used_classes
 
 
 # Names of an annotation file that lies beside the images of its split
-FILE_NAMES = ("annotations.json", "_annotations.coco.json", "instances.json")
+FILE_NAMES = ("annotations.json", "_annotations.coco.json", "instances.json", "instances_default.json")
+ANNOTATION_WORDS = ("", "annotations", "annotation", "labels", "coco", "annotationscoco", "cocoannotations")
+ANNOTATION_FOLDERS = ("annotations", "annotation", "anns", "ann", "labels")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "data", "jpegimages")
+# Beside instances_train2017.json, COCO has files without objects, or of other tasks.
+OTHER_ANNOTATIONS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")
 
 
-def find_coco_files(folder: Path, split: str) -> tuple[Path, list[Path]] | None:
+def find_coco_files(folder: Path, split: str, left_out: LeftOut) -> tuple[Path, list[Path]] | None:
     """
-    The annotation file of a split, and the folders in which its images may lie; None if there is no such file.
+    The annotation file of a split, and the folders in which its images may lie, the likeliest first; None if there is
+    no such file. The layouts are listed in `data/folders.py`.
 
     Raises:
-        FileNotFoundError: the folder has annotations, but is not divided into splits.
+        FileNotFoundError: the folder has annotations, but none for this split.
+        ValueError: two files or folders are equally good for the split.
     """
-    names = SPLIT_NAMES.get(split, (split,))
-    files = sorted((folder / "annotations").glob("*.json"))
-    for prefix in ("instances_", ""):  # beside instances_train2017.json lies captions_train2017.json
-        for file in files:
-            part = file.stem.removeprefix(prefix)
-            if file.stem.startswith(prefix) and part.startswith(names):
-                folders = dict.fromkeys([part, *names])
-                roots = [folder / name for name in folders] + [folder / "images" / name for name in folders]
-                return file, [*roots, folder / "images", folder]
-    root = split_folder(folder, split)
-    found = next((root / name for name in FILE_NAMES if (root / name).is_file()), None)
-    if found is None:
-        files = [*root.glob("*.json"), *(root / "annotations").glob("*.json")]
-        found = files[0] if len(files) == 1 and (root / "images").is_dir() else None
-    if found is None:
+    files = _annotation_files(folder, left_out)
+    # Beside the images may lie other JSON files, such as test_results.json.
+    of_splits = [file for file in files if file.parent != folder or split_of(_part(file), ANNOTATION_WORDS)]
+    of_splits = [file for file in of_splits if split_in(_part(file)) or _part(file).casefold() == split.casefold()]
+    file = find_split_file(of_splits, split, _part)
+    if file is not None:
+        return file, _image_folders(folder, [_part(file), split], left_out)
+    if of_splits:
+        raise FileNotFoundError(
+            f"{folder} has no annotations for the split {split!r}; it has {', '.join(path.name for path in of_splits)}."
+        )
+    root = split_folder(folder, split, left_out)
+    if root != folder:
+        file = _only_file(_annotation_files(root, left_out))
+        folders = [*_image_folders(root, [], left_out), *_image_folders(folder, [split], left_out)]
+        return (file, folders) if file is not None else None
+    file = _only_file(files)
+    folders = _image_folders(folder, [_part(file)] if file else [], left_out)
+    if file is None or (file.name.casefold() not in FILE_NAMES and len(folders) == 1):
         return None
-    if root is folder and split != "train":
+    if split != "train":
         raise FileNotFoundError(
             f"{folder} is not divided into splits, so it has no {split!r}: expected annotations/instances_SPLIT.json "
             "and a folder SPLIT of images, or SPLIT/annotations.json beside images; or hold out a share of the "
             "images in training."
         )
-    return found, [root / "images", root, folder]
+    return file, folders
+
+
+def _annotation_files(folder: Path, left_out: LeftOut) -> list[Path]:
+    """The JSON files in a folder and in its folder of annotations; only those of instances, if there are any."""
+    annotations = child(folder, ANNOTATION_FOLDERS, left_out)
+    found = [file for place in (annotations, folder) if place for file in list_folder(place, left_out)[1]]
+    files = [file for file in found if file.suffix.lower() == ".json"]
+    files = [file for file in files if not file.name.casefold().startswith(OTHER_ANNOTATIONS)]
+    return [file for file in files if file.stem.casefold().startswith("instances")] or files
+
+
+def _part(file: Path) -> str:
+    """What a file of annotations is of: train2017 of instances_train2017.json."""
+    return re.sub(r"^instances[_-]?", "", file.stem, flags=re.IGNORECASE)
+
+
+def _only_file(files: list[Path]) -> Path | None:
+    """The file with the usual name, or the only one."""
+    named = [file for name in FILE_NAMES for file in files if file.name.casefold() == name]
+    return named[0] if named else files[0] if len(files) == 1 else None
+
+
+def _image_folders(folder: Path, parts: list[str], left_out: LeftOut) -> list[Path]:
+    """The folders named after a part of the data, here or in the folder of images; the folder of images; this one."""
+    images = child(folder, IMAGE_FOLDERS, left_out)
+    places = [place for place in (folder, images) if place is not None]
+    of_parts = [find_split(subfolders(place, left_out), part) for place in places for part in parts]
+    return list(dict.fromkeys(path for path in (*of_parts, images, folder) if path is not None))
 
 
 def open_coco_files(

@@ -13,13 +13,13 @@ from typing import Any
 
 import datasets
 
+from ...data.folders import LeftOut, nothing_found
 from ...data.streams import (
     Examples,
     Stream,
     check_columns,
     find_image_column,
     make_stream,
-    nothing_found,
     open_archives,
     open_digit_scenes,
     open_source,
@@ -90,7 +90,10 @@ def open_detection_stream(
     if source == "digit-scenes":
         examples = open_digit_scenes(split, image_size, digit_sizes)
     elif Path(source).suffix in YAML_ENDINGS and Path(source).is_file():
-        examples = open_yolo(read_yolo_data(Path(source), split), keep_empty, keep_unused_classes)
+        left_out = LeftOut()
+        found = read_yolo_data(Path(source), split, left_out)
+        left_out.report(source, split)
+        examples = open_yolo(found, keep_empty, keep_unused_classes)
     else:
         examples = open_source(
             source, split, partial(_open_folder, keep_empty=keep_empty, keep_unused_classes=keep_unused_classes)
@@ -150,17 +153,17 @@ def _category_names(feature: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _open_folder(folder: Path, split: str, keep_empty: bool, keep_unused_classes: bool) -> Examples:
+def _open_folder(folder: Path, split: str, left_out: LeftOut, keep_empty: bool, keep_unused_classes: bool) -> Examples:
     data = find_yolo_data(folder)
     if data is not None:
-        return open_yolo(read_yolo_data(data, split), keep_empty, keep_unused_classes)
-    files = find_coco_files(folder, split)
+        return open_yolo(read_yolo_data(data, split, left_out), keep_empty, keep_unused_classes)
+    files = find_coco_files(folder, split, left_out)
     if files is not None:
         return open_coco_files(*files, keep_empty, keep_unused_classes)
-    folders = find_yolo_folders(folder, split)
+    folders = find_yolo_folders(folder, split, left_out)
     if folders is not None:
         return open_yolo(folders, keep_empty, keep_unused_classes)
-    archives = open_archives(folder, split)
+    archives = open_archives(folder, split, left_out)
     if archives is None:
         raise nothing_found(folder, split, "images with objects", LAYOUTS)
     return archives

@@ -22,8 +22,19 @@ import datasets
 import yaml
 from PIL import ExifTags, Image
 
+from ...data.folders import (
+    SPLIT_NAMES,
+    LeftOut,
+    child,
+    files_below,
+    find_split,
+    known_split,
+    readable_images,
+    split_of,
+    subfolders,
+)
 from ...data.log import warn_once
-from ...data.streams import SPLIT_NAMES, Examples, encoded_image, image_files
+from ...data.streams import Examples, encoded_image
 from .object_table import SharedTable, make_table, object_features, used_classes
 
 
@@ -59,7 +70,7 @@ def find_yolo_data(folder: Path) -> Path | None:
     return next((file for file in files if _read_yaml(file) is not None), None)
 
 
-def read_yolo_data(file: Path, split: str) -> YoloSplit:
+def read_yolo_data(file: Path, split: str, left_out: LeftOut) -> YoloSplit:
     """
     The split of a data set with a YAML file.
 
@@ -71,32 +82,42 @@ def read_yolo_data(file: Path, split: str) -> YoloSplit:
     content = _read_yaml(file)
     if content is None:
         raise ValueError(f"{file} does not describe a data set: expected YAML with names and train, val or test.")
-    aliases = SPLIT_NAMES.get(split, (split,))
+    aliases = dict.fromkeys([split, *SPLIT_NAMES.get(known_split(split) or "", ())])
     entry = next((content[name] for name in aliases if content.get(name)), None)
     if entry is None:
         there = [name for names in SPLIT_NAMES.values() for name in names if content.get(name)]
         raise FileNotFoundError(
             f"{file} names no images for {split!r}; its splits are {', '.join(there)}. Add a line "
-            f"'{aliases[0]}: FOLDER', or hold out a share of the images in training."
+            f"'{split}: FOLDER', or hold out a share of the images in training."
         )
     images: dict[Path, None] = {}
     for part in entry if isinstance(entry, list) else [entry]:
-        images |= dict.fromkeys(_images_of(part, file, content.get("path")))
+        images |= dict.fromkeys(_images_of(part, file, content.get("path"), left_out))
     return YoloSplit(file.parent, list(images), _read_names(file, content["names"]), "kpt_shape" in content)
 
 
-def find_yolo_folders(folder: Path, split: str) -> YoloSplit | None:
+def find_yolo_folders(folder: Path, split: str, left_out: LeftOut) -> YoloSplit | None:
     """A split of a data set without a YAML file: `images` and `labels`, or folders named after splits in them."""
-    splits = SPLIT_NAMES.get(split, (split,))
-    pairs = [(folder / "images" / name, folder / "labels" / name) for name in splits]
-    pairs += [(folder / name / "images", folder / name / "labels") for name in splits]
-    pairs += [(folder / "images", folder / "labels")] * (split == "train")
-    images = next((images for images, labels in pairs if images.is_dir() and labels.is_dir()), None)
-    if images is None:
+    images, labels = child(folder, ("images",), left_out), child(folder, ("labels",), left_out)
+    if images is not None and labels is not None:
+        parts = subfolders(images, left_out)
+        found = find_split(parts, split)
+        if found is None and split == "train" and not any(split_of(part.name) for part in parts):
+            found = images
+    else:
+        root = find_split(subfolders(folder, left_out), split)
+        found = root and child(root, ("images",), left_out)
+        labels = root and child(root, ("labels",), left_out)
+    if found is None or labels is None:
         return None
     file = next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)
     names = _read_names(file, file.read_text(encoding="utf-8-sig").split("\n")) if file else {}
-    return YoloSplit(folder, image_files(images), names)
+    return YoloSplit(folder, _image_files(found, left_out), names)
+
+
+def _image_files(folder: Path, left_out: LeftOut) -> list[Path]:
+    """The images below a folder; labels may lie beside them."""
+    return readable_images([file for file in files_below(folder, left_out) if file.suffix != ".txt"], left_out)
 
 
 def open_yolo(found: YoloSplit, keep_empty: bool, keep_unused_classes: bool = True) -> Examples:
@@ -148,9 +169,9 @@ def open_yolo(found: YoloSplit, keep_empty: bool, keep_unused_classes: bool = Tr
 def label_file(image: Path) -> Path:
     """The label file of an image: in the folder `labels` that lies beside its folder `images`, or beside the image."""
     parts = list(image.with_suffix(".txt").parts)
-    folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    folders = [index for index, part in enumerate(parts[:-1]) if part.lower() == "images"]
     if folders:
-        parts[folders[-1]] = "labels"
+        parts[folders[-1]] = {"Images": "Labels", "IMAGES": "LABELS"}.get(parts[folders[-1]], "labels")
     return Path(*parts)
 
 
@@ -192,7 +213,7 @@ def _read_names(file: Path, names: Any) -> dict[int | str, str]:
     return by_number
 
 
-def _images_of(entry: Any, file: Path, path: Any) -> list[Path]:
+def _images_of(entry: Any, file: Path, path: Any, left_out: LeftOut) -> list[Path]:
     """
     The images that an entry of the YAML file names. It is relative to `path`, or to the file's folder. Roboflow writes
     ../train/images for train/images beside the file.
@@ -202,7 +223,7 @@ def _images_of(entry: Any, file: Path, path: Any) -> list[Path]:
     for base in [*bases, file.parent]:
         for place in (base / entry, base / entry.removeprefix("../")):
             if place.is_dir():
-                return image_files(place)
+                return _image_files(place, left_out)
             if place.is_file() and place.suffix == ".txt":
                 lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
                 return [_listed(line, place.parent, base) for line in lines]

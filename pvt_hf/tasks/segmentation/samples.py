@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -16,6 +15,7 @@ from ...data.streams import Stream
 from ...engine.task import Counted
 from ...models.image_processing_semantic import IGNORE_LABEL, map_to_array, map_to_labels
 from ...weights.opening import shorten
+from .masks import open_mask, palette_labels
 
 
 ADVICE = (
@@ -46,7 +46,9 @@ def decode_labels(
             classes. The message gives them as they are in the mask.
     """
     with decoding(value, what):
-        array = map_to_array(datasets.Image().decode_example(value), reduce_labels)
+        mask = open_mask(value)
+        known_values = mask_values or range(num_labels + int(reduce_labels))
+        array = palette_labels(mask, map_to_array(mask, reduce_labels), known_values)
         if mask_values:
             labels = values_to_labels(array, mask_values)
         else:

@@ -1,5 +1,5 @@
 """
-Opening images with masks as a stream: built-in digit scenes, folders of images and PNG masks (such as ADE20K's),
+Opening images with masks as a stream: built-in digit scenes, folders of images and masks (`folders.py`),
 parquet files, webdataset tars, or a data set on the Hub. Images and masks stay encoded; `samples.py` decodes them.
 """
 
@@ -13,29 +13,31 @@ from typing import Any
 import datasets
 
 from ...data.digits import SCENE_CLASS_NAMES
+from ...data.folders import LeftOut, nothing_found
 from ...data.streams import (
-    SPLIT_NAMES,
     Examples,
     Stream,
     check_columns,
     encoded_image,
     image_columns,
-    image_files,
     make_stream,
-    nothing_found,
     open_archives,
     open_digit_scenes,
     open_source,
 )
+from .folders import find_pairs
+from .masks import merge_masks
 
 
-# Usual names of the two folders and of the two columns. ADE20K has "images" and "annotations", its parquet files on the
-# Hub "image" and "annotation"; a webdataset of NAME.jpg and NAME.png has these endings as columns.
-IMAGE_FOLDERS = ("images", "image", "imgs")
-MASK_FOLDERS = ("annotations", "masks", "labels", "annotation", "mask")
+# Usual names of the two columns. ADE20K's parquet files on the Hub have "image" and "annotation"; a webdataset of
+# NAME.jpg and NAME.png has these endings as columns.
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "pixel_values")
 MASK_COLUMNS = ("annotation", "mask", "semantic_map", "segmentation_map", "segmentation", "label", "labels", "png")
-LAYOUTS = "images/SPLIT and annotations/SPLIT, or SPLIT/images and SPLIT/masks, or images and masks (for 'train' only)"
+LAYOUTS = (
+    "images/SPLIT and annotations/SPLIT, or SPLIT/images and SPLIT/masks, or SPLIT and SPLIT_masks, or SPLIT with "
+    "a.jpg and a_mask.png, or images and masks (for 'train' only), or the layout of Pascal VOC, Cityscapes, "
+    "mmsegmentation or Kaggle (one folder per image)"
+)
 
 
 def open_segmentation_stream(
@@ -50,12 +52,14 @@ def open_segmentation_stream(
     """
     Args:
         source: `"digit-scenes"` (built in, 11 classes); a folder of images and masks; a folder of parquet files or
-            webdataset tars; or the id of a data set on the Hub. Folders of images and masks have one of these layouts.
-            A mask is a PNG with the path of its image, but for the ending:
+            webdataset tars; or the id of a data set on the Hub. Folders have one of the layouts in
+            [`pvt_hf.data.folders`], such as
 
                 images/training/a.jpg    annotations/training/a.png      ADE20K; also "masks" or "labels", and "train"
                 train/images/a.jpg       train/masks/a.png               and so on for other splits
                 images/a.jpg             masks/a.png                     everything is "train"
+
+            A mask is a PNG, TIFF, BMP, GIF or NPY; `folders.py` beside this file says which belongs to an image.
         split: `"train"`, `"validation"` or `"test"`, or another name that the source has. The built-in scenes have
             train and test; validation is test.
         image_column, mask_column: by default found by type (images) and name.
@@ -69,7 +73,8 @@ def open_segmentation_stream(
 
     Raises:
         FileNotFoundError: no such source or split, or no image with a mask.
-        ValueError: fewer than two image columns, or more and none named; a named column that is not there.
+        ValueError: fewer than two image columns, or more and none named; a named column that is not there; an image
+            with two masks.
     """
     if source == "digit-scenes":
         examples = replace(open_digit_scenes(split, image_size, digit_sizes), class_names=SCENE_CLASS_NAMES)
@@ -103,57 +108,31 @@ def _find_columns(
     return image_column, mask_column
 
 
-def _open_folder(folder: Path, split: str) -> Examples:
-    folders = _find_folders(folder, split)
-    if folders is not None:
-        return _open_pairs(*folders)
-    archives = open_archives(folder, split)
+def _open_folder(folder: Path, split: str, left_out: LeftOut) -> Examples:
+    pairs = find_pairs(folder, split, left_out)
+    if pairs is not None:
+        return _open_pairs(*pairs)
+    archives = open_archives(folder, split, left_out)
     if archives is None:
         raise nothing_found(folder, split, "images with masks", LAYOUTS)
     return archives
 
 
-def _find_folders(folder: Path, split: str) -> tuple[Path, Path] | None:
-    """The folder of a split's images and that of its masks, in the first layout that fits."""
-    splits = SPLIT_NAMES.get(split, (split,))
-    all_splits = {name for names in SPLIT_NAMES.values() for name in names}
-    images, masks = _child(folder, IMAGE_FOLDERS), _child(folder, MASK_FOLDERS)
-    if images is not None and masks is not None:
-        images_of_split, masks_of_split = _child(images, splits), _child(masks, splits)
-        if images_of_split is not None and masks_of_split is not None:
-            return images_of_split, masks_of_split
-        if split == "train" and not any(path.name in all_splits for path in images.iterdir() if path.is_dir()):
-            return images, masks
-    root = _child(folder, splits)
-    if root is not None:
-        images, masks = _child(root, IMAGE_FOLDERS), _child(root, MASK_FOLDERS)
-        if images is not None and masks is not None:
-            return images, masks
-    return None
-
-
-def _child(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
-
-
-def _open_pairs(image_folder: Path, mask_folder: Path) -> Examples:
-    """One example, and one shard, for each image. `mask` is None if there is no mask of the same name."""
-    images = image_files(image_folder)
-    by_name = {file.relative_to(mask_folder).with_suffix(""): file for file in sorted(mask_folder.rglob("*.png"))}
-    masks = [by_name.get(file.relative_to(image_folder).with_suffix("")) for file in images]
-    if not any(masks):
-        raise FileNotFoundError(
-            f"None of the {len(images)} image(s) in {image_folder} has a mask among the {len(by_name)} PNG file(s) in "
-            f"{mask_folder}: the mask of a/b.jpg is a/b.png, with one class index per pixel."
-        )
+def _open_pairs(images: list[Path], masks: list[list[Path]]) -> Examples:
+    """One example, and one shard, for each image. `mask` is None for an image without one."""
     dataset = datasets.IterableDataset.from_generator(
         _read_files,
         features=datasets.Features({"image": datasets.Image(), "mask": datasets.Image()}),
-        gen_kwargs={"images": [str(file) for file in images], "masks": [file and str(file) for file in masks]},
+        gen_kwargs={
+            "images": [str(file) for file in images],
+            "masks": [[str(file) for file in files] for files in masks],
+            "merge": any(len(files) > 1 for files in masks),
+        },
     )
     return Examples(dataset, len(images))
 
 
-def _read_files(images: list[str], masks: list[str | None]) -> Iterator[dict[str, Any]]:
-    for image, mask in zip(images, masks):
-        yield {"image": encoded_image(image), "mask": encoded_image(mask)}
+def _read_files(images: list[str], masks: list[list[str]], merge: bool) -> Iterator[dict[str, Any]]:
+    for image, files in zip(images, masks):
+        mask = merge_masks(files) if merge else encoded_image(files[0] if files else None)
+        yield {"image": encoded_image(image), "mask": mask}

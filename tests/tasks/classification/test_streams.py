@@ -68,9 +68,70 @@ def test_folder_with_splits(tmp_path):
         open_classification_stream(str(tmp_path), "test")
 
 
-def test_a_class_may_be_called_test(tmp_path):
-    make_folder(tmp_path, {"test": 2, "other": 2})
-    assert open_classification_stream(str(tmp_path)).class_names == ("other", "test")
+@pytest.mark.parametrize("name", ["test", "Valid", "train"])
+def test_a_class_named_like_a_split_is_refused_and_the_advice_works(name, tmp_path):
+    make_folder(tmp_path, {name: 2, "other": 2})
+    with pytest.raises(ValueError, match=f"{name} is named like a split.*so that there is train/{name}"):
+        open_classification_stream(str(tmp_path))
+    (tmp_path / "all").mkdir()
+    (tmp_path / name).rename(tmp_path / "all" / name)
+    (tmp_path / "other").rename(tmp_path / "all" / "other")
+    (tmp_path / "all").rename(tmp_path / "train")
+    assert open_classification_stream(str(tmp_path)).class_names == tuple(sorted([name, "other"]))
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [("Training", "Validation"), ("TRAIN", "VAL"), ("train_set", "dev"), ("train2012", "val2012"), ("trn", "Valid")],
+)
+def test_usual_names_of_splits(train, validation, tmp_path):
+    make_folder(tmp_path / "unpacked" / train, {"cat": 3, "dog": 2})
+    make_folder(tmp_path / "unpacked" / validation, {"Cat": 1, "DOG": 2}, start=50)
+    for split, count in (("train", 5), ("validation", 3), (validation, 3)):
+        stream = open_classification_stream(str(tmp_path), split)
+        assert (stream.class_names, stream.num_samples) == (("cat", "dog"), count)
+        assert [stream.class_names[e["label"]] for e in stream.dataset] == [
+            file.parent.name.lower() for file in sorted((tmp_path / "unpacked").rglob("*.png"))
+            if (file.parent.parent.name == train) == (split == "train")
+        ]  # fmt: skip
+    with pytest.raises(FileNotFoundError, match=f"no split 'test'.*{validation}"):
+        open_classification_stream(str(tmp_path), "test")
+
+
+def test_splits_and_classes_that_cannot_be_told_apart(tmp_path):
+    make_folder(tmp_path / "two" / "train", {"a": 1, "b": 1})
+    make_folder(tmp_path / "two" / "Train", {"a": 1, "b": 1})
+    with pytest.raises(ValueError, match="more than one 'train': Train, train"):
+        open_classification_stream(str(tmp_path / "two"))
+    make_folder(tmp_path / "case", {"cat": 1, "Cat": 1, "dog": 1})
+    with pytest.raises(ValueError, match="Cat and cat differ only in case"):
+        open_classification_stream(str(tmp_path / "case"))
+
+
+def test_what_is_left_out_of_a_folder_is_counted_once(tmp_path, caplog):
+    make_folder(tmp_path / "train", {"cat": 3, "dog": 2})
+    for name in ("train/cat/._000.png", "train/dog/.DS_Store", "train/dog/Thumbs.db", "__MACOSX/train/cat/._0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"junk")
+    make_folder(tmp_path / "train", {".ipynb_checkpoints": 1, "cat/@eaDir": 1})
+    (tmp_path / "train" / "cat" / "photo.HEIC").write_bytes(png(1))
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("a")
+    (tmp_path / "train" / "loose.png").write_bytes(png(2))
+    (tmp_path / "docs").mkdir()
+    for _ in range(2):
+        stream = open_classification_stream(str(tmp_path))
+        assert (stream.class_names, stream.num_samples) == (("cat", "dog"), 5)
+    (message,) = (record.getMessage() for record in caplog.records if "left out" in record.getMessage())
+    for words in ("6 x junk", "1 x .heic images that Pillow cannot read", "cat/photo.HEIC", "1 x files that are not"):
+        assert words in message, message
+    assert "1 x images outside" in message and "1 x folders beside the splits" in message
+
+
+def test_a_class_of_unreadable_images_only(tmp_path):
+    make_folder(tmp_path, {"cat": 2, "dog": 0})
+    (tmp_path / "dog" / "IMG_1.HEIC").write_bytes(b"ftypheic")
+    with pytest.raises(FileNotFoundError, match="No images in .*dog.*1 x .heic images that Pillow cannot read.*:"):
+        open_classification_stream(str(tmp_path))
 
 
 def test_parquet(parquet):

@@ -130,7 +130,7 @@ def test_both_splits_of_coco(tmp_path):
         write_coco(tmp_path / "annotations" / f"instances_{split}2017.json", tmp_path / f"{split}2017", sizes)
     assert open_detection_stream(str(tmp_path)).num_samples == 3
     assert open_detection_stream(str(tmp_path), "validation").num_samples == 2
-    with pytest.raises(FileNotFoundError, match="There is: annotations, train2017, val2017"):
+    with pytest.raises(FileNotFoundError, match="'test'; it has instances_train2017.json, instances_val2017.json"):
         open_detection_stream(str(tmp_path), "test")
 
 

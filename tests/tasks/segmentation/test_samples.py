@@ -90,7 +90,7 @@ def damaged(tmp_path_factory):
     for file in (images / "cut_image.jpg", masks / "cut_mask.png"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
     (masks / "empty_mask.png").write_bytes(b"")
-    (masks / "colour.png").write_bytes(encoded(picture_of(mask(0))))
+    (masks / "colour.png").write_bytes(encoded(picture_of(mask(0)) * np.uint8([1, 2, 3])))
     return root
 
 

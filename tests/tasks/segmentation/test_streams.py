@@ -126,7 +126,7 @@ def test_sources_that_do_not_fit(tmp_path, parquet):
     (tmp_path / "masks").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(encoded(picture_of(mask(0)), "JPEG"))
     (tmp_path / "masks" / "b.png").write_bytes(encoded(mask(0)))
-    with pytest.raises(FileNotFoundError, match=r"None of the 1 image\(s\) .* has a mask among the 1 PNG"):
+    with pytest.raises(FileNotFoundError, match=r"None of the 1 image\(s\) .* has a mask among the 1 file"):
         open_segmentation_stream(str(tmp_path))
     features = datasets.Features({"picture": datasets.Image(), "label": datasets.Value("int64")})
     rows = {"picture": [{"bytes": encoded(mask(0)), "path": "0.png"}], "label": [0]}

@@ -1,0 +1,203 @@
+"""
+Finding images and masks in the layouts of known data sets and tools, and masks in every format, from real files made on
+the spot. The images tell their labels, so that a wrong pair shows.
+
+    pytest tests/tasks/segmentation/test_folders.py
+"""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pvt_hf.tasks.segmentation.samples import decode_labels
+from pvt_hf.tasks.segmentation.streams import open_segmentation_stream
+
+from ...support.segmentation_files import mask, picture_of, read
+
+
+def write_image(file, seed):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture_of(mask(seed))).save(file)
+
+
+def write_mask(file, labels):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix.lower() == ".npy":
+        np.save(file.with_suffix(".npy"), labels)
+    else:
+        Image.fromarray(labels).save(file)
+
+
+def assert_pairs(root, split, seeds, **settings):
+    """Every image of the split has its own labels, and they are those of these seeds."""
+    stream = open_segmentation_stream(str(root), split)
+    found = read(stream, **settings)
+    assert len(found) == stream.num_samples == len(seeds)
+    expected = sorted(mask(seed).tolist() for seed in seeds)
+    assert sorted(labels.tolist() for labels in found.values()) == expected
+    for name, labels in found.items():
+        grey = np.array(Image.open(name).convert("L")).astype(int)
+        assert np.abs(grey - 10 * labels.astype(int)).max() < 5, name  # JPEG
+
+
+# Folder or name of the image and of the mask of number N, for each split
+LAYOUTS = {
+    "ADE20K": {"train": ("images/training/N.jpg", "annotations/training/N.png"),
+               "validation": ("images/validation/N.jpg", "annotations/validation/N.png")},
+    "mmsegmentation": {"train": ("img_dir/train/N.jpg", "ann_dir/train/N.png"),
+                       "validation": ("img_dir/val/N.jpg", "ann_dir/val/N.png")},
+    "mmsegmentation, other endings": {"train": ("img_dir/train/a_N_leftImg8bit.png", "ann_dir/train/a_N_gtFine_labelTrainIds.png")},
+    "Cityscapes": {"train": ("leftImg8bit/train/aachen/aachen_N_leftImg8bit.png", "gtFine/train/aachen/aachen_N_gtFine_labelIds.png"),
+                   "validation": ("leftImg8bit/val/ulm/ulm_N_leftImg8bit.png", "gtFine/val/ulm/ulm_N_gtFine_labelIds.png")},
+    "Carvana": {"train": ("train/N.jpg", "train_masks/N_mask.gif"), "test": ("test/N.jpg", "test_masks/N_mask.gif")},
+    "SegNet": {"train": ("train/N.png", "trainannot/N.png"), "validation": ("val/N.png", "valannot/N.png")},
+    "Roboflow": {"train": ("train/N_jpg.rf.0a.jpg", "train/N_jpg.rf.0a_mask.png"),
+                 "validation": ("valid/N_jpg.rf.0a.jpg", "valid/N_jpg.rf.0a_mask.png")},
+    "capitals": {"train": ("Images/Train/N.JPG", "Masks/TRAIN/N.PNG"), "test": ("Images/Testing/N.JPEG", "Masks/Testing/N.Png")},
+    "folders per split": {"train": ("Training/Imgs/N.jpg", "Training/Labels/N_label.PNG"),
+                          "validation": ("Valid/Imgs/N.jpg", "Valid/Labels/N_label.PNG")},
+    "ISIC": {"train": ("images/ISIC_N.jpg", "masks/ISIC_N_segmentation.png")},
+    "DeepGlobe": {"train": ("train/N_sat.jpg", "train/N_mask.png")},
+    "MRI": {"train": ("kaggle_3m/patient_N/p_N.tif", "kaggle_3m/patient_N/p_N_mask.tif")},
+    "labelme": {"train": ("N_json/img.png", "N_json/label.png")},
+    "one folder per image": {"train": ("stage1_train/N/images/N.png", "stage1_train/N/masks/N.png"),
+                             "test": ("stage1_test/N/images/N.png", "stage1_test/N/masks/N.png")},
+    "prefixes": {"train": ("images/image_N.jpg", "labels/label_N.png")},
+    "a name for each": {"train": ("img/N.jpg", "gt/mask-N.tiff")},
+    "full names": {"train": ("images/N.jpg", "masks/N.jpg.png")},
+    "one folder": {"train": ("N.jpg", "N.png")},
+    "masks not divided": {"train": ("images/train/N.jpg", "masks/N.png"), "validation": ("images/val/N.jpg", "masks/N.png")},
+    "unpacked": {"train": ("data/set/images/train/N.jpg", "data/set/masks/train/N.png"),
+                 "validation": ("data/set/images/dev/N.jpg", "data/set/masks/dev/N.png")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, tmp_path):
+    seeds = {"train": [1, 2, 3], "validation": [4, 5], "test": [6]}
+    for split, (image, label) in LAYOUTS[layout].items():
+        for seed in seeds[split]:
+            write_image(tmp_path / image.replace("N", str(seed)), seed)
+            write_mask(tmp_path / label.replace("N", str(seed)), mask(seed))
+    (tmp_path / "README.md").write_text("about")
+    for split in LAYOUTS[layout]:
+        assert_pairs(tmp_path, split, seeds[split])
+    for split in seeds.keys() - LAYOUTS[layout].keys():
+        with pytest.raises(FileNotFoundError, match=f"'{split}'"):
+            open_segmentation_stream(str(tmp_path), split)
+
+
+def test_pascal_voc(tmp_path):
+    """The lists choose; images without masks are in no list; colours are a palette, and 255 is a border."""
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    palette = [0, 0, 0, 128, 0, 0, 0, 128, 0] + [0, 0, 0] * 252 + [224, 224, 192]
+    for seed in range(6):
+        write_image(root / "JPEGImages" / f"2007_00000{seed}.jpg", seed)
+        if seed < 5:
+            labels = mask(seed)
+            labels[:, 0] = 255
+            image = Image.fromarray(labels).convert("P")
+            image.putdata(labels.flatten().tolist())
+            image.putpalette(palette)
+            for folder in ("SegmentationClass", "SegmentationObject"):
+                (root / folder).mkdir(exist_ok=True)
+                image.save(root / folder / f"2007_00000{seed}.png")
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "ImageSets" / "Main").mkdir()
+    (root / "ImageSets" / "Main" / "train.txt").write_text("2007_000005\n")
+    lists = {"train": (0, 1, 2), "val": (3, 4), "trainval": (0, 1, 2, 3, 4)}
+    for name, seeds in lists.items():
+        lines = "".join(f"2007_00000{seed}\n" for seed in seeds)
+        (root / "ImageSets" / "Segmentation" / f"{name}.txt").write_text(lines)
+    for split, seeds in {"train": (0, 1, 2), "validation": (3, 4), "trainval": (0, 1, 2, 3, 4)}.items():
+        found = read(open_segmentation_stream(str(tmp_path / "VOCdevkit"), split))
+        assert sorted(name[-10:-4] for name in found) == [f"00000{seed}" for seed in seeds]
+        for seed, labels in zip(seeds, (found[name] for name in sorted(found))):
+            assert np.array_equal(labels[:, 1:], mask(seed)[:, 1:]) and (labels[:, 0] == 255).all()
+    with pytest.raises(FileNotFoundError, match="no test.txt; it has train.txt, trainval.txt, val.txt"):
+        open_segmentation_stream(str(root), "test")
+
+
+def test_train_ids_of_cityscapes_go_before_ids(tmp_path, caplog):
+    for seed in (1, 2):
+        name = f"train/aachen/aachen_{seed}"
+        write_image(tmp_path / "leftImg8bit" / f"{name}_leftImg8bit.png", seed)
+        for kind, labels in {"labelIds": mask(seed) + 7, "labelTrainIds": mask(seed), "color": mask(9)}.items():
+            write_mask(tmp_path / "gtFine" / f"{name}_gtFine_{kind}.png", labels)
+        (tmp_path / "gtFine" / f"{name}_gtFine_polygons.json").write_text("{}")
+    assert_pairs(tmp_path, "train", [1, 2])
+    assert "2 x files that are not masks" in caplog.text and "4 x masks without an image" in caplog.text
+    # Never a mixture of two numberings: without its labelTrainIds an image has no mask.
+    (tmp_path / "gtFine" / "train" / "aachen" / "aachen_1_gtFine_labelTrainIds.png").unlink()
+    masks = [example["mask"] for example in open_segmentation_stream(str(tmp_path)).dataset]
+    assert masks[0] is None and masks[1]["path"].endswith("aachen_2_gtFine_labelTrainIds.png")
+
+
+def test_masks_of_objects_in_one_folder_per_image_are_merged(tmp_path, caplog):
+    for name, boxes in {"a": [(0, 10), (20, 30)], "b": [(5, 6)], "c": [(0, 3), (1, 4)]}.items():
+        write_image(tmp_path / "stage1_train" / name / "images" / f"{name}.png", 0)
+        for index, (start, stop) in enumerate(boxes):
+            labels = np.zeros((36, 40), dtype=np.uint8)
+            labels[start:stop] = 255
+            write_mask(tmp_path / "stage1_train" / name / "masks" / f"{index}.png", labels)
+    (tmp_path / "stage1_train" / "c" / "masks" / "1.png").write_bytes(b"damaged")
+    stream = open_segmentation_stream(str(tmp_path))
+    examples = list(stream.dataset)
+    labels = [decode_labels(example["mask"], 2, False) for example in examples[:2]]
+    rows = [set(np.flatnonzero(found.all(axis=1)).tolist()) for found in labels]
+    assert rows == [{*range(10), *range(20, 30)}, {5}] and {found.max() for found in labels} == {1}
+    with pytest.raises(ValueError, match="mask: UnidentifiedImageError.*1.png"):
+        decode_labels(examples[2]["mask"], 2, False)
+    assert "merged into one, in which 1 is an object" in caplog.text
+
+
+@pytest.mark.parametrize("labels", ["dense", "gaps"])
+@pytest.mark.parametrize("ending", [".png", ".PNG", ".tif", ".TIFF", ".bmp", ".gif", ".npy", ".NPY"])
+def test_masks_in_every_format(ending, labels, tmp_path):
+    """Also labels with gaps, whose greys a GIF renumbers."""
+    content = mask(1) if labels == "dense" else np.array([0, 3, 255], dtype=np.uint8)[mask(1)]
+    file = tmp_path / f"mask{ending}"
+    write_mask(file, content)
+    if ending == ".NPY":
+        (tmp_path / "mask.npy").rename(file)
+    for value in ({"bytes": None, "path": str(file)}, {"bytes": file.read_bytes(), "path": None}):
+        assert np.array_equal(decode_labels(value, 4, False), content)
+
+
+def test_masks_of_other_types(tmp_path):
+    labels = mask(1)
+    files = {name: tmp_path / name for name in ("rgb.bmp", "rgba.png", "float.tif", "float.npy", "one.bmp", "grey.png")}
+    Image.fromarray(labels).convert("RGB").save(files["rgb.bmp"])
+    Image.fromarray(labels).convert("RGBA").save(files["rgba.png"])
+    Image.fromarray(labels.astype(np.float32)).save(files["float.tif"])
+    np.save(files["float.npy"], labels.astype(float)[..., None])
+    Image.fromarray(labels > 0).save(files["one.bmp"])
+    grey = Image.fromarray(labels).convert("P")
+    grey.putdata(labels.flatten().tolist())
+    grey.putpalette([0, 0, 0, 127, 127, 127, 255, 255, 255])  # a picture of the classes
+    grey.save(files["grey.png"])
+    for name, file in files.items():
+        expected = labels > 0 if name == "one.bmp" else labels
+        assert np.array_equal(decode_labels({"bytes": None, "path": str(file)}, 3, False), expected), name
+
+
+@pytest.mark.parametrize(
+    "content", [np.array([[0.5, 1.0]]), np.array([[np.nan, 1.0]]), np.zeros((2, 3, 4), int), np.array([{}])]
+)
+def test_arrays_that_are_no_masks(content, tmp_path):
+    np.save(tmp_path / "mask.npy", content, allow_pickle=True)
+    with pytest.raises(ValueError, match="mask: "):
+        decode_labels({"bytes": None, "path": str(tmp_path / "mask.npy")}, 3, False)
+
+
+def test_masks_that_do_not_fit(tmp_path):
+    write_image(tmp_path / "images" / "a.jpg", 1)
+    write_image(tmp_path / "masks" / "a.jpg", 1)
+    with pytest.raises(FileNotFoundError, match=r"there is \.jpg; JPEG changes labels"):
+        open_segmentation_stream(str(tmp_path))
+    write_mask(tmp_path / "masks" / "a_mask.png", mask(1))
+    write_mask(tmp_path / "masks" / "a_label.tif", mask(1))
+    with pytest.raises(ValueError, match=r"a.jpg has more than one mask: .*a_label.tif, .*a_mask.png"):
+        open_segmentation_stream(str(tmp_path))
+    write_mask(tmp_path / "masks" / "a.png", mask(1))
+    assert_pairs(tmp_path, "train", [1])
