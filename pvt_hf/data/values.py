@@ -39,12 +39,13 @@ def read_id(value: Any) -> int | str:
 
 def read_number(value: Any) -> float | None:
     """
-    A number that may be text; None and empty text give None.
+    A number that may be text. None, empty text and NaN are no number, and give None.
 
     Raises:
         ValueError, TypeError: not a number.
     """
-    return None if value is None or value == "" else float(value)
+    number = math.nan if value is None or value == "" else float(value)
+    return None if math.isnan(number) else number
 
 
 def read_side(value: Any) -> int | None:

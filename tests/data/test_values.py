@@ -29,7 +29,7 @@ def test_what_is_no_id(value):
 
 
 def test_numbers_and_sides():
-    assert [read_number(value) for value in (None, "", "256", " 1e2 ", 3)] == [None, None, 256, 100, 3]
+    assert [read_number(value) for value in (None, "", "nan", "256", " 1e2 ", 3)] == [None, None, None, 256, 100, 3]
     with pytest.raises(ValueError):
         read_number("large")
     unknown = [None, "", 0, -1, "-1", -1.0, float("nan"), float("inf"), "unknown", [3]]

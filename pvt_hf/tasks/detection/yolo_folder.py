@@ -35,6 +35,7 @@ from ...data.folders import (
 )
 from ...data.log import warn_once
 from ...data.streams import Examples, encoded_image
+from .image_places import find_image_files
 from .object_table import SharedTable, make_table, object_features, used_classes
 
 
@@ -226,16 +227,11 @@ def _images_of(entry: Any, file: Path, path: Any, left_out: LeftOut) -> list[Pat
                 return _image_files(place, left_out)
             if place.is_file() and place.suffix == ".txt":
                 lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-                return [_listed(line, place.parent, base) for line in lines]
+                return [Path(path) for path in find_image_files(lines, [place.parent, base])[0]] if lines else []
     raise FileNotFoundError(
         f"{file}: {entry} is neither a folder of images nor a text file with their paths, in {file.parent}"
         f"{f' or {path}' if path else ''}. Correct the entry, or remove 'path'."
     )
-
-
-def _listed(line: str, folder: Path, base: Path) -> Path:
-    line = line.replace("\\", "/")
-    return next((path for path in (folder / line, base / line) if path.is_file()), folder / line)
 
 
 # Labels

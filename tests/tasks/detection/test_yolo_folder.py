@@ -53,6 +53,7 @@ def assert_usual(stream, boxes=BOXES):
         assert labels["orig_size"].tolist() == list(SIZES[name])
 
 
+STARTS = ("./", "data/", "", "/data/", "./")
 NUMBERED = dict(enumerate(NAMES))
 ULTRALYTICS = {"path": "../datasets/things", "train": "images/train", "val": "images/val", "test": None}
 ROBOFLOW = {"train": "../train/images", "val": "../valid/images", "test": "../test/images", "nc": 3}
@@ -77,7 +78,8 @@ ROBOFLOW = {"train": "../train/images", "val": "../valid/images", "test": "../te
 @pytest.mark.parametrize("names", [NAMES, NUMBERED])
 def test_data_yaml(content, images, labels, names, tmp_path):
     write_split(tmp_path / images, tmp_path / labels)
-    (tmp_path / "train.txt").write_text("".join(f"./{images}/{name}\n" for name in SIZES))
+    # CVAT writes paths of a folder that is not there
+    (tmp_path / "train.txt").write_text("".join(f"{start}{images}/{name}\n" for name, start in zip(SIZES, STARTS)))
     # As a tool writes it: the names unquoted
     shown = names if isinstance(names, list) else [f"{number}: {name}" for number, name in names.items()]
     text = "names:\n" + "".join(f"  {'- ' * isinstance(names, list)}{name}\n" for name in shown)
@@ -115,6 +117,7 @@ def test_without_a_yaml_file(images, names, tmp_path):
     write_split(tmp_path / images, tmp_path / images.replace("images", "labels"))
     if names:
         (tmp_path / names).write_text("\n".join(NAMES) + "\n")
+        (tmp_path / "notes.json").write_text('{"categories": []}')  # Label Studio's
     stream = open_detection_stream(str(tmp_path))
     assert stream.class_names == (tuple(NAMES) if names else None)
     if names:
