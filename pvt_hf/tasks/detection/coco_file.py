@@ -205,7 +205,7 @@ def _read_box(box: Any) -> list[float | None] | None:
         return None
     if not isinstance(box, list):
         raise ValueError(f"{box!r:.80}; expected [x, y, width, height] in pixels")
-    return [read_number(number) for number in box]
+    return [None if number is None else float(number) for number in box]
 
 
 def _read_crowd(value: Any) -> int:
