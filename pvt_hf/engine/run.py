@@ -59,7 +59,7 @@ def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
     class_names = train_sample.class_names
     eval_sample = task.evaluation_sample(settings, eval_stream, processor, class_names)
     guards = look_at_labels(settings, train_sample, eval_sample, accelerator.print)
-    model = synchronize_batch_norm(accelerator, task.build_model(settings, class_names))
+    model = synchronize_batch_norm(accelerator, build_model(task, settings, class_names))
     train_batches = training_batches(
         task,
         settings,
@@ -122,6 +122,25 @@ def open_streams(task: Task, settings: SplitSettings, processor: Any) -> tuple[S
     if eval_stream.num_samples == 0:
         raise ValueError(f"{eval_stream.name} is empty: there is nothing to evaluate on.")
     return train_stream, eval_stream
+
+
+def build_model(task: Task, settings: Any, class_names: tuple[str, ...]) -> PreTrainedModel:
+    """
+    The model to train.
+
+    Raises:
+        ValueError: it takes images of other channels than RGB, which no stream gives.
+        OSError, ValueError: see `task.build_model`.
+    """
+    model = task.build_model(settings, class_names)
+    config = getattr(model.config, "backbone_config", None) or model.config
+    if (channels := getattr(config, "num_channels", 3)) != 3:
+        raise ValueError(
+            f"The model takes images of {channels} channels (num_channels), but images are read as RGB here. Train it "
+            "with Transformers' Trainer on what its image processor prepares, as README shows, or set num_channels to "
+            "3."
+        )
+    return model
 
 
 def look_at_labels(

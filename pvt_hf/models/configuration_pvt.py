@@ -11,6 +11,8 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .configuration_finite import check_finite_fields
+
 
 # Fields with one entry per stage
 _STAGE_FIELDS = (
@@ -126,6 +128,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         out_indices: list[int] | tuple[int, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_finite_fields({**vars(self), **kwargs})
         self._validate()
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 1000  # ImageNet-1K, as the native default
@@ -150,19 +153,8 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: as the constructor.
         """
-        config_dict = dict(config_dict)
-        if "id2label" in kwargs:
-            for key in ("id2label", "label2id", "num_labels"):
-                config_dict.pop(key, None)
-        elif kwargs.get("num_labels") not in (None, _number_of_labels(config_dict)):
-            for key in ("id2label", "label2id", "num_labels"):
-                config_dict.pop(key, None)
-        else:
-            _name_all_labels(config_dict)
-
-        own_fields = {*cls.__annotations__, "id2label", "label2id", "problem_type"}
-        for key in [key for key in kwargs if key in own_fields]:
-            config_dict[key] = kwargs.pop(key)
+        config_dict = take_overrides(cls, config_dict, kwargs)
+        _name_all_labels(config_dict)
         if "layer_norm_eps" in config_dict:
             config_dict.setdefault("reduction_layer_norm_eps", config_dict["layer_norm_eps"])
         return super().from_dict(config_dict, **kwargs)
@@ -178,6 +170,12 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
     def num_hidden_layers(self) -> int:
         """Number of blocks in all stages. Transformers expects that many hidden states."""
         return sum(self.depths)
+
+    @property
+    def num_backbone_blocks(self) -> int:
+        """Number of blocks up to the last stage in `out_features`: all that a backbone has, and its hidden states."""
+        assert self.out_features is not None
+        return sum(self.depths[: self.stage_names.index(self.out_features[-1]) + 1])
 
     @property
     def minimum_image_size(self) -> int:
@@ -259,6 +257,24 @@ def _square_as_int(image_size: int | list[int] | tuple[int, int]) -> int | list[
     return height if height == width else [height, width]
 
 
+def take_overrides(cls: type, config_dict: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    Returns `config_dict` with the overrides of labels and of the fields that `cls` declares, and removes these from
+    `kwargs`. The constructor then checks them; Transformers would set them on the finished configuration, unchecked.
+
+    An override of `num_labels` or `id2label` replaces all labels of the file. Raises a ValueError for a number
+    that is NaN or infinite, in the file or the overrides.
+    """
+    check_finite_fields({**config_dict, **kwargs})
+    config_dict = dict(config_dict)
+    if "id2label" in kwargs or kwargs.get("num_labels") not in (None, _number_of_labels(config_dict)):
+        for key in ("id2label", "label2id", "num_labels"):
+            config_dict.pop(key, None)
+    own_fields = {*cls.__annotations__, "id2label", "label2id", "problem_type"}
+    config_dict.update({key: kwargs.pop(key) for key in list(kwargs) if key in own_fields})
+    return config_dict
+
+
 def _number_of_labels(config_dict: dict[str, Any]) -> int | None:
     id2label, num_labels = config_dict.get("id2label"), config_dict.get("num_labels")
     return len(id2label) if num_labels is None and id2label is not None else num_labels
@@ -322,4 +338,11 @@ def build_backbone_config(
     return CONFIG_MAPPING[model_type].from_dict(dict(backbone_config))
 
 
-__all__ = ["LARGEST_IMAGE_SIDE", "PvtConfig", "build_backbone_config", "check_num_labels", "without_default_names"]
+__all__ = [
+    "LARGEST_IMAGE_SIDE",
+    "PvtConfig",
+    "build_backbone_config",
+    "check_num_labels",
+    "take_overrides",
+    "without_default_names",
+]

@@ -155,37 +155,6 @@ def test_parameter_counts(name, parameters, backbone_parameters, entries):
         assert backbone.num_parameters() == backbone_parameters
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].paper_gflops])
-def test_gflops_of_the_paper(name):
-    """
-    The paper's convention: multiply-adds of convolutions and linear layers, plus 2 h w (h/R) (w/R) C per attention,
-    without the cls token. Counted by hooks on a meta forward pass, not from the formulae of the layers.
-    """
-    with torch.device("meta"):
-        model = PvtForImageClassification(get_config(name)).eval()
-    total = 0
-
-    def count(module, inputs, output):
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            total += output.numel() * (module.weight[0].numel() + 1)
-        elif isinstance(module, nn.Linear):
-            # token 0 of the last stage is the cls token, which the paper's counter does not see
-            tokens = inputs[0].shape[1] - (inputs[0].shape[1] == 50) if inputs[0].ndim == 3 else 1
-            total += tokens * module.weight.numel()
-
-    for module in model.modules():
-        module.register_forward_hook(count)
-    with torch.no_grad():
-        model(torch.empty(1, 3, 224, 224, device="meta"))
-    config = model.config
-    for (rows, columns), depth, ratio, channels in zip(
-        config.grid_sizes(224, 224), config.depths, config.sequence_reduction_ratios, config.hidden_sizes
-    ):
-        total += depth * 2 * rows * columns * (rows // ratio) * (columns // ratio) * channels
-    assert round(total / 1e9, 1) == VARIANTS[name].paper_gflops
-
-
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_equals_native_entry_by_entry(implementation):
     theirs, ours = native_pair("pvt-tiny", image_size=96, depths=[2, 1, 2, 1], num_labels=7)
@@ -210,6 +179,17 @@ def test_hidden_states_by_index():
     chosen = model(images, output_hidden_states=[-1, 1]).hidden_states
     assert [index for index, state in enumerate(chosen) if state is not None] == [1, len(everything) - 1]
     assert torch.equal(chosen[-1], everything[-1])
+
+
+def test_hidden_states_of_a_backbone_by_index():
+    """They are those of the stages that it has, without a final norm."""
+    for stages in (["stage1"], ["stage2", "stage3"], ["stage4"]):
+        model, images = PvtBackbone(tiny_pvt_config(out_features=stages)).eval(), random_images(1, 64, 64)
+        everything = model(images, output_hidden_states=True).hidden_states
+        for index in (-1, -len(everything), 0):
+            chosen = model(images, output_hidden_states=[index]).hidden_states
+            assert len(chosen) == len(everything) and torch.equal(chosen[index], everything[index])
+            assert sum(state is not None for state in chosen) == 1
 
 
 def bilinear_reference(table: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

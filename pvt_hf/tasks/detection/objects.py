@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import datasets
 import numpy as np
 from PIL import Image
 
 from ...data.label_counts import LabelCounts
-from ...data.samples import BadSample
+from ...data.samples import BadSample, open_encoded
 from ...models import image_processing_coco as coco
+from ...models.image_processing_input import decode_image
 from ...models.image_processing_masks import segmentation_to_box, segmentation_to_mask, segmentation_to_rle
 
 
@@ -130,7 +130,7 @@ def mask_to_box(mask: Any) -> list[float]:
 
 def _decode(mask: dict[str, Any]) -> Image.Image:
     try:
-        return datasets.Image().decode_example(mask)
+        return decode_image(open_encoded(mask), upright=True)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
         raise ValueError(f"a mask that is not an image ({type(error).__name__}: {error})") from error
 

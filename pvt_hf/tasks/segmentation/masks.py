@@ -6,10 +6,11 @@ import io
 from collections.abc import Collection
 from typing import Any
 
-import datasets
 import numpy as np
 from PIL import Image
 
+from ...data.samples import open_encoded
+from ...models.image_processing_input import decode_image
 from ...models.image_processing_semantic import IGNORE_LABEL
 
 
@@ -27,7 +28,7 @@ def open_mask(value: dict[str, Any]) -> Image.Image | np.ndarray:
     path, content = value.get("path") or "", value.get("bytes")
     if content.startswith(NPY) if content else path.lower().endswith(".npy"):
         return _whole_numbers(np.load(io.BytesIO(content) if content else path, allow_pickle=False))
-    image = datasets.Image().decode_example(value)
+    image = decode_image(open_encoded(value), upright=True)
     if image.mode == "F":
         return _whole_numbers(np.array(image))
     return _grey(image) if image.mode in ("RGB", "RGBA", "LA") else image

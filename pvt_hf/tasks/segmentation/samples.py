@@ -46,7 +46,7 @@ def decode_labels(
             classes. The message gives them as they are in the mask.
     """
     with decoding(value, what):
-        mask = open_mask(value)
+        mask = open_mask(value or {})
         known_values = mask_values or range(num_labels + int(reduce_labels))
         array = palette_labels(mask, map_to_array(mask, reduce_labels), known_values)
         if mask_values:
