@@ -26,7 +26,7 @@ from ...data.streams import (
 )
 from ...models.image_processing_coco import CATEGORY_FIELDS, may_have_objects
 from .coco_folder import find_coco_files, open_coco_files
-from .yolo_folder import find_yolo_data, find_yolo_folders, open_yolo, read_yolo_data
+from .yolo_folder import find_class_list, find_yolo_data, find_yolo_folders, open_yolo, read_yolo_data
 
 
 MASKS_COLUMN = "masks"
@@ -157,11 +157,11 @@ def _open_folder(folder: Path, split: str, left_out: LeftOut, keep_empty: bool, 
     data = find_yolo_data(folder)
     if data is not None:
         return open_yolo(read_yolo_data(data, split, left_out), keep_empty, keep_unused_classes)
-    folders = find_yolo_folders(folder, split, left_out)
-    has_names = folders is not None and folders.names  # beside other JSON files, such as Label Studio's notes.json
-    files = None if has_names else find_coco_files(folder, split, left_out)
+    # Beside a list of class names, another JSON file is not COCO's, such as Label Studio's notes.json.
+    files = None if find_class_list(folder) else find_coco_files(folder, split, left_out)
     if files is not None:
         return open_coco_files(*files, keep_empty, keep_unused_classes)
+    folders = find_yolo_folders(folder, split, left_out)
     if folders is not None:
         return open_yolo(folders, keep_empty, keep_unused_classes)
     archives = open_archives(folder, split, left_out)

@@ -97,6 +97,11 @@ def read_yolo_data(file: Path, split: str, left_out: LeftOut) -> YoloSplit:
     return YoloSplit(file.parent, list(images), _read_names(file, content["names"]), "kpt_shape" in content)
 
 
+def find_class_list(folder: Path) -> Path | None:
+    """The file with a class name per line of a data set without a YAML file; None if there is none."""
+    return next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)
+
+
 def find_yolo_folders(folder: Path, split: str, left_out: LeftOut) -> YoloSplit | None:
     """A split of a data set without a YAML file: `images` and `labels`, or folders named after splits in them."""
     images, labels = child(folder, ("images",), left_out), child(folder, ("labels",), left_out)
@@ -111,7 +116,7 @@ def find_yolo_folders(folder: Path, split: str, left_out: LeftOut) -> YoloSplit 
         labels = root and child(root, ("labels",), left_out)
     if found is None or labels is None:
         return None
-    file = next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)
+    file = find_class_list(folder)
     names = _read_names(file, file.read_text(encoding="utf-8-sig").split("\n")) if file else {}
     return YoloSplit(folder, _image_files(found, left_out), names)
 
