@@ -16,12 +16,14 @@ from ...data.digits import digit_images
 from ...data.folders import (
     LeftOut,
     find_split,
+    find_split_file,
     image_files,
     inner_folder,
     list_folder,
     no_such_split,
     not_divided,
     readable_images,
+    split_in,
     split_of,
     subfolders,
 )
@@ -98,10 +100,20 @@ def _open_folder(folder: Path, split: str, left_out: LeftOut) -> Examples:
     if archives is not None:
         return archives
     root = _folder_of_classes(folder, split, left_out)
-    training = root if root == folder else find_split(subfolders(folder, left_out), "train")
+    training = root if root == folder else _find_splits(subfolders(folder, left_out), "train")[1]
     unsaid = LeftOut()  # what the training split leaves out is reported when that is opened
     spelling = [path.name for path in subfolders(inner_folder(training, unsaid), unsaid)] if training else []
     return _open_image_folder(root, {name.casefold(): name for name in spelling}, left_out)
+
+
+def _find_splits(folders: list[Path], split: str) -> tuple[list[Path], Path | None]:
+    """The folders that are named after splits, and that of this split."""
+    splits = [path for path in folders if split_of(path.name)]
+    if not splits and len({split_in(path.name) for path in folders} - {None}) > 1:
+        # No folder is named after a split alone, but several splits are in the names: seg_train, seg_test
+        splits = [path for path in folders if split_in(path.name)]
+        return splits, find_split_file(splits, split, lambda path: path.name)
+    return splits, find_split(folders, split)
 
 
 def _folder_of_classes(folder: Path, split: str, left_out: LeftOut) -> Path:
@@ -113,8 +125,7 @@ def _folder_of_classes(folder: Path, split: str, left_out: LeftOut) -> Path:
         ValueError: a folder named like a split has images and no subfolders, as a class has.
     """
     folders = subfolders(folder, left_out)
-    splits = [path for path in folders if split_of(path.name)]
-    found = find_split(folders, split)
+    splits, found = _find_splits(folders, split)
     divided = [path for path in splits if subfolders(path, left_out)]
     like_classes = [path for path in ([found] if found in splits else splits) if path not in divided]
     if like_classes and (found or not divided):

@@ -58,15 +58,14 @@ def find_pairs(folder: Path, split: str, left_out: LeftOut) -> Pairs | None:
         ValueError: two folders are equally good for the split, or two files for the mask of an image.
     """
     images, masks = _images_and_masks(folder, left_out)
-    has_both = images is not None and masks is not None
-    found = _pairs_of_two_folders(folder, images, masks, split, left_out) if has_both else None
+    found = _pairs_of_two_folders(folder, images, masks, split, left_out) if images and masks else None
     if found is not None:
         return found
     folders = subfolders(folder, left_out)
     root, mask_root = find_split(folders, split), find_split(folders, split, MASK_FOLDERS)
     if root is not None:
         return pair(root, mask_root, left_out) if mask_root else _pairs_of_split(inner_folder(root, left_out), left_out)
-    if has_both or any(split_of(path.name, (*SPLIT_WORDS, *MASK_FOLDERS)) for path in folders):
+    if (images and masks) or any(split_of(path.name, (*SPLIT_WORDS, *MASK_FOLDERS)) for path in folders):
         return None
     found = _pairs_of_split(folder, left_out)
     if found is not None and split != "train":
@@ -77,8 +76,7 @@ def find_pairs(folder: Path, split: str, left_out: LeftOut) -> Pairs | None:
 def _pairs_of_two_folders(folder: Path, images: Path, masks: Path, split: str, left_out: LeftOut) -> Pairs | None:
     """Pairs from `images` and `masks` in `folder`: of Pascal VOC's lists, of their splits, or all of them."""
     lists = child(folder, ("imagesets",), left_out)
-    lists = lists and (child(lists, ("segmentation",), left_out) or lists)
-    names = lists and _read_list(lists, split, left_out)
+    names = _read_list(child(lists, ("segmentation",), left_out) or lists, split, left_out) if lists else None
     if names is not None:
         return pair(images, masks, left_out, names)
     image_root, mask_root = _split_or_whole(images, split, left_out), _split_or_whole(masks, split, left_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -89,4 +90,5 @@ def merge_masks(files: list[str]) -> dict[str, Any] | None:
         return None
     buffer = io.BytesIO()
     Image.fromarray(merged.astype(np.uint8)).save(buffer, "PNG")
-    return {"path": files[0], "bytes": buffer.getvalue()}
+    # Not the path of a file: `datasets` would drop the bytes beside it.
+    return {"path": os.path.dirname(files[0]), "bytes": buffer.getvalue()}

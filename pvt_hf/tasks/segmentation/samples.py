@@ -47,8 +47,8 @@ def decode_labels(
     """
     with decoding(value, what):
         mask = open_mask(value or {})
-        known_values = mask_values or range(num_labels + int(reduce_labels))
-        array = palette_labels(mask, map_to_array(mask, reduce_labels), known_values)
+        values = mask_values or range(num_labels + int(reduce_labels))
+        array = palette_labels(mask, map_to_array(mask, reduce_labels), values)
         if mask_values:
             labels = values_to_labels(array, mask_values)
         else:

@@ -82,7 +82,14 @@ def test_a_class_named_like_a_split_is_refused_and_the_advice_works(name, tmp_pa
 
 @pytest.mark.parametrize(
     ("train", "validation"),
-    [("Training", "Validation"), ("TRAIN", "VAL"), ("train_set", "dev"), ("train2012", "val2012"), ("trn", "Valid")],
+    [
+        ("Training", "Validation"),
+        ("TRAIN", "VAL"),
+        ("train_set", "dev"),
+        ("train2012", "val2012"),
+        ("trn", "Valid"),
+        ("seg_train", "seg_val"),
+    ],
 )
 def test_usual_names_of_splits(train, validation, tmp_path):
     make_folder(tmp_path / "unpacked" / train, {"cat": 3, "dog": 2})
