@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from .label_counts import LabelCounts
-from .samples import BadSample, sample_id, stack
+from .samples import BadSample, place, sample_id, stack
 from .seeding import seeded
 from .sharding import split_strategy
 from .streams import Stream, StreamError
@@ -163,7 +163,7 @@ class BatchStream(IterableDataset):
                     samples.append(self.prepare(example))
             except BadSample as error:
                 position["bad"] += 1
-                skipped.append((name, str(error)))
+                skipped.append((name, f"{error}{place(example)}"))
                 self._check_bad_share(position, skipped)
                 continue
             ids.append(name)

@@ -229,7 +229,7 @@ def inner_folder(folder: Path, left_out: LeftOut) -> Path:
 
 
 def _has_data(files: list[Path]) -> bool:
-    endings = readable_endings() | OTHER_IMAGES | {".parquet", ".tar", ".json"}
+    endings = readable_endings() | OTHER_IMAGES | {".parquet", ".tar", ".json", ".yaml", ".yml"}
     return any(file.suffix.lower() in endings for file in files)
 
 

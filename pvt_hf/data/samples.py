@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ..models.image_processing_input import decode_image, open_file, to_channels_first
+from .parquet import ROW_COLUMN
 from .streams import Stream
 
 
@@ -30,6 +31,11 @@ def sample_id(example: dict[str, Any], image_column: str) -> str:
     if image.get("path"):
         return image["path"]
     return f"crc32:{zlib.crc32(image.get('bytes') or b''):08x}"
+
+
+def place(example: dict[str, Any]) -> str:
+    """Where an example is in its file, such as " (train.parquet, row 7)", for messages; "" if that is not known."""
+    return f" ({example[ROW_COLUMN]})" if example.get(ROW_COLUMN) else ""
 
 
 def short_name(name: str) -> str:
@@ -81,15 +87,18 @@ def open_encoded(value: dict[str, Any]) -> Image.Image:
         return open_file(io.BytesIO(file.read()))
 
 
-def decode_rgb(value: dict[str, Any] | None) -> Image.Image:
+def decode_rgb(value: dict[str, Any] | None, what: str = "image") -> Image.Image:
     """
     Decodes an image (`{"bytes": ..., "path": ...}`) to PIL RGB as the image processors do: upright (EXIF), transparency
     on white, 16 bits scaled to 8.
 
+    Args:
+        what: the image's name in messages.
+
     Raises:
         BadSample: missing, empty, truncated, not an image, or with too many pixels, see [`open_encoded`].
     """
-    with decoding(value, "image"):
+    with decoding(value, what):
         return to_rgb(decode_image(open_encoded(value or {}), upright=True))
 
 

@@ -7,15 +7,23 @@ corrupt file is a sample to skip and not the end of a training run.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+from PIL import Image
 
 from .digits import digit_scenes
 from .folders import LeftOut, files_below, inner_folder, known_split, split_folder, split_in
+from .parquet import open_parquet
+from .webdataset import check_complete
+
+
+# How Arrow stores bytes
+BINARY_TYPES = ("binary", "large_binary", "binary_view")
 
 
 class StreamError(RuntimeError):
@@ -34,7 +42,7 @@ class Stream:
             always an "image".
         class_names: names by label, if the source has them.
         num_samples: examples in one pass, if known.
-        category_ids: the source's number for each label, if that is not the label itself: COCO's numbers have gaps.
+        category_ids: the source's id for each label, if that is not the label itself: COCO's numbers have gaps.
     """
 
     name: str
@@ -42,7 +50,7 @@ class Stream:
     columns: dict[str, str] = field(default_factory=lambda: {"image": "image"})
     class_names: tuple[str, ...] | None = None
     num_samples: int | None = None
-    category_ids: tuple[int, ...] | None = None
+    category_ids: tuple[int | str, ...] | None = None
 
     @property
     def image_column(self) -> str:
@@ -54,6 +62,11 @@ class Stream:
             raise ValueError(f"{self.name} has no {role} column: name it with {role}_column.")
         return self.columns[role]
 
+    def title(self, role: str) -> str:
+        """The role of a column, and its name if that differs, for messages about its values."""
+        column = self.column(role)
+        return role if column == role else f"{role} (column {column!r})"
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -62,11 +75,20 @@ class Examples:
     dataset: datasets.IterableDataset
     num_samples: int | None = None
     class_names: tuple[str, ...] | None = None
-    category_ids: tuple[int, ...] | None = None
+    category_ids: tuple[int | str, ...] | None = None
+
+    @property
+    def features(self) -> datasets.Features:
+        """The columns of the source, without those that readers add (`__key__`, `__row__`)."""
+        found = self.dataset.features
+        return datasets.Features({name: found[name] for name in found if not name.startswith("__")})
 
 
 def make_stream(source: str, split: str, examples: Examples, columns: dict[str, str]) -> Stream:
-    """A stream of undecoded examples."""
+    """A stream of undecoded examples. Raises a ValueError for a column without any value."""
+    for role, column in columns.items():
+        if _is_null(examples.dataset.features[column]):
+            raise ValueError(f"{source} ({split}): the column {column!r} ({role}) is null in every row, from row 0 on.")
     return Stream(
         name=f"{source} ({split})",
         dataset=examples.dataset.decode(False),
@@ -99,10 +121,7 @@ def open_source(source: str, split: str, open_folder: Callable[[Path, str, LeftO
     dataset = examples.dataset
     if dataset.features is None:  # not declared: found in the first examples
         dataset = dataset._resolve_features()
-    for name, feature in dataset.features.items():
-        if _is_image_without_metadata(feature):
-            dataset = dataset.cast_column(name, datasets.Image())
-    return Examples(dataset, examples.num_samples, examples.class_names, examples.category_ids)
+    return replace(examples, dataset=_with_usual_types(dataset))
 
 
 def _open_hub(source: str, split: str) -> Examples:
@@ -116,12 +135,32 @@ def _open_hub(source: str, split: str) -> Examples:
     return Examples(dataset, split_info.num_examples if split_info is not None else None)
 
 
+def _with_usual_types(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
+    """Casts columns that other programs than `datasets` wrote: images to `Image`, booleans to two classes."""
+    binary = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", "") in BINARY_TYPES]
+    first: dict[str, Any] = next(iter(dataset.decode(False).take(1)), {}) if binary else {}
+    for name, feature in dataset.features.items():
+        if _is_image_without_metadata(feature) or (name in binary and _is_image(first.get(name))):
+            dataset = dataset.cast_column(name, datasets.Image())
+        elif getattr(feature, "dtype", None) == "bool":
+            dataset = dataset.cast_column(name, datasets.ClassLabel(names=["false", "true"]))
+    return dataset
+
+
 def _is_image_without_metadata(feature: Any) -> bool:
-    """Whether a column is laid out as `datasets` stores images, in a file that another program wrote."""
-    return isinstance(feature, dict) and {name: getattr(feature[name], "dtype", None) for name in feature} == {
-        "bytes": "binary",
-        "path": "string",
-    }
+    """Whether a column is laid out as `datasets` stores images: bytes, and perhaps a path and more."""
+    return isinstance(feature, dict) and getattr(feature.get("bytes"), "dtype", None) in BINARY_TYPES
+
+
+def _is_image(value: Any) -> bool:
+    """Whether bytes begin like an image; None, which says nothing, counts as one."""
+    if value is None:
+        return True
+    try:
+        Image.open(io.BytesIO(value))
+    except Exception:  # Pillow's decoders raise a dozen types on damaged data
+        return False
+    return True
 
 
 def open_digit_scenes(split: str, image_size: int, digit_sizes: Sequence[int] = ()) -> Examples:
@@ -159,10 +198,16 @@ def find_image_column(source: str, features: datasets.Features) -> str:
     images = image_columns(features)
     if "image" in images or len(images) == 1:
         return "image" if "image" in images else images[0]
+    null = [name for name, feature in features.items() if _is_null(feature)]
     raise ValueError(
-        f"{source} has {f'the image columns {images}' if images else f'no image column among {list(features)}'}: "
-        "name the one to read with image_column."
+        f"{source} has {f'the image columns {images}' if images else f'no image column among {list(features)}'}"
+        f"{f' ({null} are null in every row, from row 0 on)' if null else ''}: name the one to read with image_column."
     )
+
+
+def _is_null(feature: Any) -> bool:
+    """Whether a column has no value in any row."""
+    return getattr(feature, "dtype", None) == "null"
 
 
 # Files
@@ -185,14 +230,17 @@ def open_archives(folder: Path, split: str, left_out: LeftOut) -> Examples | Non
         if root is folder:
             files = _files_of_split(files, split)
         try:
+            if builder == "parquet":
+                dataset, num_rows = open_parquet(files, folder)
+                return Examples(dataset, num_rows)
+            for file in files:
+                check_complete(file)
             data_files = {split: [str(file) for file in files]}
-            dataset = datasets.load_dataset(builder, data_files=data_files, split=split, streaming=True)
+            return Examples(datasets.load_dataset(builder, data_files=data_files, split=split, streaming=True))
         except Exception as error:  # an empty or damaged file, in the words of whatever library reads it
-            raise ValueError(
-                f"{root}: the {builder} files ({files[0].name} ...) cannot be opened; perhaps the first of them is "
-                f"empty or damaged: {type(error).__name__}: {error}"
-            ) from error
-        return Examples(dataset.reshard(), _parquet_rows(files)) if builder == "parquet" else Examples(dataset)
+            known = type(error) is ValueError  # of this package, and clear
+            reason = error if known else f"perhaps one is empty or damaged: {type(error).__name__}: {error}"
+            raise ValueError(f"{root}: the {builder} files ({files[0].name} ...) cannot be opened: {reason}") from error
     return None
 
 
@@ -206,12 +254,6 @@ def _files_of_split(files: list[Path], split: str) -> list[Path]:
     if not chosen:
         raise FileNotFoundError(f"No file of split {split!r} among {', '.join(file.name for file in files[:6])} ...")
     return chosen
-
-
-def _parquet_rows(files: list[Path]) -> int:
-    import pyarrow.parquet
-
-    return sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in files)
 
 
 def encoded_image(path: str | None) -> dict[str, Any] | None:

@@ -74,7 +74,8 @@ def _annotations(records: list[dict[str, Any]], masks: bool) -> list[dict[str, A
 
 
 def coco_results(
-    images: Mapping[int | str, dict[str, dict[str, Any]]], category_ids: Sequence[int] | Mapping[int, int] | None = None
+    images: Mapping[int | str, dict[str, dict[str, Any]]],
+    category_ids: Sequence[int | str] | Mapping[int, int | str] | None = None,
 ) -> list[dict[str, Any]]:
     """
     The predictions of a [`CocoAP`]'s `images` as entries of a COCO results file, ready for `json.dump`:
@@ -84,7 +85,8 @@ def coco_results(
     For the AP of masks by size, leave `bbox` out: if there are both, pycocotools' `loadRes` computes areas from boxes.
 
     Args:
-        category_ids: the category id of each label; None if they are the same.
+        category_ids: the category id, int or str, of each label; None if they are the same. Predictions of labels that
+            a mapping lacks are left out: the data set has no such category.
     """
     entries = []
     for name, image in images.items():
@@ -92,7 +94,10 @@ def coco_results(
         for row, (label, box, score) in enumerate(
             zip(*(record[key].tolist() for key in ("labels", "boxes_xywh", "scores")))
         ):
-            category = label if category_ids is None else int(category_ids[label])
+            if isinstance(category_ids, Mapping) and label not in category_ids:
+                continue
+            category = label if category_ids is None else category_ids[label]
+            category = category if isinstance(category, str) else int(category)
             entries.append({"image_id": name, "category_id": category, "bbox": box, "score": score})
             if "masks" in record:
                 rle = record["masks"][row]

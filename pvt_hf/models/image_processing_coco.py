@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .image_processing_masks import segmentation_to_mask
+from .image_processing_masks import segmentation_to_box, segmentation_to_mask
 
 
 # Names that data sets give to an object's class
@@ -58,23 +58,30 @@ class Objects:
         )
 
 
-def read_objects(value: Any, labels: Mapping[Any, int] | None = None, masks: Any = None) -> Objects:
+def read_objects(
+    value: Any,
+    labels: Mapping[Any, int] | None = None,
+    masks: Any = None,
+    box_of: Callable[[Any], list[float]] = segmentation_to_box,
+) -> Objects:
     """Reads and checks all objects of an image, including crowds, empty boxes and boxes outside the image.
 
     Args:
         value: a list of dicts, one per object, or a dict of lists: `bbox` ([x, y, width, height] in pixels),
             `category_id` (or `category`, `label`), and optionally `area`, `iscrowd` and `segmentation`. None means no
-            objects. An area that is None or NaN counts as missing.
+            objects. An area that is None or NaN counts as missing, and so does a box that is None or empty: it is then
+            computed from the segmentation.
         labels: the model's label of each category. None if categories are labels already, counted from 0.
         masks: one segmentation per object, instead of `segmentation`.
+        box_of: computes the box of a segmentation.
 
     Raises:
         ValueError: fields of different lengths; a box that is not four finite numbers, or with a negative side; a
             category without a label; a negative or infinite area. The message names the object.
     """
     fields = _as_lists(value)
-    boxes = _column(fields, "bbox", 0)
     name = next((name for name in CATEGORY_FIELDS if fields.get(name) is not None), CATEGORY_FIELDS[0])
+    boxes = _column(fields, "bbox", len(_column(fields, name, 0)))
     categories, areas, crowds = (_column(fields, field, len(boxes)) for field in (name, "area", "iscrowd"))
     masks = _column(fields, "segmentation", len(boxes)) if masks is None else list(masks)
     lengths = {"bbox": len(boxes), name: len(categories), "area": len(areas), "iscrowd": len(crowds)}
@@ -82,9 +89,10 @@ def read_objects(value: Any, labels: Mapping[Any, int] | None = None, masks: Any
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the objects' fields have different lengths: {lengths}.")
     read: list[tuple[list[float], int, float]] = []
-    for index, (box, category, area) in enumerate(zip(boxes, categories, areas)):
+    for index, (box, category, area, mask) in enumerate(zip(boxes, categories, areas, masks)):
         try:
-            box = _read_box(box)
+            has_box = box is not None and len(box) > 0
+            box = _read_box(box if has_box or mask is None else box_of(mask))
             read.append((box, _read_label(category, labels), _read_area(area, box)))
         except (TypeError, ValueError) as error:
             raise ValueError(f"object {index}: {error}") from error
@@ -92,7 +100,7 @@ def read_objects(value: Any, labels: Mapping[Any, int] | None = None, masks: Any
         boxes_xywh=np.array([box for box, _, _ in read], dtype=np.float64).reshape(-1, 4),
         class_labels=np.array([label for _, label, _ in read], dtype=np.int64),
         areas=np.array([area for _, _, area in read], dtype=np.float64),
-        is_crowd=np.array([bool(crowd) for crowd in crowds], dtype=bool),
+        is_crowd=np.array([bool(float(crowd or 0)) for crowd in crowds], dtype=bool),
         positions=np.arange(len(read)),
         masks=tuple(masks),
     )
@@ -156,7 +164,7 @@ def _read_box(box: Any) -> list[float]:
 
 def _read_label(category: Any, labels: Mapping[Any, int] | None) -> int:
     if labels is not None:
-        if not isinstance(category, (int, str)) or category not in labels:
+        if not isinstance(category, (int, float, str)) or category not in labels:
             raise ValueError(f"category {category!r}, which is not among the classes.")
         return labels[category]
     try:

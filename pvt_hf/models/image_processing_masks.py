@@ -54,11 +54,49 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
     return coco_mask.decode(rle)
 
 
+def segmentation_to_box(segmentation: Any) -> list[float]:
+    """The box [x, y, width, height], in pixels, around a COCO segmentation, for objects that have no box of their own.
+
+    Raises:
+        ImportError: run lengths without pycocotools.
+        ValueError: no segmentation, nothing in it, or broken polygons or run lengths.
+        TypeError: neither polygons nor run lengths.
+    """
+    if isinstance(segmentation, Mapping):
+        size = segmentation.get("size")
+        if coco_mask is None:
+            raise ImportError("COCO's run lengths need pycocotools: `pip install pycocotools`.")
+        if not isinstance(size, (list, tuple)) or len(size) != 2:
+            raise ValueError(f"run lengths of size {size!r}; expected [height, width].")
+        box = coco_mask.toBbox(_read_rle(segmentation, *size)).tolist()
+        if not min(box[2:]):
+            raise ValueError("no bbox, and run lengths without any pixel.")
+        return box
+    points = np.array([number for polygon in _as_arrays(segmentation or []) for number in polygon]).reshape(-1, 2)
+    if not len(points) or not np.isfinite(points).all():
+        raise ValueError("neither a bbox nor a polygon to compute it from.")
+    first, last = points.min(axis=0), points.max(axis=0)
+    return [*first.tolist(), *(last - first).tolist()]
+
+
 def _read_polygons(polygons: Any, height: int, width: int) -> list[list[float]]:
     """The polygons of at least three points, checked."""
+    limit, read = FARTHEST * max(height, width), []
+    for numbers in _as_arrays(polygons):
+        if not (np.abs(numbers) <= limit).all():  # NaN is not
+            raise ValueError(f"a polygon with NaN, or far outside its image of {height}x{width} (height x width).")
+        if numbers.size >= 6:
+            read.append(numbers.tolist())
+    return read
+
+
+def _as_arrays(polygons: Any) -> list[np.ndarray]:
+    """Polygons as float64 [x1, y1, x2, y2, ...] each. One polygon need not be in a list."""
     if not isinstance(polygons, (list, tuple)):
         raise TypeError(f"a segmentation of type {type(polygons).__name__}; expected polygons or run lengths.")
-    limit, read = FARTHEST * max(height, width), []
+    if len(polygons) and isinstance(polygons[0], (int, float, str)):
+        polygons = [polygons]
+    arrays = []
     for polygon in polygons:
         try:
             numbers = np.asarray(polygon, dtype=np.float64).ravel()
@@ -66,11 +104,8 @@ def _read_polygons(polygons: Any, height: int, width: int) -> list[list[float]]:
             numbers = np.zeros(1)
         if numbers.size % 2:
             raise ValueError(f"the polygon {polygon!r:.60}; expected [x1, y1, x2, y2, ...] in pixels.")
-        if not (np.abs(numbers) <= limit).all():  # NaN is not
-            raise ValueError(f"a polygon with NaN, or far outside its image of {height}x{width} (height x width).")
-        if numbers.size >= 6:
-            read.append(numbers.tolist())
-    return read
+        arrays.append(numbers)
+    return arrays
 
 
 def _read_rle(segmentation: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
@@ -119,4 +154,4 @@ def run_lengths(counts: str | bytes) -> list[int]:
     return lengths
 
 
-__all__ = ["segmentation_to_mask", "segmentation_to_rle"]
+__all__ = ["segmentation_to_box", "segmentation_to_mask", "segmentation_to_rle"]

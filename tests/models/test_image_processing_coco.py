@@ -152,7 +152,7 @@ BROKEN_MASKS = [
     ([[1, 1, 5, 1, 5, "a"]], "the polygon"),
     ([[1, 1, 5, 1, 5, float("nan")]], "NaN, or far outside its image of 30x40"),
     ([[1, 1, 5, 1, 5, 1e9]], "far outside"),
-    ([1, 1, 5, 1, 5, 5], "the polygon 1"),
+    ([[1, 1, 5, 1, 5, 5], 7], "the polygon 7"),
     (7, "a segmentation of type int; expected polygons or run lengths"),
     ({"size": [40, 30], "counts": [1200]}, r"run lengths of size \[40, 30\] for an image of 30x40"),
     ({"size": [30, 40], "counts": [1199]}, "add up to 1199; expected 30x40"),

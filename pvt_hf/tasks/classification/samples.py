@@ -11,6 +11,7 @@ from PIL import Image
 from ...data.label_counts import LabelCounts
 from ...data.samples import BadSample, decode_rgb, require_class_names
 from ...data.streams import Stream
+from ...data.values import read_id
 from ...engine.task import Counted
 
 
@@ -41,7 +42,7 @@ class ClassificationSample:
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         label = self._label(example)
-        image = decode_rgb(example[self.stream.image_column])
+        image = decode_rgb(example[self.stream.image_column], self.stream.title("image"))
         counts = LabelCounts(1, {label: 1})
         return {"pixel_values": self.transform(image), "labels": torch.tensor(label), "label_counts": counts}
 
@@ -49,13 +50,15 @@ class ClassificationSample:
         return LabelCounts(1, {self._label(example): 1})
 
     def _label(self, example: dict[str, Any]) -> int:
-        label = example[self.label_column]
-        if isinstance(label, bytes):
-            label = label.decode()
+        value = example[self.label_column]
+        label = value.decode() if isinstance(value, bytes) else value
         if isinstance(label, str) and label in self.class_names:
-            label = self.class_names.index(label)
-        elif isinstance(label, str) and label.isdigit():
-            label = int(label)
-        if not isinstance(label, int) or not 0 <= label < len(self.class_names):
-            raise BadSample(f"label {label!r} is not one of the {len(self.class_names)} classes")
-        return label
+            return self.class_names.index(label)
+        try:
+            number = int(label) if isinstance(label, bool) else read_id(label)
+        except (TypeError, ValueError):
+            number = -1
+        if not isinstance(number, int) or not 0 <= number < len(self.class_names):
+            title = self.stream.title("label")
+            raise BadSample(f"{title} {value!r} is not one of the {len(self.class_names)} classes")
+        return number

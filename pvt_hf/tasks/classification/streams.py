@@ -77,7 +77,7 @@ def open_classification_stream(
         examples = _open_digits(split, image_size)
     else:
         examples = open_source(source, split, _open_folder)
-    features = examples.dataset.features
+    features = examples.features
     check_columns(source, features, image_column, label_column)
     columns = {"image": image_column or find_image_column(source, features)}
     label_column = label_column or next((name for name in LABEL_COLUMNS if name in features), None)

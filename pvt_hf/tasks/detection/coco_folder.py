@@ -1,24 +1,17 @@
 """
 A folder of images with COCO's annotations in one JSON file, as a stream of examples.
 
-Each process parses the file once, before any worker starts, into an Arrow table of 0.8 times its size. Forked workers
-share the table's memory. (Python objects would take several times the file, and every worker would end up with a copy,
-because counting references writes to them.) Polygons are turned into text while they are parsed: at its peak a process
-holds 4.7 times the size of the file, and 9.3 times with polygons as lists of numbers. (Measured on files of 8 and 25
-MB; that makes 2.1 GB for COCO's 450 MB.)
+Each process reads the file once, before any worker starts, into an Arrow table of 0.8 times its size.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
 
 from ...data.folders import (
     LeftOut,
@@ -31,8 +24,11 @@ from ...data.folders import (
     split_of,
     subfolders,
 )
+from ...data.log import warn_once
 from ...data.streams import Examples, encoded_image
-from ...models.image_processing_coco import may_have_objects
+from .coco_file import CocoFile, read_coco_file
+from .image_places import find_image_files
+from .object_table import SharedTable, used_classes
 
 
 # Names of an annotation file that lies beside the images of its split
@@ -42,26 +38,6 @@ ANNOTATION_FOLDERS = ("annotations", "annotation", "anns", "ann", "labels")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "data", "jpegimages")
 # Beside instances_train2017.json, COCO has files without objects, or of other tasks.
 OTHER_ANNOTATIONS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")
-# Images per piece of the table: an Arrow string column holds at most 2 GB, and the text of a piece stays far below.
-ROWS_PER_PIECE = 4096
-# Image files that are looked for before a folder counts as the wrong one
-FILES_TRIED = 100
-
-FEATURES = datasets.Features(
-    {
-        "image": datasets.Image(),
-        "image_id": datasets.Value("int64"),
-        "width": datasets.Value("int64"),
-        "height": datasets.Value("int64"),
-        "objects": {
-            "bbox": datasets.List(datasets.List(datasets.Value("float64"))),
-            "category": datasets.List(datasets.Value("int64")),  # COCO's ids
-            "area": datasets.List(datasets.Value("float64")),
-            "iscrowd": datasets.List(datasets.Value("int64")),
-            "segmentation": datasets.List(datasets.Value("string")),  # JSON: polygons and RLE have no common type
-        },
-    }
-)
 
 
 def find_coco_files(folder: Path, split: str, left_out: LeftOut) -> tuple[Path, list[Path]] | None:
@@ -130,107 +106,51 @@ def _image_folders(folder: Path, parts: list[str], left_out: LeftOut) -> list[Pa
     return list(dict.fromkeys(path for path in (*of_parts, images, folder) if path is not None))
 
 
-def open_coco_files(file: Path, image_folders: list[Path], keep_empty: bool) -> Examples:
+def open_coco_files(
+    file: Path, image_folders: list[Path], keep_empty: bool, keep_unused_classes: bool = True
+) -> Examples:
     """
-    The examples (`FEATURES`, images undecoded, one shard each). Labels number the categories in the order of their ids.
-    Annotations of images that the file does not list are ignored.
+    The examples ([`pvt_hf.tasks.detection.object_table.object_features`], images undecoded, one shard each). Labels
+    number the categories in the order of their ids. What is left out, and classes without objects, are logged.
 
     Args:
-        image_folders: the first one that has some of the images is used.
+        image_folders: where the images may be, the likeliest first.
         keep_empty: whether to keep images without objects to learn from.
+        keep_unused_classes: whether to keep classes without objects.
 
     Raises:
         FileNotFoundError: none of the folders has any of the images.
-        ValueError: the file is not COCO's JSON.
+        ValueError: see [`pvt_hf.tasks.detection.coco_file.read_coco_file`]; or no class has an object, and
+            `keep_unused_classes` is off.
     """
-    table, names, categories = _read_file(file, keep_empty)
-    root = next((path for path in image_folders if any((path / name).is_file() for name in names[:FILES_TRIED])), None)
-    if root is None:
-        raise FileNotFoundError(
-            f"None of the {len(names)} image(s) of {file}, {', '.join(names[:3])} ..., lies in any of "
-            f"{', '.join(str(path) for path in image_folders if path.is_dir()) or image_folders[0]}."
-        )
+    content = read_coco_file(file, keep_empty)
+    try:
+        image_files, lost = find_image_files(content.names, image_folders) if content.names else ([], [])
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{file}: {error}") from error
+    _report(file, content, lost)
+    categories = used_classes(str(file), content.categories, content.counts, keep_unused_classes)
     dataset = datasets.IterableDataset.from_generator(
         _read_rows,
-        features=FEATURES,
-        gen_kwargs={
-            "files": [str(root / name) for name in names],
-            "rows": list(range(len(names))),
-            "table": SharedTable(table),
-        },
+        features=content.features,
+        gen_kwargs={"files": image_files, "rows": list(range(len(image_files))), "table": content.table},
     )
-    ids = sorted(categories)
-    return Examples(dataset, len(names), tuple(categories[category] for category in ids), tuple(ids))
+    return Examples(dataset, len(image_files), tuple(categories.values()), tuple(categories))
 
 
-def _read_file(file: Path, keep_empty: bool) -> tuple[pa.Table, list[str], dict[int, str]]:
-    """The table of images and objects, the file names, and the categories' names by id."""
-    try:
-        with file.open(encoding="utf-8-sig") as opened:
-            content = json.load(opened, object_hook=_segmentation_to_text)
-        categories = {category["id"]: str(category["name"]) for category in content["categories"]}
-        annotations = defaultdict(list)
-        for annotation in content["annotations"]:
-            annotations[annotation["image_id"]].append(annotation)
-        images = [image for image in content["images"] if keep_empty or may_have_objects(annotations[image["id"]])]
-        del content
-        names = [image["file_name"] for image in images]
-        pieces = []
-        for start in range(0, len(images), ROWS_PER_PIECE):
-            rows = [
-                {**_image_facts(image), **_object_lists(annotations[image["id"]])}
-                for image in images[start : start + ROWS_PER_PIECE]
-            ]
-            pieces.append(pa.Table.from_pylist(rows, schema=_schema()))
-        return pa.concat_tables(pieces), names, categories
-    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-        raise ValueError(
-            f"{file} cannot be read as COCO's annotations of objects, a JSON file with images, annotations and "
-            f"categories: {type(error).__name__}: {error}"
-        ) from error
-
-
-class SharedTable:
-    """An Arrow table that is not copied with its stream, which is copied once per epoch and worker."""
-
-    def __init__(self, table: pa.Table):
-        self.table = table
-
-    def __deepcopy__(self, memo: dict) -> SharedTable:
-        return self
-
-    def row(self, index: int) -> dict[str, Any]:
-        return self.table.slice(index, 1).to_pylist()[0]
+def _report(file: Path, content: CocoFile, lost: list[str]) -> None:
+    if content.strays:
+        warn_once(f"{file}: {content.strays} annotation(s) left out: their image_id is that of no image in the file.")
+    if lost:
+        warn_once(f"{file}: the folders of {len(lost)} image(s) were not found, e.g. {', '.join(lost[:3])}.")
+    unknown = [category for category in content.counts if category not in content.categories]
+    if unknown:
+        warn_once(
+            f"{file}: {sum(content.counts[category] for category in unknown)} object(s) have a category_id that is not "
+            f"among the categories: {', '.join(map(str, unknown[:5]))}. Their images cannot be used."
+        )
 
 
 def _read_rows(files: list[str], rows: list[int], table: SharedTable) -> Iterator[dict[str, Any]]:
     for file, row in zip(files, rows):
         yield {"image": encoded_image(file), **table.row(row)}
-
-
-def _schema() -> pa.Schema:
-    schema = FEATURES.arrow_schema.remove_metadata()
-    return schema.remove(schema.get_field_index("image"))
-
-
-def _image_facts(image: dict[str, Any]) -> dict[str, Any]:
-    return {"image_id": image["id"], "width": image.get("width"), "height": image.get("height")}
-
-
-def _object_lists(annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "objects": {
-            "bbox": [annotation.get("bbox") for annotation in annotations],
-            "category": [annotation.get("category_id") for annotation in annotations],
-            "area": [annotation.get("area") for annotation in annotations],
-            "iscrowd": [int(annotation.get("iscrowd") or 0) for annotation in annotations],
-            "segmentation": [annotation.get("segmentation") for annotation in annotations],
-        }
-    }
-
-
-def _segmentation_to_text(item: dict[str, Any]) -> dict[str, Any]:
-    """Called with every JSON object as it is parsed. Turns a segmentation into text, an empty one into None."""
-    if "segmentation" in item:
-        item["segmentation"] = json.dumps(item["segmentation"]) if item["segmentation"] else None
-    return item

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ...data.label_counts import LabelCounts
 from ...data.samples import BadSample, open_encoded
 from ...models import image_processing_coco as coco
 from ...models.image_processing_input import decode_image
-from ...models.image_processing_masks import segmentation_to_mask, segmentation_to_rle
+from ...models.image_processing_masks import segmentation_to_box, segmentation_to_mask, segmentation_to_rle
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def _bad_sample(prefix: str = "") -> Iterator[None]:
 def read_objects(value: Any, labels: Mapping[Any, int], masks: Any = None) -> coco.Objects:
     """The objects of an image as annotated; arguments as in `image_processing_coco`, whose errors become BadSample."""
     with _bad_sample():
-        return coco.read_objects(value, labels, masks)
+        return coco.read_objects(value, labels, masks, mask_to_box)
 
 
 def decode_masks(objects: coco.Objects, height: int, width: int) -> tuple[coco.Objects, list[np.ndarray]]:
@@ -100,10 +101,7 @@ def mask_to_array(mask: Any, height: int, width: int) -> np.ndarray:
     """
     if not _is_image(mask):
         return segmentation_to_mask(_parse(mask), height, width)
-    try:
-        array = np.asarray(decode_image(open_encoded(mask), upright=True))
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
-        raise ValueError(f"a mask that is not an image ({type(error).__name__}: {error})") from error
+    array = np.asarray(_decode(mask))
     if array.ndim != 2:
         raise ValueError("a mask that is a colour image; expected one value per pixel.")
     if array.shape != (height, width):
@@ -120,6 +118,21 @@ def mask_to_rle(mask: Any, height: int, width: int) -> dict[str, Any]:
     else:
         rle = segmentation_to_rle(_parse(mask), height, width)
     return {"size": [height, width], "counts": rle["counts"].decode()}
+
+
+def mask_to_box(mask: Any) -> list[float]:
+    """The box [x, y, width, height] around a mask, in pixels; argument and errors of `mask_to_array`, or no mask."""
+    if not _is_image(mask):
+        return segmentation_to_box(_parse(mask))
+    left, top, right, bottom = _decode(mask).getbbox() or (0, 0, 0, 0)
+    return [left, top, right - left, bottom - top]
+
+
+def _decode(mask: dict[str, Any]) -> Image.Image:
+    try:
+        return decode_image(open_encoded(mask), upright=True)
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
+        raise ValueError(f"a mask that is not an image ({type(error).__name__}: {error})") from error
 
 
 def _is_image(mask: Any) -> bool:

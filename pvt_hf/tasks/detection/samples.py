@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from ...data.label_counts import LabelCounts
 from ...data.samples import BadSample, decoding, open_encoded, require_class_names, sample_id, to_rgb
 from ...data.streams import Stream
+from ...data.values import read_id, read_side
 from ...engine.task import Counted
 from ...models.image_processing_coco import Objects, clean_objects
 from .objects import count_objects, decode_masks, encode_masks, read_objects
@@ -28,7 +29,7 @@ Transform = Callable[
 
 
 def decode_as_annotated(
-    value: dict[str, Any] | None, height: int | None = None, width: int | None = None
+    value: dict[str, Any] | None, height: int | None = None, width: int | None = None, what: str = "image"
 ) -> Image.Image:
     """
     Decodes an image (`{"bytes": ..., "path": ...}`) to PIL RGB, in the orientation of its annotations.
@@ -40,11 +41,12 @@ def decode_as_annotated(
 
     Args:
         height, width: annotated size in pixels; None if unknown.
+        what: the image's name in messages.
 
     Raises:
         BadSample: missing, empty, truncated, not an image, or not of the annotated size.
     """
-    with decoding(value, "image"):
+    with decoding(value, what):
         stored = open_encoded(value or {})
         stored.load()
         orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
@@ -57,7 +59,7 @@ def decode_as_annotated(
             f"the image has {stored.height}x{stored.width} pixels (height x width), but {annotated[1]}x{annotated[0]} "
             "according to its annotations"
         )
-    with decoding(value, "image"):
+    with decoding(value, what):
         return to_rgb(image)
 
 
@@ -70,20 +72,27 @@ class _DecodedSample:
         self.stream, self.objects_column, self.with_masks = stream, stream.column("objects"), with_masks
         self.class_names = require_class_names(stream, class_names or stream.class_names)
         self.category_ids = _category_ids(stream, self.class_names)
-        # A source may give the id of a category or its name.
-        self.labels: dict[Any, int] = {name: label for label, name in enumerate(self.class_names)}
+        # A source may give the id of a category, also as text, or its name.
+        self.labels: dict[Any, int] = {str(category): label for label, category in self.category_ids.items()}
+        self.labels |= {name: label for label, name in enumerate(self.class_names)}
         self.labels |= {category: label for label, category in self.category_ids.items()}
 
     def decode(self, example: dict[str, Any]) -> tuple[Image.Image, Objects, dict[str, Any]]:
         """The RGB image, its objects as annotated, and the facts beside them. Raises [`BadSample`]."""
         objects, facts = self._objects(example)
-        image = decode_as_annotated(example[self.stream.image_column], facts.get("height"), facts.get("width"))
+        image = decode_as_annotated(
+            example[self.stream.image_column], facts["height"], facts["width"], self.stream.title("image")
+        )
         return image, objects, facts
 
     def _objects(self, example: dict[str, Any]) -> tuple[Objects, dict[str, Any]]:
         value = example[self.objects_column]
         masks = example[self.stream.columns["masks"]] if "masks" in self.stream.columns else None
-        return read_objects(inner_objects(value), self.labels, masks), _facts(example, value)
+        try:
+            objects = read_objects(inner_objects(value), self.labels, masks)
+        except BadSample as error:
+            raise BadSample(f"{self.stream.title('objects')}: {error}") from error
+        return objects, _read_facts(example, value)
 
     def count(self, example: dict[str, Any]) -> LabelCounts:
         """The objects of each class that a model can learn or find, without a look at their masks."""
@@ -92,7 +101,7 @@ class _DecodedSample:
         return count_objects(objects, clean_objects(objects, height, width), height, width)
 
 
-def _category_ids(stream: Stream, class_names: tuple[str, ...]) -> dict[int, int]:
+def _category_ids(stream: Stream, class_names: tuple[str, ...]) -> dict[int, int | str]:
     """The stream's category id for each of the model's labels; by name if the names differ."""
     own_names = stream.class_names or class_names
     own_ids = stream.category_ids or tuple(range(len(own_names)))
@@ -111,6 +120,19 @@ def _category_ids(stream: Stream, class_names: tuple[str, ...]) -> dict[int, int
 def _facts(example: dict[str, Any], value: Any) -> dict[str, Any]:
     """Where `image_id`, `width` and `height` are: beside the objects in their column, or in columns of their own."""
     return value if inner_objects(value) is not value else example
+
+
+def _read_facts(example: dict[str, Any], value: Any) -> dict[str, Any]:
+    """`image_id` (int, str or None), `width` and `height` (None if unknown) of an image."""
+    facts = _facts(example, value)
+    image_id = facts.get("image_id")
+    try:
+        # Text stays text, because results name images as the source does.
+        known = image_id is None or isinstance(image_id, str)
+        image_id = image_id if known else read_id(image_id)
+    except (TypeError, ValueError) as error:
+        raise BadSample(f"image_id: {error}") from error
+    return {"image_id": image_id, "width": read_side(facts.get("width")), "height": read_side(facts.get("height"))}
 
 
 class DetectionSample(_DecodedSample):
@@ -176,7 +198,7 @@ class DetectionSample(_DecodedSample):
         }
         if masks is not None:
             labels["masks"] = masks
-        if isinstance(facts.get("image_id"), int):
+        if isinstance(facts["image_id"], int):
             labels["image_id"] = torch.tensor([facts["image_id"]])
         counts = count_objects(annotated, objects, image.height, image.width)
         return {"pixel_values": pixel_values, "labels": labels, "label_counts": counts}
@@ -211,8 +233,8 @@ class DetectionEvaluationSample(_DecodedSample):
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         image, objects, facts = self.decode(example)
-        image_id = facts.get("image_id")
-        if not isinstance(image_id, int | str):
+        image_id = facts["image_id"]
+        if image_id is None:
             image_id = sample_id(example, self.stream.image_column)
         usable = clean_objects(objects, image.height, image.width)
         return {
@@ -267,11 +289,11 @@ def image_size(stream: Stream, example: dict[str, Any]) -> tuple[int, int]:
     can be read.
     """
     facts = _facts(example, example[stream.columns["objects"]])
-    height, width = facts.get("height") or 0, facts.get("width") or 0
-    if min(height, width) > 0:
+    height, width = read_side(facts.get("height")), read_side(facts.get("width"))
+    if height and width:
         return height, width
     value = example[stream.image_column]
-    with decoding(value, "image"):
+    with decoding(value, stream.title("image")):
         image = open_encoded(value or {})
         return image.height, image.width
 

@@ -36,6 +36,10 @@ class DetectionRecipe(HeadSettings):
 
     architecture: str = option("retinanet", "Detector to build if --model is not given.", choices=[*ARCHITECTURES])
     keep_empty: bool = option(True, "Train on images without objects too.")
+    keep_unused_classes: bool = option(
+        True,
+        "Keep classes that no object of the training split has, as far as the data set is in COCO's or YOLO's layout.",
+    )
     shortest_edges: list[int] = option(
         [800], "Training: length of the shorter side, in pixels; of several, one is drawn per image, e.g. 640 672 800."
     )

@@ -66,6 +66,7 @@ class DetectionTask(Task):
     finetuning_settings = DetectionFinetuning
 
     def open_stream(self, settings: DetectionData, split: str, processor: Any, training: bool = False) -> Stream:
+        recipe = settings if training and isinstance(settings, DetectionRecipe) else None
         return open_detection_stream(
             settings.dataset,
             split,
@@ -73,7 +74,8 @@ class DetectionTask(Task):
             objects_column=settings.objects_column or None,
             image_size=settings.scene_size,
             digit_sizes=settings.digit_sizes,
-            keep_empty=settings.keep_empty if training and isinstance(settings, DetectionRecipe) else True,
+            keep_empty=recipe.keep_empty if recipe else True,
+            keep_unused_classes=recipe.keep_unused_classes if recipe else True,
         )
 
     def build_processor(self, settings: DetectionRecipe) -> Any:

@@ -26,7 +26,11 @@ Views = Callable[[Image.Image], list[torch.Tensor]]
 
 
 def decode_labels(
-    value: dict[str, Any] | None, num_labels: int, reduce_labels: bool, mask_values: Sequence[int] = ()
+    value: dict[str, Any] | None,
+    num_labels: int,
+    reduce_labels: bool,
+    mask_values: Sequence[int] = (),
+    what: str = "mask",
 ) -> np.ndarray:
     """
     Decodes a mask (`{"bytes": ..., "path": ...}`) to (H, W) int64 labels: classes, and 255 for pixels without a class.
@@ -35,12 +39,13 @@ def decode_labels(
         reduce_labels: label 0 becomes 255 and n becomes n - 1; 255 stays 255. Labels are reduced nowhere else.
         mask_values: the value of each class in the mask, if that is not the class itself. 255 is no class, unless it is
             among them.
+        what: the mask's name in messages.
 
     Raises:
         BadSample: missing, empty, truncated, not an image, an image of colours, or labels that are not among the
             classes. The message gives them as they are in the mask.
     """
-    with decoding(value, "mask"):
+    with decoding(value, what):
         mask = open_mask(value or {})
         values = mask_values or range(num_labels + int(reduce_labels))
         array = palette_labels(mask, map_to_array(mask, reduce_labels), values)
@@ -53,7 +58,7 @@ def decode_labels(
         first = 1 if reduce_labels else 0
         known = ", ".join(map(str, mask_values)) if mask_values else f"{first} to {first + num_labels - 1}"
         raise BadSample(
-            f"mask: labels {', '.join(map(str, unknown[:5]))}{' ...' * (len(unknown) > 5)} are not among the "
+            f"{what}: labels {', '.join(map(str, unknown[:5]))}{' ...' * (len(unknown) > 5)} are not among the "
             f"{num_labels} classes, {known} (named by class_names; for other values give mask_values)"
         )
     return labels
@@ -98,7 +103,7 @@ class _DecodedSample:
 
     def decode(self, example: dict[str, Any]) -> tuple[Image.Image, np.ndarray]:
         """The RGB image and its (H, W) int64 labels. Raises [`BadSample`], also if their sizes differ."""
-        image = decode_rgb(example[self.stream.image_column])
+        image = decode_rgb(example[self.stream.image_column], self.stream.title("image"))
         labels = self._labels(example)
         if labels.shape != (image.height, image.width):
             raise BadSample(
@@ -112,7 +117,8 @@ class _DecodedSample:
         return self._count(self._labels(example))
 
     def _labels(self, example: dict[str, Any]) -> np.ndarray:
-        return decode_labels(example[self.mask_column], len(self.class_names), self.reduce_labels, self.mask_values)
+        value, title = example[self.mask_column], self.stream.title("mask")
+        return decode_labels(value, len(self.class_names), self.reduce_labels, self.mask_values, title)
 
     def _count(self, labels: np.ndarray) -> LabelCounts:
         pixels = dict(enumerate(np.bincount(labels.ravel(), minlength=IGNORE_LABEL + 1).tolist()))

@@ -80,7 +80,7 @@ def open_segmentation_stream(
         examples = replace(open_digit_scenes(split, image_size, digit_sizes), class_names=SCENE_CLASS_NAMES)
     else:
         examples = open_source(source, split, _open_folder)
-    features = examples.dataset.features
+    features = examples.features
     check_columns(source, features, image_column, mask_column)
     image_column, mask_column = _find_columns(source, features, image_column, mask_column)
     return make_stream(source, split, examples, {"image": image_column, "mask": mask_column})

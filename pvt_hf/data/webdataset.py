@@ -1,0 +1,47 @@
+"""
+Webdataset tars: whether they are complete. `datasets` reads them, but takes the end of a file for the end of a tar.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+
+# Tars are written in blocks of 512 bytes, end with two blocks of zeros, and are usually filled up to 20 blocks.
+BLOCK = 512
+RECORD = 20 * BLOCK
+
+
+def check_complete(file: Path) -> None:
+    """
+    Checks that a tar was not cut off. A file with the usual end is not read any further; of others, the members are
+    looked through.
+
+    Raises:
+        ValueError: it ends in the middle of a member, has no members, or is not a tar.
+        OSError: it cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        opened.seek(max(size - 2 * BLOCK, 0))
+        if size and size % RECORD == 0 and not any(opened.read()):
+            return
+    last = "nothing"
+    try:
+        with tarfile.open(file) as tar:  # also compressed
+            for member in tar:
+                last = member.name
+                if member.isreg() and member.size:
+                    tar.fileobj.seek(member.offset_data + member.size - 1)
+                    if not tar.fileobj.read(1):
+                        raise EOFError("unexpected end of data")
+            # An incomplete header ends a tar for tarfile, like blocks of zeros
+            tar.fileobj.seek(tar.offset)
+            if any(tar.fileobj.read(2 * BLOCK)):
+                raise EOFError("unexpected end of data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{file} is not a complete tar: {type(error).__name__}: {error}; the last member that was found is {last}. "
+            "Copy or write it again."
+        ) from error
