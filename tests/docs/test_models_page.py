@@ -22,8 +22,6 @@ CLASSES = {IMAGENET: 1000, COCO: 80, ADE20K: 150}
 COLUMNS = (
     "| model | parameters: published | counted | multiply-adds | result, % | setting | source |\n" + "|---" * 7 + "|"
 )
-    "| model | parameters: published | counted | multiply-adds | result, % | setting | source |\n" + "|---" * 7 + "|"
-)
 # The figures of a result that a row shows
 SHOWN = ("accuracy@1", "mean_iou", "ap", "mask_ap")
 # Table 9 has no card, because there are no weights
