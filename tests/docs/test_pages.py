@@ -22,12 +22,12 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 from PIL import Image
-from pvt_hf.commands import COMMANDS, main
 from torch.distributed.run import get_args_parser as torchrun_parser
 from transformers import AutoConfig, AutoModelForImageClassification, PvtV2Config
 from transformers.models.pvt import PvtForImageClassification as NativeClassifier
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
+from pvt_hf.commands import COMMANDS, main
 from pvt_hf.hub.repository import save_repository
 from pvt_hf.weights.official_layout import convert_to_official_state_dict
 from pvt_hf.weights.variants import get_config
@@ -49,6 +49,7 @@ ELSEWHERE = {
     "outputs/mask2former": "models/test_segmentation_frameworks.py",
     "models/deformable_detr": "models/test_detection_frameworks.py",
     "outputs/mask2former_instances": "models/test_detection_frameworks.py",
+    "torch.compile(model, fullgraph=True)": "models/test_modeling_pvt.py",
 }
 
 # How commands begin that are run here, and the arguments that are added to make them small: they win over those before
