@@ -17,8 +17,13 @@ from huggingface_hub.utils import httpx
 from PIL import ExifTags, Image, ImageOps
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, is_valid_image
 
+from .image_processing_bands import CHANNEL_COUNTS
 
-CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
+
+RAISE_LIMIT = (
+    "For larger images set PIL.Image.MAX_IMAGE_PIXELS or, for the commands of pvt_hf, the environment variable "
+    "PVT_HF_MAX_IMAGE_PIXELS."
+)
 
 
 def flatten_batch(images: Any, position: str = "images") -> list[tuple[str, Any]]:
@@ -37,26 +42,51 @@ def check_type(position: str, image: Any) -> None:
         )
 
 
+def open_file(file: Any) -> Image.Image:
+    """`Image.open` of a path or file object, which does not decode, with Pillow's limit as a limit.
+
+    A few kilobytes can hold an image that fills the memory. Pillow refuses more than twice `Image.MAX_IMAGE_PIXELS`
+    pixels, and only warns of fewer.
+
+    Raises:
+        PIL.Image.DecompressionBombError: more than `Image.MAX_IMAGE_PIXELS` pixels.
+        OSError: not an image file, or it cannot be read.
+    """
+    try:
+        image = Image.open(file)
+    except Image.DecompressionBombError as error:
+        raise Image.DecompressionBombError(f"{error} {RAISE_LIMIT}") from error
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise Image.DecompressionBombError(
+            f"An image of {image.width}x{image.height} pixels; at most {limit:,} pixels are decoded, because a few "
+            f"kilobytes can hold an image that fills the memory. {RAISE_LIMIT}"
+        )
+    return image
+
+
 def open_image(source: str | bytes) -> Image.Image:
     """Opens a local path, an http(s) URL, base64 text (also a data URL) or the bytes of a file, without decoding it.
 
     Transformers' `load_image` accepts the same strings, but drops the alpha channel and saturates 16-bit files.
 
     Raises:
-        ValueError: the source cannot be read, or it is not an image.
+        ValueError: the source cannot be read, is not an image, or has too many pixels, see `open_file`.
     """
     shown = f"{len(source)} bytes" if isinstance(source, bytes) else repr(source[:200])
     try:
         if isinstance(source, bytes):
-            return Image.open(BytesIO(source))
+            return open_file(BytesIO(source))
         if source.startswith(("http://", "https://")):
             response = httpx.get(source, follow_redirects=True, timeout=60)
-            return Image.open(BytesIO(response.raise_for_status().content))
+            return open_file(BytesIO(response.raise_for_status().content))
         if os.path.isfile(source):
-            return Image.open(source)
+            return open_file(source)
         text = source.partition(",")[2] if source.startswith("data:image/") else source
-        return Image.open(BytesIO(base64.b64decode(text)))
-    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, Image.DecompressionBombError) as error:
+        return open_file(BytesIO(base64.b64decode(text)))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"cannot open {shown}: {error}") from error
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
         raise ValueError(
             f"cannot open {shown} as an image ({error}). Expected an existing file, an http(s) URL, base64 text or the "
             "bytes of an image file."
@@ -95,7 +125,10 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def check_array(
-    image: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None, do_rescale: bool | None
+    image: np.ndarray | torch.Tensor,
+    input_data_format: str | ChannelDimension | None,
+    do_rescale: bool | None,
+    counts: tuple[int, ...] = CHANNEL_COUNTS,
 ) -> ChannelDimension | None:
     """Checks one array or tensor and returns its channel layout (None for a (height, width) image).
 
@@ -103,7 +136,7 @@ def check_array(
     Float values that do not fit `do_rescale` (which expects 0..255) give a warning too.
 
     Raises:
-        ValueError: wrong rank, no pixels, a channel count other than 1, 3 or 4, a dtype that is neither numeric nor
+        ValueError: wrong rank, no pixels, a channel count that is not in `counts`, a dtype that is neither numeric nor
             bool, or a value that is NaN or infinite.
     """
     shape, dtype = tuple(image.shape), dtype_name(image)
@@ -123,14 +156,16 @@ def check_array(
             layout = ChannelDimension(input_data_format)
             found = shape[0] if layout == ChannelDimension.FIRST else shape[-1]
         else:
-            found = shape[0] if shape[0] in CHANNEL_COUNTS else shape[-1]
-        if found not in CHANNEL_COUNTS:
+            found = shape[0] if shape[0] in counts else shape[-1]
+        if found not in counts:
+            names = "1 (grey), 3 (RGB) or 4 (RGBA)" if counts == CHANNEL_COUNTS else f"{counts[0]}, as image_mean has,"
             raise ValueError(
-                f"an array of shape {shape}, {layout.value if layout else 'channels first or last'}; expected 1 "
-                "(grey), 3 (RGB) or 4 (RGBA) channels. Select or stack channels so that there are 1, 3 or 4."
+                f"an array of shape {shape}, {layout.value if layout else 'channels first or last'}; expected {names} "
+                "channels. Select or stack channels, or give the image processor one value per channel in image_mean "
+                "and image_std."
             )
         # reads only the shape, which tensors have too
-        layout = layout or infer_channel_dimension_format(image, CHANNEL_COUNTS)  # type: ignore[arg-type]
+        layout = layout or infer_channel_dimension_format(image, counts)  # type: ignore[arg-type]
 
     if "float" in dtype:
         finite = torch.isfinite(image) if isinstance(image, torch.Tensor) else np.isfinite(image)
@@ -253,6 +288,7 @@ __all__ = [
     "dtype_name",
     "flatten_batch",
     "is_rgb",
+    "open_file",
     "open_image",
     "to_channels_first",
     "to_numpy",

@@ -41,7 +41,7 @@ from .modeling_anchors import (
 )
 from .modeling_fpn import FeaturePyramidNetwork, FpnConv2d
 from .modeling_head import HeadPreTrainedModel
-from .modeling_rpn import RegionProposalNetwork
+from .modeling_rpn import RegionProposalNetwork, check_scores
 
 
 if is_torchvision_available():
@@ -68,6 +68,8 @@ class MaskRcnnInstanceSegmentationOutput(ModelOutput):
         num_detections: (batch,) int64. Predictions beyond this number are 0.
         hidden_states: of the backbone, on request.
         attentions: of the backbone, on request.
+
+    Predictions carry no gradient.
     """
 
     loss: torch.Tensor | None = None
@@ -162,7 +164,12 @@ class MaskRcnnMaskHead(nn.Module):
 
 
 class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
-    """Backbone, FPN, region proposals, box head and mask head. The backbone starts from random weights."""
+    """
+    Backbone, FPN, region proposals, box head and mask head. The backbone starts from random weights.
+
+    `torch.jit.trace` gives a program for the traced size and batch only, and `torch.export` none: the number of regions
+    depends on the image.
+    """
 
     config: MaskRcnnConfig
     config_class = MaskRcnnConfig
@@ -226,7 +233,7 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
             check_masks(labels, pixel_values.shape[-2:])
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        outputs = self.run_backbone(pixel_values, **kwargs)
         image_sizes = image_sizes_of(pixel_values, pixel_mask)
         if labels is not None:
             objects = [boxes_in_pixels(label["boxes"], size) for label, size in zip(labels, image_sizes)]
@@ -356,6 +363,7 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         Returns:
             Highest score first: boxes (n, 4), xyxy in pixels; scores (n,); labels (n,).
         """
+        check_scores(scores)
         region, label = torch.where(scores > self.config.score_threshold)
         scores = scores[region, label]
         boxes = box_coder(self.config.box_code_std).decode_single(codes[region, label], proposals[region])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine.settings import Settings, check_at_least, option, parse_overrides
-from ..families import FAMILIES
+from ..engine.settings import Settings, check_side, option, parse_overrides
+from ..families import FAMILIES, load
+from ..weights.variants import get_config
 
 
 @dataclass(kw_only=True)
@@ -78,13 +79,18 @@ class SceneSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 32, "scene_size")
+        check_side(self, 32, "scene_size")
 
 
 def read_overrides(settings: HeadSettings, config: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     Parses `--config_overrides` and `--backbone_overrides`: fields of the head's configuration, "file.Class", and of the
-    backbone's. Raises a ValueError for invalid JSON and for fields that do not exist.
+    backbone's. Raises a ValueError for invalid JSON, for fields that do not exist, and for invalid values.
     """
     head = parse_overrides("config_overrides", settings.config_overrides, config)
-    return head, parse_overrides("backbone_overrides", settings.backbone_overrides, FAMILIES["pvt"].config)
+    backbone = parse_overrides("backbone_overrides", settings.backbone_overrides, FAMILIES["pvt"].config)
+    if head and not settings.model:  # the class need not be imported without any fields
+        load(config)(**head)
+    if backbone and settings.variant:
+        get_config(settings.variant, **backbone)
+    return head, backbone

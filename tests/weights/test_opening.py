@@ -95,3 +95,11 @@ def test_long_lists_of_names_are_cut():
     assert shorten(["a", "b"], limit=2) == "'a', 'b'"
     assert shorten(["a", "b", "c"], limit=2) == "'a', 'b' and 1 more"
     assert shorten([]) == "none"
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_that_are_not_finite_are_named(saved, value):
+    folder, _ = saved
+    change_weights(folder, lambda weights: weights["classifier.bias"].__setitem__(0, value))
+    with pytest.raises(ValueError, match=r"have values that are NaN or infinite: 'classifier.bias'\. Give a"):
+        open_complete(AutoModelForImageClassification, folder)
