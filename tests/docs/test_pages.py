@@ -72,7 +72,7 @@ RUN = {
     "pvt-hf push": "",
     "hf auth login": f"--token {TOKEN}",
 }
-# The functions that do the work of a command, once it has read its arguments
+# The functions that do the work of a command, once it has read its arguments: it calls one of them
 WORK = {
     "train-image-classification": "pvt_hf.engine.run.train",
     "train-semantic-segmentation": "pvt_hf.engine.run.train",
@@ -84,7 +84,7 @@ WORK = {
     "push": "pvt_hf.hub.upload.push_folder",
     "app": "pvt_hf.commands.app_page.serve",
     "benchmark": "pvt_hf.commands.benchmark_{task}.benchmark_{task}",
-    "info": "pvt_hf.hub.model_info.describe_model",
+    "info": "pvt_hf.hub.model_info.open_variant pvt_hf.hub.model_info.open_checkpoint",
     "reproduce": "pvt_hf.commands.reproduce_{task}.reproduce_{task}",
 }
 
@@ -101,7 +101,8 @@ def read_arguments(words: list[str], patch: pytest.MonkeyPatch) -> None:
         raise Reached
 
     with patch.context() as inner:
-        inner.setattr(WORK[words[0]].format(task=task), begin)
+        for function in WORK[words[0]].format(task=task).split():
+            inner.setattr(function, begin)
         inner.setattr(sys, "argv", ["pvt-hf", *words])
         try:
             main()
