@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo app test test-all test-changed browser lint typecheck install clean
+.PHONY: demo app test test-all test-changed browser docs lint typecheck install clean
 
 demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py --output_dir outputs/demo
@@ -35,6 +35,10 @@ browser:
 		export DEBIAN_FRONTEND=noninteractive; $$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium >/dev/null \
 		|| echo "Chromium is missing and could not be installed: as root, apt-get install chromium" >&2; \
 	fi
+
+# The pages of docs/ as a site: outputs/docs/index.html. A link to nowhere is an error.
+docs: $(INSTALLED)
+	$(BIN)/zensical build --strict
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

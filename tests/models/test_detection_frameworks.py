@@ -1,12 +1,12 @@
 """
-The README's examples of Deformable DETR and Mask2Former (instances) with a PVT backbone run as they are printed, but
-for a tiny backbone and few scenes: they learn, and what they save is opened by Auto classes, pipelines and scripts.
+The examples of docs/detection.md for Deformable DETR and Mask2Former (instances) with a PVT backbone run as they are
+printed, but for a tiny backbone and few scenes: they learn, and what they save is opened by Auto classes, pipelines and
+commands.
 
     python -m pytest tests/models/test_detection_frameworks.py
 """
 
 import json
-import shlex
 
 import numpy as np
 import pytest
@@ -28,11 +28,12 @@ from pvt_hf.tasks.detection import streams as detection_streams
 from pvt_hf.tasks.detection.settings import DetectionEvaluationSettings, DetectionSettings
 from pvt_hf.tasks.detection.task import DetectionTask
 
-from ..support.readme_examples import assert_same_after_reloading, example, work_small
+from ..support.page_examples import assert_same_after_reloading, work_small
+from ..support.pages import block_with, commands
 
 
 pytestmark = pytest.mark.slow
-SECTION = "Object detection and instance segmentation"
+PAGE = "detection.md"
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def loss_on_scenes(model, processor) -> float:
 
 def test_deformable_detr(work):
     full = '"shortest_edge": 128'
-    code = example("DeformableDetrConfig", SECTION)
+    code = block_with("DeformableDetrConfig", PAGE)
     assert full in code
     names = {"__name__": "example"}
     exec(code.replace(full, '"shortest_edge": 64'), names)
@@ -69,8 +70,8 @@ def test_deformable_detr(work):
         AutoModelForObjectDetection, model, work / "models" / "deformable_detr", keys, DIGIT_NAMES
     )
 
-    command = shlex.split(example("models/deformable_detr", SECTION, "bash").replace("\\\n", ""))
-    assert command[:2] == ["python", "scripts/train_object_detection.py"]
+    (command,) = commands(block_with("models/deformable_detr", PAGE, "bash"))
+    assert command[:2] == ["pvt-hf", "train-object-detection"]
     short = "--epochs 1 --batch_size 4 --warmup_epochs 0 --shuffle_window 16 --num_workers 0 --cpu --shortest_edges 64"
     report = train(
         DetectionTask(), parse_arguments(DetectionSettings, [*command[2:], *short.split(), "--learning_rate", "2e-3"])
@@ -104,7 +105,7 @@ def test_deformable_detr(work):
 
 
 def test_mask2former(work, capsys):
-    code, full = example("Mask2FormerConfig", SECTION), "DataLoader(scenes.dataset, 8,"
+    code, full = block_with("Mask2FormerConfig", PAGE), "DataLoader(scenes.dataset, 8,"
     assert full in code
     names = {"__name__": "example"}
     exec(code.replace(full, full.replace("8", "4")), names)
@@ -126,7 +127,7 @@ def test_mask2former(work, capsys):
 
 def test_mask2former_learns_from_the_masks_of_the_objects(work):
     """Batches hold a mask, at the size of the images, and a class for each digit."""
-    code = example("Mask2FormerConfig", SECTION).split("\noptimizer = ")[0]
+    code = block_with("Mask2FormerConfig", PAGE).split("\noptimizer = ")[0]
     names = {"__name__": "example"}
     exec(code, names)
     scenes = list(names["scenes"].dataset.decode(True).take(2))

@@ -1,11 +1,9 @@
 """
-The README's examples of UperNet and Mask2Former with a PVT backbone run as they are printed, but for a tiny backbone
-and few scenes: they learn, and what they save is opened by Auto classes and the pipeline.
+The examples of docs/segmentation.md for UperNet and Mask2Former with a PVT backbone run as they are printed, but for a
+tiny backbone and few scenes: they learn, and what they save is opened by Auto classes and the pipeline.
 
     python -m pytest tests/models/test_segmentation_frameworks.py
 """
-
-import shlex
 
 import numpy as np
 import pytest
@@ -26,11 +24,12 @@ from pvt_hf.tasks.segmentation import streams as segmentation_streams
 from pvt_hf.tasks.segmentation.settings import SegmentationSettings
 from pvt_hf.tasks.segmentation.task import SegmentationTask
 
-from ..support.readme_examples import assert_same_after_reloading, example, work_small
+from ..support.page_examples import assert_same_after_reloading, work_small
+from ..support.pages import block_with, commands
 
 
 pytestmark = pytest.mark.slow
-SECTION = "Semantic segmentation"
+PAGE = "segmentation.md"
 
 
 @pytest.fixture
@@ -49,14 +48,14 @@ def assert_covers(segments, width: int, height: int) -> None:
 
 def test_upernet(work):
     names = {"__name__": "example"}
-    exec(example("UperNetConfig", SECTION), names)
+    exec(block_with("UperNetConfig", PAGE), names)
     assert type(names["model"]) is UperNetForSemanticSegmentation
     assert_same_after_reloading(
         AutoModelForSemanticSegmentation, names["model"], work / "models" / "upernet", ["logits"], SCENE_CLASS_NAMES
     )
 
-    command = shlex.split(example("models/upernet", SECTION, "bash").replace("\\\n", ""))
-    assert command[:2] == ["python", "scripts/train_semantic_segmentation.py"]
+    (command,) = commands(block_with("models/upernet", PAGE, "bash"))
+    assert command[:2] == ["pvt-hf", "train-semantic-segmentation"]
     short = "--epochs 1 --batch_size 4 --warmup_epochs 0 --shuffle_window 16 --log_every_steps 3 --num_workers 0 --cpu"
     report = train(SegmentationTask(), parse_arguments(SegmentationSettings, [*command[2:], *short.split()]))
     losses = [entry["loss"] for entry in report["history"] if "loss" in entry]
@@ -70,7 +69,7 @@ def test_upernet(work):
 
 
 def test_mask2former(work, capsys):
-    code, full = example("Mask2FormerConfig", SECTION), "length=8000), 8,"
+    code, full = block_with("Mask2FormerConfig", PAGE), "length=8000), 8,"
     assert full in code
     names = {"__name__": "example"}
     exec(code.replace(full, "length=84), 4,"), names)

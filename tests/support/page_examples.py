@@ -1,6 +1,5 @@
-"""Runs the README's longer examples as printed, on few scenes and with tiny backbones."""
+"""Runs the longer examples of the pages as printed, on few scenes and with tiny backbones."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +9,7 @@ import torch
 import pvt_hf.weights.variants
 from pvt_hf import PvtBackbone
 
-from .clean_process import REPOSITORY
 from .common import FP32_TOLERANCE, random_images, tiny_pvt_config
-
-
-def example(word: str, section: str, language: str = "python") -> str:
-    """The block of code in a section of the README that contains `word`."""
-    text = (REPOSITORY / "README.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
-    (block,) = [code for code in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if word in code]
-    return block
 
 
 def work_small(folder: Path, patch: pytest.MonkeyPatch, streams) -> None:
