@@ -8,14 +8,14 @@ corrupt file is a sample to skip and not the end of a training run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 from PIL import Image
 
-from .digits import digit_scenes
+from .digits import digit_scenes, shard_sizes
 
 
 # Names of the three splits in folder and file names
@@ -43,6 +43,7 @@ class Stream:
         class_names: names by label, if the source has them.
         num_samples: examples in one pass, if known.
         category_ids: the source's number for each label, if that is not the label itself: COCO's numbers have gaps.
+        shard_sizes: examples in each shard, in order; needed where they are not one per shard.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Stream:
     class_names: tuple[str, ...] | None = None
     num_samples: int | None = None
     category_ids: tuple[int, ...] | None = None
+    shard_sizes: tuple[int, ...] | None = None
 
     @property
     def image_column(self) -> str:
@@ -71,6 +73,7 @@ class Examples:
     num_samples: int | None = None
     class_names: tuple[str, ...] | None = None
     category_ids: tuple[int, ...] | None = None
+    shard_sizes: tuple[int, ...] | None = None
 
 
 def make_stream(source: str, split: str, examples: Examples, columns: dict[str, str]) -> Stream:
@@ -82,6 +85,7 @@ def make_stream(source: str, split: str, examples: Examples, columns: dict[str, 
         class_names=examples.class_names,
         num_samples=examples.num_samples,
         category_ids=examples.category_ids,
+        shard_sizes=examples.shard_sizes,
     )
 
 
@@ -105,7 +109,7 @@ def open_source(source: str, split: str, open_folder: Callable[[Path, str], Exam
     for name, feature in dataset.features.items():
         if _is_image_without_metadata(feature):
             dataset = dataset.cast_column(name, datasets.Image())
-    return Examples(dataset, examples.num_samples, examples.class_names, examples.category_ids)
+    return replace(examples, dataset=dataset)
 
 
 def _open_hub(source: str, split: str) -> Examples:
@@ -139,7 +143,7 @@ def open_digit_scenes(split: str, image_size: int, digit_sizes: Sequence[int] = 
     dataset = digit_scenes(
         split, image_size, image_size, digit_sizes=digit_sizes or None, num_shards=16, length=num_samples
     )
-    return Examples(dataset, num_samples)
+    return Examples(dataset, num_samples, shard_sizes=shard_sizes(split, 16, num_samples))
 
 
 # Columns
@@ -210,7 +214,10 @@ def open_archives(folder: Path, split: str) -> Examples | None:
                 f"{root}: the {builder} files ({files[0].name} ...) cannot be opened; perhaps the first of them is "
                 f"empty or damaged: {type(error).__name__}: {error}"
             ) from error
-        return Examples(dataset.reshard(), _parquet_rows(files)) if builder == "parquet" else Examples(dataset)
+        if builder == "webdataset":
+            return Examples(dataset)
+        sizes = _row_groups(files)
+        return Examples(dataset.reshard(), sum(sizes), shard_sizes=sizes)
     return None
 
 
@@ -226,10 +233,12 @@ def _files_of_split(files: list[Path], split: str) -> list[Path]:
     return chosen
 
 
-def _parquet_rows(files: list[Path]) -> int:
+def _row_groups(files: list[Path]) -> tuple[int, ...]:
+    """Rows of each row group."""
     import pyarrow.parquet
 
-    return sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in files)
+    metadata = [pyarrow.parquet.ParquetFile(file).metadata for file in files]
+    return tuple(each.row_group(index).num_rows for each in metadata for index in range(each.num_row_groups))
 
 
 def image_files(folder: Path) -> list[Path]:

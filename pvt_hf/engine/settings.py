@@ -169,6 +169,11 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
     save_every_steps: int = option(0, "Optimiser steps between checkpoints, e.g. 1000; 0: only one per epoch.")
     save_total_limit: int = option(2, "Number of checkpoints to keep; 0: all.")
     resume_from_checkpoint: str = option("", "Checkpoint folder to resume from, or latest; '': start anew.")
+    resume_with_changed_data: bool = option(
+        False,
+        "Resume although the training data changed, for example because unusable samples were removed. The epoch "
+        "begins anew, with the data as they are now.",
+    )
     skip_nonfinite: bool = option(False, "Skip optimiser steps with a NaN or infinite loss, instead of stopping.")
     log_every_steps: int = option(20, "Optimiser steps between log entries (loss, learning rate, images per second).")
     report_to: str = option("none", "Experiment trackers, separated by commas: tensorboard, trackio, wandb.")
