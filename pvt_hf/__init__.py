@@ -5,17 +5,14 @@ Importing it takes over Transformers' `pvt` model type: `AutoModel`, `AutoModelF
 `AutoConfig` and `AutoImageProcessor` then build the classes of this package, which open every native PVT checkpoint.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .families import FAMILIES, class_name, load
-from .models.modeling_pvt import PvtPreTrainedModel
-from .registry import register
-from .weights.backbone import BackboneLoadReport, load_pretrained_backbone
-from .weights.official import load_official_checkpoint
-from .weights.variants import get_config
+from .families import FAMILIES, class_name
+from .registry import register_on_import
 
 
-if TYPE_CHECKING:  # types of the names that are loaded on demand
+if TYPE_CHECKING:  # types of the names, all of which are loaded on demand
     from .models.configuration_mask_rcnn import MaskRcnnConfig
     from .models.configuration_pvt import PvtConfig
     from .models.configuration_pvt_detr import PvtDetrConfig
@@ -28,11 +25,14 @@ if TYPE_CHECKING:  # types of the names that are loaded on demand
     from .models.image_processing_pvt import PvtImageProcessor, PvtImageProcessorPil
     from .models.image_processing_semantic import PvtSemanticImageProcessor, PvtSemanticImageProcessorPil
     from .models.modeling_mask_rcnn import MaskRcnnForInstanceSegmentation
-    from .models.modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel
+    from .models.modeling_pvt import PvtBackbone, PvtForImageClassification, PvtModel, PvtPreTrainedModel
     from .models.modeling_pvt_detr import PvtDetrForObjectDetection
     from .models.modeling_retinanet import RetinaNetForObjectDetection
     from .models.modeling_semantic_fpn import SemanticFpnForSemanticSegmentation
     from .models.modeling_trans2seg import Trans2SegForSemanticSegmentation
+    from .weights.backbone import BackboneLoadReport, load_pretrained_backbone
+    from .weights.official import load_official_checkpoint
+    from .weights.variants import get_config
 
 
 __version__ = "0.1.0"
@@ -69,13 +69,19 @@ __all__ = [
     "load_pretrained_backbone",
 ]
 
-_ON_DEMAND = {class_name(path): path for family in FAMILIES.values() for path in family.paths}
+_ON_DEMAND = {  # name to file
+    "BackboneLoadReport": "weights.backbone",
+    "PvtPreTrainedModel": "models.modeling_pvt",
+    "get_config": "weights.variants",
+    "load_official_checkpoint": "weights.official",
+    "load_pretrained_backbone": "weights.backbone",
+} | {class_name(path): f"models.{path.partition('.')[0]}" for family in FAMILIES.values() for path in family.paths}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return load(_ON_DEMAND[name])
+    return getattr(import_module(f".{_ON_DEMAND[name]}", __name__), name)
 
 
-register()
+register_on_import()

@@ -1,13 +1,25 @@
-"""Registers the installed package with Transformers' Auto classes. Takes over the `pvt` model type (`exist_ok`)."""
+"""
+Registers the package with Transformers' Auto classes. Takes over the `pvt` model type (`exist_ok`).
+
+Importing the Auto classes takes seconds, so `import pvt_hf` alone does not: the registration happens when a program
+imports them, or models of this package.
+"""
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Any
 
-import transformers
-from transformers import IMAGE_PROCESSOR_MAPPING, AutoConfig
-
 from .families import FAMILIES, load
+
+
+AUTO_MODULES = tuple(
+    f"transformers.models.auto.{name}_auto" for name in ("configuration", "image_processing", "modeling")
+)
 
 
 class _OnDemand(type):
@@ -15,8 +27,8 @@ class _OnDemand(type):
     Stands for a class in an Auto class, and imports its file when an attribute is first read.
 
     Simpler ways do not do the same. Transformers' own lazy mappings import from `transformers.models` only. Importing
-    all heads at once costs little (0.06 of the 4 s of `import pvt_hf`), but then a release of Transformers that breaks
-    one head would break every model.
+    all heads at once costs little (0.06 of the 4 s of importing the Auto classes), but then a release of Transformers
+    that breaks one head would break every model.
     """
 
     def __getattr__(cls, name: str) -> Any:
@@ -30,6 +42,9 @@ def _on_demand(path: str) -> type:
 
 def register() -> None:
     """Makes `AutoX.from_pretrained` and `AutoX.from_config` build this package's classes for its model types."""
+    import transformers
+    from transformers import IMAGE_PROCESSOR_MAPPING, AutoConfig
+
     for family in FAMILIES.values():
         config_class = load(family.config)
         find = _on_demand if family.stages else load  # a model without a head is what all others need
@@ -43,3 +58,40 @@ def register() -> None:
         # imports the native processors and, without torchvision, prints a warning that concerns nobody.
         processors: Any = {backend: find(path) for backend, path in family.processors.items()}
         IMAGE_PROCESSOR_MAPPING.register(config_class, processors, exist_ok=True)
+
+
+class _AutoClassWatcher(MetaPathFinder):
+    """Finds the files of the Auto classes as Python does, and registers as soon as the last of them has run."""
+
+    def __init__(self) -> None:
+        self.running = 0
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname in AUTO_MODULES else None
+        if spec is not None and spec.loader is not None:
+            run: Any = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                self.running += 1  # they import each other
+                try:
+                    run(module)
+                finally:
+                    self.running -= 1
+                if not self.running:
+                    register_now()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def register_now() -> None:
+    """Registers, once: `pvt_hf.models` calls [`register`] when it is imported."""
+    import_module(f"{__package__}.models")
+
+
+def register_on_import() -> None:
+    """Registers now if the Auto classes have been imported, otherwise as soon as they are."""
+    if any(name in sys.modules for name in AUTO_MODULES):
+        register_now()
+    else:
+        sys.meta_path.insert(0, _AutoClassWatcher())

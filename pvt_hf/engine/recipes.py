@@ -1,11 +1,36 @@
-"""Recipes: YAML files of `argument: value` lines. A line `base: FILE` starts from the arguments of another recipe."""
+"""
+Recipes: YAML files of `argument: value` lines. A line `base: FILE` starts from the arguments of another recipe. The
+recipes of this package are in `pvt_hf/recipes`, and are named without a path: `coco_retinanet_pvt_small_1x`.
+"""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+ENDINGS = (".yaml", ".yml")
+
+
+def find_recipe(name: str) -> Path:
+    """
+    The file of a recipe: a path that ends in `.yaml` or `.yml`, or the name of one in `pvt_hf/recipes`.
+
+    Raises:
+        FileNotFoundError: there is no recipe of that name. (Whether the file of a path exists is not checked.)
+    """
+    if name.endswith(ENDINGS):
+        return Path(name)
+    names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    if name not in names:
+        similar = get_close_matches(name, names, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(names)}."
+        raise FileNotFoundError(f"there is no recipe {name} in this package; {hint} A file's name ends in .yaml.")
+    return RECIPES / f"{name}.yaml"
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """
-The arguments of the training and evaluation scripts: a YAML recipe, and command-line arguments that override it.
+The arguments of the training and evaluation commands: a YAML recipe, and command-line arguments that override it.
 
 The arguments of a script form one flat dataclass, which inherits from small ones. A function takes the small class that
-it needs, so its signature says which arguments reach it.
+it needs, so its signature says which arguments reach it. This file and the tasks' settings import nothing heavy, so
+that `--help` and wrong arguments are answered at once.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from accelerate.utils import DynamoBackend
-from transformers import HfArgumentParser, PreTrainedConfig
+from transformers.hf_argparser import HfArgumentParser
 
-from .recipes import read_recipe
+from ..families import load
+from .recipes import ENDINGS, find_recipe, read_recipe
 
 
 Arguments = TypeVar("Arguments")
-RECIPE_ENDINGS = (".yaml", ".yml")
 
 
 def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -201,11 +201,23 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
                 "then reads a part of the stream, which would always be the same one. Got "
                 f"{self.repeated_augmentation} and {self.shuffle_window}."
             )
-        backends = [backend.value.lower() for backend in DynamoBackend]
-        if self.compile_backend and self.compile_backend.lower() not in backends:
-            raise ValueError(
-                f"--compile_backend {self.compile_backend} is unknown: choose one of {', '.join(backends)}."
-            )
+        if self.compile_backend:
+            from accelerate.utils import DynamoBackend  # imports PyTorch
+
+            backends = [backend.value.lower() for backend in DynamoBackend]
+            if self.compile_backend.lower() not in backends:
+                raise ValueError(
+                    f"--compile_backend {self.compile_backend} is unknown: choose one of {', '.join(backends)}."
+                )
+
+
+@dataclass
+class FinetuneSettings:
+    """Arguments of fine-tuning with Transformers' `Trainer`, besides the task's and Trainer's own."""
+
+    shuffle_window: int = option(1000, "Samples that each loader process reads ahead to shuffle; 0: source order.")
+    lora_rank: int = option(0, "Train LoRA adapters of this rank instead of all weights, e.g. 8; 0: all weights.")
+    lora_targets: str = option("query,value", "Layers that get an adapter, by the endings of their names.")
 
 
 @dataclass(kw_only=True)
@@ -223,12 +235,15 @@ class EvaluationSettings(DeviceSettings):
         check_at_least(self, 1, "batch_size")
 
 
-def parse_overrides(flag: str, text: str, config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+def parse_overrides(flag: str, text: str, config: str) -> dict[str, Any]:
     """
     Parses the value of `--flag`: a JSON object with fields of a configuration.
 
+    Args:
+        config: the configuration's class, "file.Class". It is imported only if there are fields.
+
     Raises:
-        ValueError: `text` is not a JSON object, or has a field that `config_class` lacks.
+        ValueError: `text` is not a JSON object, or has a field that the configuration lacks.
     """
     try:
         values = json.loads(text)
@@ -236,6 +251,9 @@ def parse_overrides(flag: str, text: str, config_class: type[PreTrainedConfig]) 
         raise ValueError(f"--{flag} is not valid JSON ({error}): {text}") from None
     if not isinstance(values, dict):
         raise ValueError(f'--{flag} must be a JSON object such as {{"depths": [2, 2, 2, 2]}}, got {text}.')
+    if not values:
+        return {}
+    config_class = load(config)
     known = {field.name for field in fields(config_class)} - {"model_type"}
     for name in sorted(set(values) - known):
         similar = difflib.get_close_matches(name, known)
@@ -250,7 +268,7 @@ def parse_arguments(
     argument_class: type[Arguments], arguments: Sequence[str] | None = None, description: str | None = None
 ) -> Arguments:
     """
-    Parses `[RECIPE.yaml] [--argument value ...]`. Arguments override the recipe.
+    Parses `[RECIPE] [--argument value ...]`. Arguments override the recipe.
 
     Exits with the usage and a message if an argument is unknown or its value is wrong, or if the recipe cannot be read.
 
@@ -258,19 +276,22 @@ def parse_arguments(
         argument_class: dataclass with the arguments.
         arguments: the words of the command line; default: those of this process.
         description: shown at the top of `--help`.
+
+    Returns:
+        An instance of `argument_class`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     dataclass_type: Any = argument_class
     parser = HfArgumentParser(dataclass_type, description=description, formatter_class=HelpFormatter)
-    parser.usage = "%(prog)s [RECIPE.yaml] [--argument value ...]"
+    parser.usage = "%(prog)s [RECIPE] [--argument value ...]"
     names = [f.name for f in fields(dataclass_type)]
     try:
-        if words and words[0].endswith(RECIPE_ENDINGS):
+        if words and not words[0].startswith("-"):
             recipe = words.pop(0)
-            values = read_recipe(recipe)
+            values = read_recipe(find_recipe(recipe))
             unknown = sorted(set(values) - set(names))
             if unknown:
-                raise ValueError(f"{recipe} sets {', '.join(unknown)}, which this script does not have.")
+                raise ValueError(f"{recipe} sets {', '.join(unknown)}, which this command does not have.")
             words = [part for name, value in values.items() for part in _flag(name, value)] + words
         parsed, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
         if rest:
@@ -278,6 +299,24 @@ def parse_arguments(
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return parsed
+
+
+def split_task(description: str, tasks: Sequence[str]) -> str:
+    """
+    Takes the task, the first word, off this process' command line. Exits with the usage if it is missing or unknown.
+    """
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s TASK [--argument value ...]", description=description, formatter_class=HelpFormatter,
+        epilog=f"Tasks: {', '.join(tasks)}. Their arguments: %(prog)s TASK --help",
+    )  # fmt: skip
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        parser.print_help()
+        raise SystemExit(0)
+    if name not in tasks:
+        parser.error(f"the first argument is the task, one of {', '.join(tasks)}; got {name}.")
+    sys.argv = [f"{sys.argv[0]} {name}", *sys.argv[2:]]
+    return name
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -296,7 +335,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 def _describe_unknown(words: list[str], names: list[str]) -> str:
     """The error for words of the command line that are not arguments or values."""
-    if words[0].endswith(RECIPE_ENDINGS):
+    if words[0].endswith(ENDINGS):
         return f"the recipe has to come first, before all arguments: {words[0]} --argument value ..."
     similar = difflib.get_close_matches(words[0].lstrip("-").replace("-", "_"), names, n=1)
     return f"unknown argument {words[0]}{f'; did you mean --{similar[0]}?' if similar else ': see --help.'}"

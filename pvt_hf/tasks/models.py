@@ -8,14 +8,13 @@ from typing import Any
 from accelerate import PartialState
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from ..engine.settings import parse_overrides
-from ..models.configuration_pvt import PvtConfig
+from ..families import Family, load
 from ..weights.backbone import load_pretrained_backbone
 from ..weights.official import load_official_checkpoint
 from ..weights.opening import check_model_path, open_complete
 from ..weights.variants import get_config
 from .labels import label_fields
-from .settings import HeadSettings
+from .settings import HeadSettings, read_overrides
 
 
 def open_model(model: str, auto_class: Any, class_names: tuple[str, ...], drop_path_rate: float) -> PreTrainedModel:
@@ -41,7 +40,7 @@ def open_model(model: str, auto_class: Any, class_names: tuple[str, ...], drop_p
 
 
 def build_head(
-    settings: HeadSettings, auto_class: Any, config_class: Any, stages: list[str], class_names: tuple[str, ...]
+    settings: HeadSettings, auto_class: Any, family: Family, class_names: tuple[str, ...]
 ) -> PreTrainedModel:
     """
     Builds a new head on a backbone. The backbone is the PVT of `settings.variant`, with the weights of
@@ -50,23 +49,22 @@ def build_head(
 
     Args:
         auto_class: Transformers' Auto class of the task.
-        config_class: configuration class of the head.
-        stages: backbone stages that the head reads, unless `settings.out_features` names others.
+        family: of the head. It says which backbone stages are read, unless `settings.out_features` does.
         class_names: in the order of the labels.
 
     Raises:
         ValueError: an override names a field that does not exist, or the checkpoint does not fit the backbone.
         OSError: there is no such checkpoint.
     """
-    head_fields, backbone_fields = read_overrides(settings, config_class)
+    head_fields, backbone_fields = read_overrides(settings, family.config)
     backbone_fields = {"drop_path_rate": settings.drop_path_rate, **backbone_fields}
-    backbone_fields["out_features"] = settings.out_features or stages
+    backbone_fields["out_features"] = settings.out_features or list(family.stages)
     backbone_config: PreTrainedConfig
     if settings.backbone and not settings.variant:
         backbone_config = config_of(settings.backbone, backbone_fields)
     else:
         backbone_config = get_config(settings.variant, **backbone_fields)
-    config = config_class(backbone_config=backbone_config, **head_fields, **label_fields(class_names))
+    config = load(family.config)(backbone_config=backbone_config, **head_fields, **label_fields(class_names))
     model = auto_class.from_config(config)
     if settings.backbone:
         report = load_pretrained_backbone(model, settings.backbone)
@@ -109,12 +107,3 @@ def normalization_of(backbone: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return {"image_mean": processor.image_mean, "image_std": processor.image_std}
-
-
-def read_overrides(settings: HeadSettings, config_class: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """
-    Parses `--config_overrides` and `--backbone_overrides`: fields of the head's and of the backbone's configuration.
-    Raises a ValueError for invalid JSON and for fields that do not exist.
-    """
-    head = parse_overrides("config_overrides", settings.config_overrides, config_class)
-    return head, parse_overrides("backbone_overrides", settings.backbone_overrides, PvtConfig)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ..engine.settings import Settings, check_at_least, option
+from ..engine.settings import Settings, check_at_least, option, parse_overrides
+from ..families import FAMILIES
 
 
 @dataclass(kw_only=True)
@@ -77,3 +79,12 @@ class SceneSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 32, "scene_size")
+
+
+def read_overrides(settings: HeadSettings, config: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    Parses `--config_overrides` and `--backbone_overrides`: fields of the head's configuration, "file.Class", and of the
+    backbone's. Raises a ValueError for invalid JSON and for fields that do not exist.
+    """
+    head = parse_overrides("config_overrides", settings.config_overrides, config)
+    return head, parse_overrides("backbone_overrides", settings.backbone_overrides, FAMILIES["pvt"].config)

@@ -7,9 +7,13 @@ The figures are the paper's (Tables 2 and 9, ImageNet-1K at 224x224). None of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..models.configuration_pvt import PvtConfig
+from ..families import FAMILIES, load
+
+
+if TYPE_CHECKING:
+    from ..models.configuration_pvt import PvtConfig
 
 
 _RELEASE = "https://github.com/whai362/PVT/releases/download/v2/"
@@ -66,4 +70,4 @@ def get_variant(name: str) -> Variant:
 
 def get_config(name: str, **overrides: Any) -> PvtConfig:
     """The [`PvtConfig`] of a variant, with fields replaced by `overrides`: `get_config("pvt-small", num_labels=10)`."""
-    return PvtConfig(**{**get_variant(name).config, **overrides})
+    return load(FAMILIES["pvt"].config)(**{**get_variant(name).config, **overrides})

@@ -6,7 +6,7 @@ stops where two models disagree, keeps what it has on Ctrl-C, and reports what a
 """
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import os
 import signal
@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pvt_hf.commands.benchmark import main
 from pvt_hf.weights.variants import VARIANTS
 
 from ..support.clean_process import run_python
@@ -100,10 +101,7 @@ def test_flop_are_twice_the_papers_multiply_adds(report):
 
 @pytest.fixture
 def module(monkeypatch):
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    module = importlib.import_module("pvt_hf.commands.benchmark_models")
     monkeypatch.setattr(module, "measure_matmul", lambda *_: {"side": 1, "repeats": 1, "gflop_per_second": 1.0})
     monkeypatch.setattr(module, "WARM_UP_SECONDS", 0.0)
     tiny = VARIANTS["pvt-tiny"]  # with one block per stage: the time goes with their number, most of it when compiled
@@ -119,7 +117,7 @@ def run_here(module, monkeypatch, tmp_path):
     def run(*arguments):
         output = tmp_path / "new" / "report.json"
         monkeypatch.setattr(sys, "argv", [SCRIPT, *SMALL_NATIVE, "--output", str(output), *arguments])
-        return module.main(), json.loads(output.read_text())
+        return main(), json.loads(output.read_text())
 
     return run
 
@@ -213,10 +211,8 @@ def test_peak_memory_is_that_of_the_call_alone():
     """Measures a known 100 MiB after an earlier, larger peak, in a process whose parent is large."""
     ballast = torch.ones(2**27)  # 512 MiB here must not be found there
     code = """
-        import sys
-        sys.path.insert(0, "scripts")
         import torch
-        from benchmark import peak_resident_bytes
+        from pvt_hf.commands.benchmark_models import peak_resident_bytes
         torch.ones(2**26)
         print(peak_resident_bytes(lambda: torch.ones(25 * 2**20)))
     """
@@ -255,7 +251,7 @@ def test_peak_memory_of_a_model_is_that_of_its_widest_layer(report):
 def test_arguments_that_cannot_be_are_named(module, monkeypatch, capsys, arguments):
     monkeypatch.setattr(sys, "argv", [SCRIPT, "models", *arguments])
     with pytest.raises(SystemExit) as exit_information:
-        module.main()
+        main()
     error = capsys.readouterr().err.splitlines()[-1]
     assert exit_information.value.code == 2 and "error: " in error and arguments[0] in error and arguments[1] in error
 

@@ -21,20 +21,18 @@ from pvt_hf.data.samples import decode_rgb
 from pvt_hf.models.image_processing_input import to_channels_first
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 TINY = ["--images", "8", "--batch_size", "4", "--repeats", "3", "--row_seconds", "0"]
 
 
 @pytest.fixture
 def data_module(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return importlib.import_module("benchmark_data")
+    return importlib.import_module("pvt_hf.commands.benchmark_data")
 
 
 @pytest.fixture
 def run_here(data_module, monkeypatch, tmp_path):
     """Runs the script's main function in this process; returns its exit code and report."""
-    main = importlib.import_module("benchmark").main
+    main = importlib.import_module("pvt_hf.commands.benchmark").main
 
     def run(*arguments):
         output = tmp_path / "new" / "report.json"
@@ -110,7 +108,7 @@ def test_ctrl_c_keeps_the_rows_so_far(data_module, run_here, monkeypatch):
         ["--shuffle_window", "-1"],
         ["--source", "zip"],
         ["--rows", "speed"],
-        ["--output", str(SCRIPTS)],
+        ["--output", str(Path(__file__).parent)],
     ],
 )
 def test_arguments_that_cannot_be_are_named(run_here, capsys, arguments):

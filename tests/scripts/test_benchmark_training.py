@@ -7,21 +7,18 @@
 import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 TINY = "--variant pvt-tiny --device cpu --dtype float32 --batch_size 2 --image_size 32 --steps 2 --repeats 3".split()
 
 
 @pytest.fixture
 def run_here(monkeypatch, tmp_path):
     """Runs the script's main function in this process; returns its exit code and report."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    main = importlib.import_module("benchmark").main
+    main = importlib.import_module("pvt_hf.commands.benchmark").main
 
     def run(*arguments):
         output = tmp_path / "report.json"
@@ -47,7 +44,7 @@ def test_rows_follow_from_the_seconds(run_here, capsys):
 
 
 def test_checkpointing_recomputes_blocks_on_our_side_only(run_here):
-    module = importlib.import_module("benchmark_training")
+    module = importlib.import_module("pvt_hf.commands.benchmark_training")
     arguments = module.TrainingArguments(variant="pvt-tiny", device="cpu", dtype="float32", batch_size=2, image_size=32)
     calls = []
     hook = torch.nn.modules.module.register_module_forward_pre_hook(
@@ -67,7 +64,7 @@ def test_checkpointing_recomputes_blocks_on_our_side_only(run_here):
 
 
 def test_disagreement_stops(run_here, monkeypatch, capsys):
-    module = importlib.import_module("benchmark_training")
+    module = importlib.import_module("pvt_hf.commands.benchmark_training")
     monkeypatch.setitem(module.TOLERANCE, "float32", -1.0)
     code, report = run_here("--modes", "plain")
     assert code == 1 and not report["complete"] and report["rows"] == []

@@ -6,9 +6,9 @@ scripts, the best checkpoint is kept, each image is used once, and resuming give
 """
 
 import contextlib
-import importlib.util
 import io
 import json
+import re
 import sys
 import tarfile
 from dataclasses import dataclass
@@ -23,7 +23,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ConvNextImageProcessor, ResNetForImageClassification
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
+from pvt_hf.commands.finetune import main, parse_arguments
 from pvt_hf.data.streams import StreamError
+from pvt_hf.engine import finetuning
 from pvt_hf.engine.evaluation import evaluate_checkpoint
 from pvt_hf.tasks import TASKS, get_task
 
@@ -37,15 +39,9 @@ SCRIPT = ROOT / "scripts" / "finetune.py"
 COLORS = {"sky": (60, 90, 220), "sand": (200, 180, 60), "grass": (40, 160, 60)}
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("finetune", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+def parse(words: list[str]) -> tuple:
+    """Task, settings, fine-tuning settings and Trainer's, from `TASK --argument value ...`."""
+    return parse_arguments(words[0], words[1:])
 
 
 # Data: three classes that a colour tells apart, an unusable sample in each split, sizes that differ
@@ -127,7 +123,7 @@ class Case:
         return [*given, *data, *self.sizes, *fixed, *map(str, more)]
 
     def run(self, output: Path, *more: object, start: list[str] | None = None) -> dict:
-        return script.finetune(*script.parse_arguments(self.arguments(output, *more, start=start)))
+        return finetuning.finetune(*parse(self.arguments(output, *more, start=start)))
 
     def evaluate(self, model: Path) -> dict:
         """The results of the evaluation script."""
@@ -394,10 +390,10 @@ def test_a_stream_of_unknown_length_needs_max_steps(cases, tmp_path):
 def test_a_share_can_be_held_out(cases, tmp_path):
     """Of 30 training files, and no file is both trained on and evaluated on."""
     case = cases["image-classification"]
-    task, settings, options, training = script.parse_arguments(
+    task, settings, options, training = parse(
         case.arguments(tmp_path, "--eval_share", 0.3, "--max_steps", 1, "--eval_split", "nowhere")
     )
-    trainer = script.make_trainer(task, settings, options, training)
+    trainer = finetuning.make_trainer(task, settings, options, training)
     trained, evaluated = (
         {name for batch in batches for name in batch.get("sample_ids", ())}
         for batches in (trainer.train_dataset.batches, trainer.eval_dataset)
@@ -415,47 +411,50 @@ def test_classes_that_differ_between_the_splits(cases, tmp_path):
 
 
 def test_one_process_with_several_gpus_is_refused(cases, tmp_path):
-    task, settings, options, training = script.parse_arguments(cases["image-classification"].arguments(tmp_path))
+    task, settings, options, training = parse(cases["image-classification"].arguments(tmp_path))
     training._n_gpu = 2
     with pytest.raises(ValueError, match="One process sees 2 GPUs: start one process for each"):
-        script.finetune(task, settings, options, training)
+        finetuning.finetune(task, settings, options, training)
 
 
 # Arguments
 
 
 def test_defaults_can_be_overridden(case, tmp_path):
-    task, _, options, training = script.parse_arguments(case.arguments(tmp_path))
+    task, _, options, training = parse(case.arguments(tmp_path))
     assert training.load_best_model_at_end and training.greater_is_better and training.report_to == []
     assert training.metric_for_best_model == task.best_metric
     assert training.per_device_eval_batch_size == (64 if case.name == "image-classification" else 1)
     assert options.shuffle_window == 1000 and options.lora_rank == 0
     given = ("--load_best_model_at_end", "False", "--eval_strategy", "no", "--metric_for_best_model", "loss")
-    training = script.parse_arguments(case.arguments(tmp_path, *given))[-1]
+    training = parse(case.arguments(tmp_path, *given))[-1]
     assert not training.load_best_model_at_end and training.eval_strategy == "no" and not training.greater_is_better
 
 
 def test_help_begins_with_the_arguments_of_the_task(capsys):
     for name in TASKS:
         with pytest.raises(SystemExit):
-            script.parse_arguments([name, "--help"])
+            parse_arguments(name, ["--help"])
         text = capsys.readouterr().out
         places = [text.index(f"\n  --{word}") for word in ("dataset", "shuffle_window", "per_device_train_batch_size")]
         assert places == sorted(places) and text.index("\n  --model") < places[1]
 
 
-def test_the_task_is_the_first_argument(capsys):
+def test_the_task_is_the_first_argument(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pvt-hf finetune"])
     with pytest.raises(SystemExit) as exit:
-        script.parse_arguments([])
+        main()
     text = capsys.readouterr().out
     assert exit.value.code == 0 and all(name in text for name in TASKS) and "torchrun" in text
-    with pytest.raises(SystemExit, match="one of image-classification, .*; got --model"):
-        script.parse_arguments(["--model", "a"])
+    monkeypatch.setattr(sys, "argv", ["pvt-hf finetune", "--model", "a"])
+    with pytest.raises(SystemExit):
+        main()
+    assert re.search("one of image-classification, .*; got --model", capsys.readouterr().err)
 
 
 def test_there_has_to_be_something_to_finetune(case, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        script.parse_arguments(case.arguments(tmp_path, start=[]))
+        parse(case.arguments(tmp_path, start=[]))
     message = "required: --model" if case.name == "image-classification" else "nothing to fine-tune: give --model, or"
     assert message in capsys.readouterr().err
 

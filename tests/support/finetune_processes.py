@@ -1,5 +1,5 @@
 """
-What every process of the two-process tests in `tests/scripts/test_finetune.py` runs: `scripts/finetune.py`, several
+What every process of the two-process tests in `tests/scripts/test_finetune.py` runs: `pvt-hf finetune`, several
 times, with a record of the batches as Trainer's steps get them.
 
     torchrun --standalone --nproc_per_node 2 -m tests.support.finetune_processes RUNS.json OUTPUT
@@ -14,14 +14,12 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import finetune as script  # noqa: E402
+from pvt_hf.commands.finetune import parse_arguments
+from pvt_hf.data.streams import StreamError
+from pvt_hf.engine import finetuning
 
 
-class RecordingTrainer(script.StreamTrainer):
+class RecordingTrainer(finetuning.StreamTrainer):
     def training_step(self, model, inputs, *args, **kwargs):
         labels = inputs["labels"]
         objects = [len(label["boxes"]) for label in labels] if isinstance(labels, list) else None
@@ -30,17 +28,17 @@ class RecordingTrainer(script.StreamTrainer):
 
 
 BATCHES: list[dict] = []
-script.StreamTrainer = RecordingTrainer
+finetuning.StreamTrainer = RecordingTrainer
 end_training = Accelerator.end_training
 Accelerator.end_training = lambda self: None  # it ends the process group, which the next run needs
 
 
 def run(arguments: list[str]) -> dict:
     BATCHES.clear()
-    given = script.parse_arguments(arguments)
+    given = parse_arguments(arguments[0], arguments[1:])
     try:
-        result = {"metrics": script.finetune(*given)}
-    except script.StreamError as error:
+        result = {"metrics": finetuning.finetune(*given)}
+    except StreamError as error:
         result = {"error": str(error)}
     return {**result, "batches": list(BATCHES), "world_size": given[-1].world_size}
 

@@ -14,7 +14,7 @@ from ...engine.settings import (
     option,
     parse_overrides,
 )
-from ...models.configuration_pvt import PvtConfig
+from ...families import FAMILIES
 from ..settings import CheckpointSettings, ModelSettings
 
 
@@ -59,7 +59,7 @@ class ClassificationSettings(TrainingSettings, ClassificationData, Classificatio
         super().__post_init__()
         if not self.model:
             check_at_least(self, 32, "image_size")
-        parse_overrides("config_overrides", self.config_overrides, PvtConfig)
+        parse_overrides("config_overrides", self.config_overrides, FAMILIES["pvt"].config)
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(
                 f"--mixup and --cutmix mix pairs of images, so --batch_size must be even, got {self.batch_size}."

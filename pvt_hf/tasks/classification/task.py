@@ -15,6 +15,7 @@ from ...data.samples import ProcessorTransform
 from ...data.streams import Stream
 from ...engine.settings import parse_overrides
 from ...engine.task import EvaluationPart, Task
+from ...families import FAMILIES
 from ...models.configuration_pvt import PvtConfig
 from ...models.image_processing_pvt import PvtImageProcessor
 from ...models.modeling_pvt import PvtForImageClassification
@@ -113,7 +114,7 @@ class ClassificationTask(Task):
             )
         if settings.model:
             return open_model(settings.model, self.auto_class, class_names, settings.drop_path_rate)
-        overrides = parse_overrides("config_overrides", settings.config_overrides, PvtConfig)
+        overrides = parse_overrides("config_overrides", settings.config_overrides, FAMILIES["pvt"].config)
         fields = {**get_variant(settings.variant).config, "image_size": settings.image_size, **overrides}
         fields |= label_fields(class_names)
         return PvtForImageClassification(PvtConfig(drop_path_rate=settings.drop_path_rate, **fields))

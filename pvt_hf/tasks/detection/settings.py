@@ -13,9 +13,8 @@ from ...engine.settings import (
     check_share,
     option,
 )
-from ...families import architectures, load
-from ..models import read_overrides
-from ..settings import HeadFinetuning, HeadSettings, SceneSettings
+from ...families import architectures
+from ..settings import HeadFinetuning, HeadSettings, SceneSettings, read_overrides
 
 
 ARCHITECTURES = architectures("detection")
@@ -64,7 +63,7 @@ class DetectionRecipe(HeadSettings):
                 f"--longest_edge {self.longest_edge} is below --shortest_edges {edges} or --eval_shortest_edge "
                 f"{self.eval_shortest_edge}."
             )
-        read_overrides(self, load(ARCHITECTURES[self.architecture].config))
+        read_overrides(self, ARCHITECTURES[self.architecture].config)
 
 
 @dataclass(kw_only=True)

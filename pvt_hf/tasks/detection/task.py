@@ -90,7 +90,7 @@ class DetectionTask(Task):
             check_takes_pixel_mask(model)
             return model
         family = ARCHITECTURES[settings.architecture]
-        return build_head(settings, self.auto_class, load(family.config), list(family.stages), class_names)
+        return build_head(settings, self.auto_class, family, class_names)
 
     def training_sample(self, settings: Any, stream: Stream, processor: Any) -> DetectionSample:
         edges = settings.shortest_edges

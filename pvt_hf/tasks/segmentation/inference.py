@@ -29,13 +29,10 @@ from PIL import Image
 from ...data.samples import ProcessorTransform
 from ...models.image_processing_semantic import MAX_SCORES, best_classes
 from ...models.image_processing_sizes import SIZE_DIVISOR
+from .settings import RATIOS
 
 
 Forward = Callable[[torch.Tensor], Any]
-
-# For multi-scale testing, as in one row of the PVT paper's Table 5. The paper does not give the ratios; these are in
-# the official segmentation/configs/_base_/datasets/ade20k.py, commented out.
-RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 # Most scores in a band of sliding windows: 1 GB of float32, for any image size and number of classes
 MAX_BAND_SCORES = 2**28

@@ -13,13 +13,14 @@ from ...engine.settings import (
     check_share,
     option,
 )
-from ...families import architectures, load
-from ..models import read_overrides
-from ..settings import HeadFinetuning, HeadSettings, SceneSettings
-from .inference import RATIOS
+from ...families import architectures
+from ..settings import HeadFinetuning, HeadSettings, SceneSettings, read_overrides
 
 
 ARCHITECTURES = architectures("segmentation")
+# For multi-scale testing, as in one row of the PVT paper's Table 5. The paper does not give the ratios; these are in
+# the official segmentation/configs/_base_/datasets/ade20k.py, commented out.
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 DATASET_HELP = "digit-scenes (built in), a folder, or a Hub data set such as org/name."
 
 
@@ -61,7 +62,7 @@ class SegmentationRecipe(HeadSettings):
             raise ValueError(f"--longest_edge {self.longest_edge} is below --shortest_edge {self.shortest_edge}.")
         if not 0 < self.min_scale <= self.max_scale:
             raise ValueError(f"--min_scale {self.min_scale} must be above 0 and at most --max_scale {self.max_scale}.")
-        read_overrides(self, load(ARCHITECTURES[self.architecture].config))
+        read_overrides(self, ARCHITECTURES[self.architecture].config)
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,6 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 
 from ...data.streams import Stream
 from ...engine.task import EvaluationPart, Task
-from ...families import load
 from ...models.image_processing_semantic import IGNORE_LABEL, PvtSemanticImageProcessor
 from ..labels import RenumberedSample, class_names_of, match_labels, read_class_names
 from ..models import build_head, normalization_of, open_model
@@ -84,7 +83,7 @@ class SegmentationTask(Task):
         if settings.model:
             return open_model(settings.model, self.auto_class, class_names, settings.drop_path_rate)
         family = ARCHITECTURES[settings.architecture]
-        return build_head(settings, self.auto_class, load(family.config), list(family.stages), class_names)
+        return build_head(settings, self.auto_class, family, class_names)
 
     def training_sample(self, settings: Any, stream: Stream, processor: Any) -> SegmentationSample:
         transform = SegmentationTransform(

@@ -5,19 +5,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gradio as gr
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Pipeline, PreTrainedModel
+from transformers import Pipeline
 
-import pvt_hf  # noqa: F401  registers PVT with the Auto classes
-from pvt_hf.data.samples import decode_rgb
-from pvt_hf.inference.attention import StageAttention, attention_inputs, find_pvt, stage_attention
-from pvt_hf.inference.pictures import class_colors, class_shares, overlay_attention, overlay_classes, overlay_objects
-from pvt_hf.inference.prediction import Objects, find_objects, label_map, open_pipeline
+from ..data.samples import decode_rgb
+from ..inference.attention import StageAttention, attention_inputs, find_pvt, stage_attention
+from ..inference.pictures import class_colors, class_shares, overlay_attention, overlay_classes, overlay_objects
+from ..inference.prediction import Objects, find_objects, label_map, open_pipeline
 
 
 STAGES = 4
@@ -34,11 +33,12 @@ class Problem(Exception):
 class Checkpoint:
     pipeline: Pipeline
     task: str
-    pvt: PreTrainedModel | None
+    pvt: Any  # the PVT in it, a PreTrainedModel, or None
 
     @property
     def id2label(self) -> dict[int, str]:
-        return self.pipeline.model.config.id2label
+        config: Any = self.pipeline.model.config
+        return config.id2label
 
 
 @lru_cache(maxsize=2)
@@ -94,11 +94,13 @@ class View(NamedTuple):
 
 @lru_cache(maxsize=4)
 def view_of(checkpoint: Checkpoint, path: str) -> View:
-    image, processor = read_image(path), checkpoint.pipeline.image_processor
+    image, processor = read_image(path), cast(Any, checkpoint.pipeline.image_processor)
     height, width = processor(image, return_tensors="pt")["pixel_values"].shape[-2:]
     pixel_values = attention_inputs(checkpoint.pvt, processor, image, height * width)
     stages = stage_attention(checkpoint.pvt, pixel_values)
-    return View(copy_of(image, *SIZES), copy_of(image, SMALL, SMALL), stages, tuple(pixel_values.shape[-2:]))
+    return View(
+        copy_of(image, *SIZES), copy_of(image, SMALL, SMALL), stages, (pixel_values.shape[-2], pixel_values.shape[-1])
+    )
 
 
 def stage_updates(view: View, down: float, across: float) -> list[dict[str, Any]]:

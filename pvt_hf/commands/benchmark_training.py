@@ -1,32 +1,23 @@
-"""
-Task "training" of `benchmark.py`: training steps of our classifier against those of the native class.
-
-    python scripts/benchmark.py training --output outputs/training.json
-    python scripts/benchmark.py training --variant pvt-tiny --device cpu --dtype float32 --batch_size 4 --modes plain
-
-A step consists of forward pass (autocast, weights in float32), loss, backward pass and AdamW, on random images that are
-already on the device. Rows: both plain; both compiled; and ours with gradient checkpointing, which the native class
-lacks, against the plain native class. Both sides begin with equal weights and must have equal losses in two steps.
-
-Images per second are measured in blocks of steps, alternating between the sides (A B A B ...). The ratio is ours /
-native: above 1, ours is faster. Memory is the peak of allocated CUDA memory with one side alone: weights, gradients,
-optimiser and activations.
-"""
+"""Task "training" of `pvt-hf benchmark`: training steps of our classifier against those of the native class."""
 
 from __future__ import annotations
 
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_report import (
-    MIN_PAIRS,
+from tqdm import tqdm
+from transformers.models.pvt import PvtConfig as NativeConfig
+from transformers.models.pvt import PvtForImageClassification as NativeClassifier
+
+from ..models.modeling_pvt import PvtForImageClassification
+from ..weights.variants import get_config, get_variant
+from .benchmark_arguments import TrainingArguments
+from .benchmark_report import (
     DisagreementError,
-    check_arguments,
+    choose_device,
     describe_environment,
     run_and_report,
     save,
@@ -34,57 +25,11 @@ from benchmark_report import (
     summarise_ratios,
     time_pairs,
 )
-from tqdm import tqdm
-from transformers.models.pvt import PvtConfig as NativeConfig
-from transformers.models.pvt import PvtForImageClassification as NativeClassifier
-
-from pvt_hf import PvtForImageClassification
-from pvt_hf.weights.variants import VARIANTS, get_config, get_variant
 
 
-MODES = ("plain", "compiled", "checkpointing", "compiled+checkpointing")
 SIDES = ("ours", "native")
 # Largest relative difference of losses. Kernels sum in different orders, and the native softmax is in autocast's dtype.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-
-
-@dataclass
-class TrainingArguments:
-    """Measures training steps of our classifier against those of Transformers' native class."""
-
-    output: Path | None = field(
-        default=None, metadata={"help": "JSON file for the results, written after every row, e.g. training.json."}
-    )
-    variant: str = field(default="pvt-small", metadata={"help": "PVT to measure.", "choices": list(VARIANTS)})
-    device: str = field(
-        default="auto", metadata={"help": "auto: CUDA if available.", "choices": ["auto", "cpu", "cuda"]}
-    )
-    dtype: str = field(
-        default="bfloat16", metadata={"help": "Data type of autocast; float32: none.", "choices": list(TOLERANCE)}
-    )
-    modes: list[str] = field(
-        default_factory=lambda: list(MODES), metadata={"help": "Rows to measure.", "choices": list(MODES)}
-    )
-    batch_size: int = field(default=128, metadata={"help": "Images per step."})
-    image_size: int = field(
-        default=224, metadata={"help": "Height and width of the images, in pixels, a multiple of 32."}
-    )
-    steps: int = field(default=5, metadata={"help": "Steps in a block, which is timed as a whole."})
-    repeats: int = field(default=20, metadata={"help": f"Most pairs of blocks per row, at least {MIN_PAIRS}."})
-    row_seconds: float = field(
-        default=30.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
-    )
-
-    def __post_init__(self):
-        check_arguments(self)
-        if self.batch_size < 1 or self.steps < 1:
-            raise ValueError(f"--batch_size and --steps must be at least 1, got {self.batch_size} and {self.steps}.")
-        if self.image_size < 32 or self.image_size % 32:
-            raise ValueError(f"--image_size must be a multiple of 32, got {self.image_size}.")
-        if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda, but PyTorch sees no CUDA device: give --device cpu.")
 
 
 def build_step(side: str, mode: str, arguments: TrainingArguments) -> Callable[[], torch.Tensor]:
@@ -207,6 +152,7 @@ def measure_rows(arguments: TrainingArguments, results: dict[str, Any]) -> None:
 
 def benchmark_training(arguments: TrainingArguments) -> int:
     """Runs the task "training". Returns the exit code of [`run_and_report`]."""
+    choose_device(arguments)
     environment = describe_environment(arguments.device, torch.get_num_threads())
     return run_and_report(
         arguments, environment, len(arguments.modes), lambda results: measure_rows(arguments, results)

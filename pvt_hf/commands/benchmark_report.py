@@ -1,4 +1,4 @@
-"""Shared by the tasks of `benchmark.py`: timing in pairs, summaries, and a report that survives Ctrl-C."""
+"""Shared by the tasks of `pvt-hf benchmark`: timing in pairs, summaries, and a report that survives Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from typing import Any
 import torch
 import transformers
 
-
-MIN_PAIRS = 3  # pairs per row, even if the time is up
+from .benchmark_arguments import MIN_PAIRS
 
 
 class DisagreementError(RuntimeError):
     """The two sides of a row compute different results, so their times cannot be compared."""
 
 
-def check_arguments(arguments: Any) -> None:
-    """Raises a ValueError for too few `repeats`, or an `output` that is a folder."""
-    if arguments.repeats < MIN_PAIRS:
-        raise ValueError(f"--repeats must be at least {MIN_PAIRS}, got {arguments.repeats}.")
-    if arguments.output is not None and arguments.output.is_dir():
-        raise ValueError(f"--output {arguments.output} is a folder: give the name of a JSON file.")
+def choose_device(arguments: Any) -> None:
+    """Replaces the `device` "auto" by one that is there. Raises a ValueError if CUDA is asked for and missing."""
+    if arguments.device == "auto":
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but PyTorch sees no CUDA device: give --device cpu.")
 
 
 def time_pairs(

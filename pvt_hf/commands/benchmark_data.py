@@ -1,23 +1,4 @@
-"""
-Task "data" of `benchmark.py`: the input pipeline against a bare loop with the same libraries, on one core.
-
-    python scripts/benchmark.py data --output outputs/benchmark_data.json
-    python scripts/benchmark.py data --rows crop recipe --source webdataset
-
-"ours" is what training and evaluation iterate over: `BatchStream` and `make_loader`, without workers. It reads files
-that are made for the benchmark: JPEGs of about 500x375 pixels and 110 kB, with the spectrum of photographs. "bare" is a
-loop that opens the same bytes from memory with Pillow, converts them to RGB, transforms and stacks them. It has no
-`datasets`, no shuffling, no error handling and no random state per sample.
-
-Row "crop": random resized crop and flip, with the same transform object on both sides.
-Row "recipe": the same, with RandAugment and random erasing.
-Row "evaluation": our image processor against torchvision's v2 transforms on tensors, which resize in the same way.
-
-A pair is one pass of each side over all images, alternating batch by batch, and includes the start of the pass. The
-ratio is the median over the pairs of ours / bare, in images per second: above 1, ours is faster. Before anything is
-timed, the tensors of both sides are compared, with the bare side using the random states of ours. If they differ, the
-run stops.
-"""
+"""Task "data" of `pvt-hf benchmark`: the input pipeline against a bare loop, see `benchmark.py`."""
 
 from __future__ import annotations
 
@@ -28,17 +9,26 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from benchmark_report import (
-    MIN_PAIRS,
+from PIL import Image
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from ..data.batches import BatchStream, make_loader
+from ..data.samples import ProcessorTransform
+from ..data.streams import Stream
+from ..models.image_processing_pvt import PvtImageProcessor
+from ..tasks.classification.samples import ClassificationSample
+from ..tasks.classification.streams import open_classification_stream
+from ..tasks.classification.transforms import ClassificationTransform
+from .benchmark_arguments import DataArguments
+from .benchmark_report import (
     DisagreementError,
-    check_arguments,
     describe_environment,
     run_and_report,
     save,
@@ -46,63 +36,16 @@ from benchmark_report import (
     summarise_ratios,
     time_pairs,
 )
-from PIL import Image
-from torchvision.transforms import v2
-from tqdm import tqdm
-
-from pvt_hf import PvtImageProcessor
-from pvt_hf.data.batches import BatchStream, make_loader
-from pvt_hf.data.samples import ProcessorTransform
-from pvt_hf.data.streams import Stream
-from pvt_hf.tasks.classification.samples import ClassificationSample
-from pvt_hf.tasks.classification.streams import open_classification_stream
-from pvt_hf.tasks.classification.transforms import ClassificationTransform
 
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
-ROWS = ("crop", "recipe", "evaluation")
-SOURCES = ("parquet", "folder", "webdataset")
 SIZES = ((500, 375), (375, 500), (500, 333))  # width, height: the commonest of ImageNet
 NUM_CLASSES = 10
 SIDE = 224
 # Largest difference of normalised values. In training, both sides run the same operations with the same random numbers.
 # In evaluation, the processor scales and normalises in one step and torchvision in two, so they round differently.
 TOLERANCE = {"crop": 0.0, "recipe": 0.0, "evaluation": 1e-5}
-
-
-@dataclass
-class DataArguments:
-    """Measures the input pipeline against a bare loop that decodes, resizes and crops, on one core."""
-
-    output: Path | None = field(
-        default=None, metadata={"help": "JSON file for the results, written after every row, e.g. data.json."}
-    )
-    rows: list[str] = field(
-        default_factory=lambda: list(ROWS), metadata={"help": "Rows to measure.", "choices": list(ROWS)}
-    )
-    source: str = field(default="parquet", metadata={"help": "Format of the image files.", "choices": list(SOURCES)})
-    images: int = field(default=384, metadata={"help": "Images per pass, a multiple of --batch_size."})
-    batch_size: int = field(default=32, metadata={"help": "Images per batch."})
-    shuffle_window: int = field(
-        default=2000, metadata={"help": "Rows crop and recipe: images that are read ahead to shuffle; 0: no shuffling."}
-    )
-    quality: int = field(default=90, metadata={"help": "JPEG quality of the images, 1 to 95."})
-    repeats: int = field(default=20, metadata={"help": f"Most pairs of passes per row, at least {MIN_PAIRS}."})
-    row_seconds: float = field(
-        default=60.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
-    )
-
-    def __post_init__(self):
-        check_arguments(self)
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
-        if self.images < 1 or self.images % self.batch_size:
-            raise ValueError(f"--images {self.images} must be a multiple of --batch_size {self.batch_size}.")
-        if self.shuffle_window < 0:
-            raise ValueError(f"--shuffle_window must be at least 0, got {self.shuffle_window}.")
-        if not 1 <= self.quality <= 95:
-            raise ValueError(f"--quality must be from 1 to 95, got {self.quality}.")
 
 
 def make_texture(side: int = 1024) -> np.ndarray:

@@ -1,0 +1,65 @@
+"""
+The commands: `pvt-hf NAME`, which is also `python -m pvt_hf NAME`. `scripts/` has a door to each, for launchers.
+
+The files named in `COMMANDS` import nothing heavy until the arguments have been read, so that `--help` and wrong
+arguments are answered at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """
+    Attributes:
+        module: file in this folder with a function `main`.
+        help: one line for the list of commands.
+        arguments: of `main`.
+    """
+
+    module: str
+    help: str
+    arguments: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "train-image-classification": Command("train", "train or fine-tune a classifier", ("image-classification",)),
+    "train-semantic-segmentation": Command("train", "train a model for segmentation", ("semantic-segmentation",)),
+    "train-object-detection": Command("train", "train a detector, with or without masks", ("object-detection",)),
+    "finetune": Command("finetune", "fine-tune a model of any task with Transformers' Trainer"),
+    "evaluate": Command("evaluate", "compute the metrics of a model of any task"),
+    "predict": Command("predict", "run a model on images, and write pictures of its predictions"),
+    "convert": Command("convert", "convert an official PVT checkpoint"),
+    "push": Command("push", "push a model to the Hub, with a model card"),
+    "app": Command("app", "serve a web page to try a model"),
+    "benchmark": Command("benchmark", "measure speed and memory on this machine"),
+}
+
+
+def main() -> None:
+    """Runs the command that the first argument names."""
+    import pvt_hf
+
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+        print("usage: pvt-hf COMMAND [ARGUMENT ...]\n\nCommands:", *lines, sep="\n")
+        print("\npvt-hf COMMAND --help describes a command, pvt-hf --version prints the version.")
+        return
+    if name == "--version":
+        print(pvt_hf.__version__)
+        return
+    if name not in COMMANDS:
+        from difflib import get_close_matches
+
+        similar = get_close_matches(name, COMMANDS, n=1)
+        raise SystemExit(
+            f"error: there is no command {name}{f'; did you mean {similar[0]}?' if similar else '.'} See pvt-hf --help."
+        )
+    command = COMMANDS[name]
+    sys.argv = [f"pvt-hf {name}", *arguments]  # argparse and run.json name the program by its first word
+    raise SystemExit(import_module(f".{command.module}", __name__).main(*command.arguments))

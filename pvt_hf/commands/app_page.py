@@ -1,0 +1,168 @@
+"""The web page of `pvt-hf app`: its components and events."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from transformers.utils import logging
+
+from .app_answers import STAGES, Problem, message, open_checkpoint, predict, read_image, stage_updates, view_of
+
+
+DEMO = [f"outputs/demo/{name}" for name in ("detector", "segmenter", "model")]  # written by `make demo`
+NO_CHECKPOINT = 'Name a folder or a Hub id and press Load. ("make demo" trains models that this page opens by default.)'
+WITH_THRESHOLD = ("object-detection", "instance-segmentation")
+DISPLAY: dict[str, Any] = {"interactive": False, "buttons": ["fullscreen"]}
+CANNOT_TAKE = (ValueError, RuntimeError, MemoryError)  # raised by processor and model for images they cannot take
+THEME = gr.themes.Default(primary_hue="blue").set(  # for contrast
+    body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+    button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800",
+)  # fmt: skip
+CSS = """
+:focus-visible { outline: 3px solid #0072B2 !important; outline-offset: 2px; }
+#details { overflow-x: auto; }
+#details ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; }
+#details i { display: inline-block; width: 1em; height: 1em; border: 1px solid; vertical-align: -0.1em; }
+#details td, #details th { padding: 0.2rem 0.75rem; text-align: left; }
+#status { overflow-wrap: anywhere; font-weight: 600; }
+"""
+
+
+class Page:
+    """The components of the page and their event handlers. The model is loaded when somebody opens the page."""
+
+    def __init__(self, model: str | None, trust_remote_code: bool):
+        self.model, self.trust_remote_code = model, trust_remote_code
+        with gr.Blocks(title="Try a PVT", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
+            self.loaded = gr.State("")
+            gr.Markdown("# Try a Pyramid Vision Transformer")
+            with gr.Row():
+                with gr.Column(min_width=300):
+                    self.add_inputs()
+                with gr.Column(min_width=300, scale=2):
+                    self.classes = gr.Label(label="Classes", visible=False, elem_id="classes")
+                    self.picture = gr.Image(label="Answer", visible=False, alt_text="The answer", **DISPLAY)
+                    self.details = gr.HTML(elem_id="details")
+            with gr.Column(visible=False) as self.attention:
+                self.add_attention()
+            self.connect()
+
+    def add_inputs(self) -> None:
+        self.name = gr.Textbox(label="Checkpoint", info="A folder or a Hub id, with safetensors")
+        self.load = gr.Button("Load", variant="primary")
+        self.file = gr.File(label="Image", height=160)
+        self.threshold = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Lowest score of an object", visible=False)
+        self.status = gr.HTML()
+
+    def add_attention(self) -> None:
+        gr.Markdown(
+            "## Where a patch looks\n\nClick the picture, or move the sliders, to choose a patch (framed in white). "
+            "For each stage, the map shows the attention of that patch in the last block, averaged over the heads: "
+            "brighter means more."
+        )
+        with gr.Row():
+            with gr.Column(min_width=300):
+                self.source = gr.Image(label="Choose a patch", alt_text="Your image", **DISPLAY)
+                self.down = gr.Slider(0, 100, 50, step=1, label="Patch: from the top, in %")
+                self.across = gr.Slider(0, 100, 50, step=1, label="Patch: from the left, in %")
+                self.seen = gr.HTML()
+            with gr.Column(min_width=300, scale=2):
+                self.stages = []
+                for first in range(1, STAGES, 2):
+                    with gr.Row():
+                        for number in (first, first + 1):
+                            alt_text = f"Attention of stage {number}"
+                            self.stages.append(gr.Image(min_width=220, alt_text=alt_text, **DISPLAY))
+
+    def connect(self) -> None:
+        """Attaches the event handlers."""
+        place = [self.down, self.across]
+        inputs = [self.loaded, self.file, self.threshold, *place]
+        results = [self.status, self.threshold, self.classes, self.picture, self.details, self.attention,
+                   self.source, self.seen, *self.stages]  # fmt: skip
+        # "always_last": an event that comes while the previous one is handled waits. (By default it would be dropped.)
+        options: dict[str, Any] = {
+            "concurrency_id": "model", "api_visibility": "private", "trigger_mode": "always_last"
+        }  # fmt: skip
+        opening = {"inputs": [self.name, *inputs[1:]], "outputs": [self.name, self.loaded, *results], **options}
+        self.blocks.load(self.start, **opening)
+        self.load.click(self.open, **opening)
+        self.name.submit(self.open, **opening)
+        answering = [self.file.upload, self.file.clear, self.threshold.input]
+        gr.on(answering, self.answer, inputs=inputs, outputs=results, **options)
+        looking = {"show_progress": "hidden", **options}
+        self.source.select(self.click, inputs=inputs[:2], outputs=[*place, *self.stages], **looking)
+        sliding = [slider.input for slider in place]
+        gr.on(sliding, self.look, inputs=[*inputs[:2], *place], outputs=self.stages, **looking)
+
+    def start(self, name: str, *inputs: Any) -> dict:
+        found = (folder for folder in DEMO if Path(folder, "config.json").is_file())
+        return self.open(self.model or next(found, ""), *inputs)
+
+    def open(self, name: str, *inputs: Any) -> dict:
+        """Loads the checkpoint again even if it is the same: it may have been trained further."""
+        name = name.strip()
+        open_checkpoint.cache_clear()
+        view_of.cache_clear()
+        return {self.name: name, self.loaded: name, **self.answer(name, *inputs)}
+
+    def answer(self, name: str, path: str | None, threshold: float, down: float, across: float) -> dict:
+        """Updates for the status and all results. Results are emptied if something is missing or wrong."""
+        updates: dict = {
+            component: gr.update(value=None, visible=False) for component in (self.classes, self.picture, *self.stages)
+        }
+        updates |= {self.threshold: gr.update(), self.details: "", self.source: None, self.seen: ""}
+        updates |= {self.attention: gr.update(visible=False), self.status: message(NO_CHECKPOINT)}
+        if not name:
+            return updates
+        try:
+            checkpoint = open_checkpoint(name, self.trust_remote_code)
+            updates[self.threshold] = gr.update(visible=checkpoint.task in WITH_THRESHOLD)
+            if path is None:
+                kinds = f"{len(checkpoint.id2label)} classes"
+                updates[self.status] = message(f"Loaded {name}: {checkpoint.task}, {kinds}. Now drop an image.")
+                return updates
+            image = read_image(path)
+            text, confidences, picture, html = predict(checkpoint, image, threshold)
+            results: dict = {
+                self.status: message(f"{Path(path).name}: {text}"),
+                self.classes: gr.update(value=confidences, visible=confidences is not None),
+                self.picture: gr.update(value=picture, visible=picture is not None),
+                self.details: html,
+            }
+            if checkpoint.pvt is not None:
+                view = view_of(checkpoint, path)
+                results |= {self.attention: gr.update(visible=True), self.source: view.picture}
+                results |= dict(zip(self.stages, stage_updates(view, down, across)))
+                height, width = view.size
+                results[self.seen] = f"<p>Attention was computed at {width} x {height} pixels.</p>"
+            return updates | results
+        except (Problem, *CANNOT_TAKE) as error:
+            return updates | {self.status: message(f"⚠ {error}")}
+
+    def look(self, name: str, path: str, down: float, across: float) -> list:
+        return stage_updates(view_of(open_checkpoint(name, self.trust_remote_code), path), down, across)
+
+    def click(self, name: str, path: str, event: gr.SelectData) -> list:
+        width, height = view_of(open_checkpoint(name, self.trust_remote_code), path).picture.size
+        down, across = 100 * (event.index[1] + 0.5) / height, 100 * (event.index[0] + 0.5) / width
+        return [round(down), round(across), *self.look(name, path, down, across)]
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Serves the page until the process is stopped, as the `arguments` of `pvt-hf app` say."""
+    logging.disable_progress_bar()
+    blocks = Page(arguments.model, arguments.trust_remote_code).blocks
+    # blocks.launch gives up if its own page takes more than three seconds to answer, and can make a public link.
+    server = gr.mount_gradio_app(
+        FastAPI(openapi_url=None), blocks, "/", server_name=arguments.host, server_port=arguments.port, theme=THEME,
+        css=CSS, footer_links=[], run_history=False, enable_monitoring=False, show_error=False, max_file_size="200mb",
+    )  # fmt: skip
+    print(f"The page: http://{arguments.host}:{arguments.port}", flush=True)
+    uvicorn.run(server, host=arguments.host, port=arguments.port, log_level="warning")

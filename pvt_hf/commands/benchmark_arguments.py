@@ -1,0 +1,165 @@
+"""Arguments of the tasks of `pvt-hf benchmark`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..weights.variants import VARIANTS
+
+
+DTYPES = ("float32", "float16", "bfloat16")
+AUTOCAST_DTYPES = ("float32", "bfloat16")
+MIN_PAIRS = 3  # pairs per row, even if the time is up
+MODES = ("plain", "compiled", "checkpointing", "compiled+checkpointing")  # rows of task "training"
+ROWS = ("crop", "recipe", "evaluation")  # of task "data"
+SOURCES = ("parquet", "folder", "webdataset")
+
+
+def check_arguments(arguments: Any) -> None:
+    """Raises a ValueError for too few `repeats`, or an `output` that is a folder."""
+    if arguments.repeats < MIN_PAIRS:
+        raise ValueError(f"--repeats must be at least {MIN_PAIRS}, got {arguments.repeats}.")
+    if arguments.output is not None and arguments.output.is_dir():
+        raise ValueError(f"--output {arguments.output} is a folder: give the name of a JSON file.")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Parses "512" or "800x1312" to (height, width) in pixels. Raises a ValueError for others, or below 32 pixels."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if min(height, width) < 32:
+        raise ValueError(
+            f"--sizes: {text!r} is not an image size: give one like 512 or 800x1312 (height x width), at least 32x32."
+        )
+    return height, width
+
+
+@dataclass
+class ModelsArguments:
+    """
+    Measures PVT on this machine, two models at a time in one process. Other tasks: benchmark.py training --help,
+    benchmark.py data --help.
+    """
+
+    output: Path | None = field(
+        default=None, metadata={"help": "JSON file for the results, written after every row, e.g. models.json."}
+    )
+    variant: str = field(default="pvt-small", metadata={"help": "PVT to measure.", "choices": list(VARIANTS)})
+    device: str = field(
+        default="auto", metadata={"help": "auto: CUDA if available.", "choices": ["auto", "cpu", "cuda"]}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Data type of weights and images.", "choices": list(DTYPES)},
+    )
+    sections: list[str] = field(
+        default_factory=lambda: ["native", "attention"],
+        metadata={
+            "help": "native: ours against the native class; attention: SDPA against eager attention.",
+            "choices": ["native", "attention"],
+        },
+    )
+    skip_compile: bool = field(default=False, metadata={"help": "Section native: leave out the torch.compile rows."})
+    image_size: int = field(
+        default=224, metadata={"help": "Section native: height and width in pixels, a multiple of 32."}
+    )
+    batch_sizes: list[int] = field(
+        default_factory=lambda: [1, 8], metadata={"help": "Section native: images per batch, one row each."}
+    )
+    sizes: list[str] = field(
+        default_factory=lambda: ["512", "800x1312", "1024"],
+        metadata={"help": "Section attention: HEIGHTxWIDTH or one side, in pixels; the batch size is 1."},
+    )
+    attention_backward: bool = field(
+        default=False, metadata={"help": "Section attention: also forward+backward, which is slow on a CPU."}
+    )
+    repeats: int = field(default=30, metadata={"help": f"Most pairs per row, at least {MIN_PAIRS}."})
+    row_seconds: float = field(
+        default=12.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
+    )
+    max_minutes: float = field(default=12.0, metadata={"help": "Start no row after this many minutes."})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads, e.g. 2; default: PyTorch's choice."})
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+        for size in self.sizes:
+            parse_size(size)
+        if self.image_size < 32 or self.image_size % 32:
+            raise ValueError(f"--image_size must be a multiple of 32, got {self.image_size}.")
+        if min(self.batch_sizes) < 1:
+            raise ValueError(f"--batch_sizes must be at least 1, got {self.batch_sizes}.")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {self.threads}.")
+
+
+@dataclass
+class TrainingArguments:
+    """Measures training steps of our classifier against those of Transformers' native class."""
+
+    output: Path | None = field(
+        default=None, metadata={"help": "JSON file for the results, written after every row, e.g. training.json."}
+    )
+    variant: str = field(default="pvt-small", metadata={"help": "PVT to measure.", "choices": list(VARIANTS)})
+    device: str = field(
+        default="auto", metadata={"help": "auto: CUDA if available.", "choices": ["auto", "cpu", "cuda"]}
+    )
+    dtype: str = field(
+        default="bfloat16",
+        metadata={"help": "Data type of autocast; float32: none.", "choices": list(AUTOCAST_DTYPES)},
+    )
+    modes: list[str] = field(
+        default_factory=lambda: list(MODES), metadata={"help": "Rows to measure.", "choices": list(MODES)}
+    )
+    batch_size: int = field(default=128, metadata={"help": "Images per step."})
+    image_size: int = field(
+        default=224, metadata={"help": "Height and width of the images, in pixels, a multiple of 32."}
+    )
+    steps: int = field(default=5, metadata={"help": "Steps in a block, which is timed as a whole."})
+    repeats: int = field(default=20, metadata={"help": f"Most pairs of blocks per row, at least {MIN_PAIRS}."})
+    row_seconds: float = field(
+        default=30.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
+    )
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+        if self.batch_size < 1 or self.steps < 1:
+            raise ValueError(f"--batch_size and --steps must be at least 1, got {self.batch_size} and {self.steps}.")
+        if self.image_size < 32 or self.image_size % 32:
+            raise ValueError(f"--image_size must be a multiple of 32, got {self.image_size}.")
+
+
+@dataclass
+class DataArguments:
+    """Measures the input pipeline against a bare loop that decodes, resizes and crops, on one core."""
+
+    output: Path | None = field(
+        default=None, metadata={"help": "JSON file for the results, written after every row, e.g. data.json."}
+    )
+    rows: list[str] = field(
+        default_factory=lambda: list(ROWS), metadata={"help": "Rows to measure.", "choices": list(ROWS)}
+    )
+    source: str = field(default="parquet", metadata={"help": "Format of the image files.", "choices": list(SOURCES)})
+    images: int = field(default=384, metadata={"help": "Images per pass, a multiple of --batch_size."})
+    batch_size: int = field(default=32, metadata={"help": "Images per batch."})
+    shuffle_window: int = field(
+        default=2000, metadata={"help": "Rows crop and recipe: images that are read ahead to shuffle; 0: no shuffling."}
+    )
+    quality: int = field(default=90, metadata={"help": "JPEG quality of the images, 1 to 95."})
+    repeats: int = field(default=20, metadata={"help": f"Most pairs of passes per row, at least {MIN_PAIRS}."})
+    row_seconds: float = field(
+        default=60.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
+    )
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
+        if self.images < 1 or self.images % self.batch_size:
+            raise ValueError(f"--images {self.images} must be a multiple of --batch_size {self.batch_size}.")
+        if self.shuffle_window < 0:
+            raise ValueError(f"--shuffle_window must be at least 0, got {self.shuffle_window}.")
+        if not 1 <= self.quality <= 95:
+            raise ValueError(f"--quality must be from 1 to 95, got {self.quality}.")

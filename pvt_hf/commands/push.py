@@ -1,0 +1,73 @@
+"""
+Pushes a trained or converted model to the Hugging Face Hub, with its image processor, a model card and its code.
+
+    pvt-hf push --model outputs/fruit --repo me/fruit --dry_run
+    pvt-hf push --model outputs/fruit --repo me/fruit --evaluation outputs/fruit.json --private
+
+Needs `hf auth login` or HF_TOKEN, except for a dry run. After a lost connection, the same command uploads only what is
+still missing. Exit code 0 on success; 1 with the reason on stderr otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from transformers.hf_argparser import HfArgumentParser
+
+from ..engine.settings import HelpFormatter
+
+
+@dataclass
+class Arguments:
+    model: str = field(metadata={"help": "Folder from a training or from `pvt-hf convert`, e.g. outputs/fruit."})
+    repo: str = field(metadata={"help": "Repository on the Hub, e.g. me/fruit. Created if it does not exist."})
+    revision: str | None = field(
+        default=None,
+        metadata={"help": "Branch to commit to, created if it does not exist. Default: the main branch."},
+    )
+    private: bool = field(
+        default=False, metadata={"help": "Create a private repository; refuse one that is public already."}
+    )
+    without_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Do not upload the model's code. It is what opens the model where this package is not installed, "
+            "with trust_remote_code=True."
+        },
+    )
+    evaluation: str | None = field(
+        default=None, metadata={"help": "JSON file from an evaluation script's --output, for the model card."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "License of the weights for the model card, e.g. apache-2.0."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "List what would be uploaded, and upload nothing."})
+
+
+def main() -> int:
+    parser = HfArgumentParser(cast(Any, Arguments), description=__doc__, formatter_class=HelpFormatter)
+    (arguments,) = parser.parse_args_into_dataclasses()
+
+    from ..hub.upload import push_folder
+
+    try:
+        result = push_folder(
+            arguments.model,
+            arguments.repo,
+            revision=arguments.revision,
+            private=arguments.private,
+            with_code=not arguments.without_code,
+            evaluation_file=arguments.evaluation,
+            license=arguments.license,
+            dry_run=arguments.dry_run,
+        )
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, size in result.files.items():
+        print(f"{size:>14,}  {name}")
+    print(f"{sum(result.files.values()):>14,}  bytes in {len(result.files)} files")
+    print(f"pushed    {result.url}" if result.url else f"dry run   nothing was uploaded to {arguments.repo}")
+    return 0
