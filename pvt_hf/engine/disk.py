@@ -14,7 +14,7 @@ import torch
 PROBE_BYTES = 1 << 20
 
 
-def describe_write_error(folder: Path, error: Exception, needed: int) -> str:
+def describe_write_error(folder: Path, error: BaseException, needed: int) -> str:
     """
     Says why writing to a folder failed: whether the disk is full, how much is needed and how much is free. Libraries
     report a full disk in ways that do not mention it, such as an internal assertion.

@@ -84,7 +84,7 @@ def make_schedule(
     return CosineLRScheduler(optimizer, **shared)
 
 
-def change_length(scheduler: Scheduler, total_steps: int, decay_steps: Sequence[int] = ()) -> None:
+def change_length(scheduler: Any, total_steps: int, decay_steps: Sequence[int] = ()) -> None:
     """Lays a schedule of [`make_schedule`] out for another number of steps, or other `decay_steps`."""
     if isinstance(scheduler, MultiStepLRScheduler):
         scheduler.decay_t = [step + 1 for step in decay_steps]

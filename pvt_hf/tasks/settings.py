@@ -7,6 +7,7 @@ from typing import Any
 
 from ..engine.settings import Settings, check_at_least, option, parse_overrides
 from ..families import FAMILIES
+from ..weights.paths import check_model_path
 
 
 @dataclass(kw_only=True)
@@ -17,6 +18,11 @@ class CheckpointSettings(Settings):
     drop_path_rate: float = option(
         0.1, "Drop path: probability of dropping the last block; it rises from 0 with depth, e.g. 0.3."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model:
+            check_model_path(self.model)
 
 
 @dataclass(kw_only=True)
@@ -86,5 +92,6 @@ def read_overrides(settings: HeadSettings, config: str) -> tuple[dict[str, Any],
     Parses `--config_overrides` and `--backbone_overrides`: fields of the head's configuration, "file.Class", and of the
     backbone's. Raises a ValueError for invalid JSON and for fields that do not exist.
     """
-    head = parse_overrides("config_overrides", settings.config_overrides, config)
-    return head, parse_overrides("backbone_overrides", settings.backbone_overrides, FAMILIES["pvt"].config)
+    head, backbone = ("config_overrides", config), ("backbone_overrides", FAMILIES["pvt"].config)
+    head_fields = parse_overrides(head[0], settings.config_overrides, head[1], other=backbone)
+    return head_fields, parse_overrides(backbone[0], settings.backbone_overrides, backbone[1], other=head)

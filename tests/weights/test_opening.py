@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from pvt_hf import PvtForImageClassification
-from pvt_hf.weights.opening import check_model_path, open_complete, shorten, weights_digest
+from pvt_hf.weights.opening import open_complete, shorten, weights_digest
+from pvt_hf.weights.paths import check_model_path
 
 from ..support.common import randomize, tiny_pvt_config
 
