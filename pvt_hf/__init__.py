@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .families import FAMILIES, class_name
-from .registry import register_on_import
+from .registry import register
 
 
 if TYPE_CHECKING:  # types of the names, all of which are loaded on demand
@@ -84,4 +84,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f".{_ON_DEMAND[name]}", __name__), name)
 
 
-register_on_import()
+register()

@@ -1,25 +1,20 @@
 """
 Registers the package with Transformers' Auto classes. Takes over the `pvt` model type (`exist_ok`).
 
-Importing the Auto classes takes seconds, so `import pvt_hf` alone does not: the registration happens when a program
-imports them, or models of this package.
+Importing the Auto classes takes seconds, so `import pvt_hf` does not: each of their files is registered with as soon as
+a program has imported it.
 """
 
 from __future__ import annotations
 
 import sys
-from importlib import import_module
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 from .families import FAMILIES, load
-
-
-AUTO_MODULES = tuple(
-    f"transformers.models.auto.{name}_auto" for name in ("configuration", "image_processing", "modeling")
-)
 
 
 class _OnDemand(type):
@@ -40,58 +35,79 @@ def _on_demand(path: str) -> type:
     return _OnDemand(name, (), {"__module__": f"{__package__}.models.{file}", "path": path})
 
 
-def register() -> None:
-    """Makes `AutoX.from_pretrained` and `AutoX.from_config` build this package's classes for its model types."""
-    import transformers
-    from transformers import IMAGE_PROCESSOR_MAPPING, AutoConfig
-
+def _register_configs(auto: Any) -> None:
     for family in FAMILIES.values():
-        config_class = load(family.config)
-        find = _on_demand if family.stages else load  # a model without a head is what all others need
-        AutoConfig.register(family.model_type, config_class, exist_ok=True)
+        auto.AutoConfig.register(family.model_type, load(family.config), exist_ok=True)
+
+
+def _register_models(auto: Any) -> None:
+    for family in FAMILIES.values():
         for model in family.models:
             for auto_class in model.auto_classes:
                 # Not `AutoX.register`, which reads an attribute of the class
-                mapping = getattr(transformers, auto_class)._model_mapping
-                mapping.register(config_class, find(model.path), exist_ok=True)
+                mapping = getattr(auto, auto_class)._model_mapping
+                mapping.register(load(family.config), _on_demand(model.path), exist_ok=True)
+
+
+def _register_processors(auto: Any) -> None:
+    for family in FAMILIES.values():
         # Not `AutoImageProcessor.register`, which first looks up what the name "PvtConfig" stands for natively. That
         # imports the native processors and, without torchvision, prints a warning that concerns nobody.
-        processors: Any = {backend: find(path) for backend, path in family.processors.items()}
-        IMAGE_PROCESSOR_MAPPING.register(config_class, processors, exist_ok=True)
+        processors: Any = {backend: _on_demand(path) for backend, path in family.processors.items()}
+        auto.IMAGE_PROCESSOR_MAPPING.register(load(family.config), processors, exist_ok=True)
 
 
-class _AutoClassWatcher(MetaPathFinder):
-    """Finds the files of the Auto classes as Python does, and registers as soon as the last of them has run."""
+_REGISTER: dict[str, Callable[[Any], None] | None] = {
+    "transformers.models.detr.configuration_detr": None,  # our configuration of DETR inherits from it
+    "transformers.models.auto.configuration_auto": _register_configs,
+    "transformers.models.auto.modeling_auto": _register_models,
+    "transformers.models.auto.image_processing_auto": _register_processors,
+}
+
+
+class _AutoClassFinder(MetaPathFinder):
+    """
+    Finds the files of the Auto classes as Python does, and registers with them after they have run. They import each
+    other, and importing one of our configurations may import the next of them. So what has run waits in a line until
+    none is running. `DetrConfig` imports them, too.
+    """
 
     def __init__(self) -> None:
         self.running = 0
+        self.waiting: list[ModuleType] = []
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path, target) if fullname in AUTO_MODULES else None
+        spec = PathFinder.find_spec(fullname, path, target) if fullname in _REGISTER else None
         if spec is not None and spec.loader is not None:
-            run: Any = spec.loader.exec_module
+            run = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                self.running += 1  # they import each other
+                self.running += 1
                 try:
                     run(module)
+                    self.waiting.append(module)
                 finally:
                     self.running -= 1
-                if not self.running:
-                    register_now()
+                self.register()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
+    def register(self) -> None:
+        """Registers with the modules in the line, unless one is running or registered with at this moment."""
+        while self.waiting and not self.running:
+            self.running += 1
+            module = self.waiting.pop(0)
+            try:
+                if register_with := _REGISTER[module.__name__]:
+                    register_with(module)
+            finally:
+                self.running -= 1
 
-def register_now() -> None:
-    """Registers, once: `pvt_hf.models` calls [`register`] when it is imported."""
-    import_module(f"{__package__}.models")
 
-
-def register_on_import() -> None:
-    """Registers now if the Auto classes have been imported, otherwise as soon as they are."""
-    if any(name in sys.modules for name in AUTO_MODULES):
-        register_now()
-    else:
-        sys.meta_path.insert(0, _AutoClassWatcher())
+def register() -> None:
+    """Makes `AutoX.from_pretrained` and `AutoX.from_config` build this package's classes for its model types."""
+    finder = _AutoClassFinder()
+    sys.meta_path.insert(0, finder)
+    finder.waiting = [sys.modules[name] for name in _REGISTER if name in sys.modules]
+    finder.register()

@@ -4,4 +4,4 @@ from pvt_hf.commands.evaluate import main
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("semantic-segmentation"))
+    main("semantic-segmentation")

@@ -4,4 +4,4 @@ from pvt_hf.commands.finetune import main
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -4,4 +4,4 @@ from pvt_hf.commands.train import main
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("object-detection"))
+    main("object-detection")

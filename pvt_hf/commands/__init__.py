@@ -34,8 +34,10 @@ COMMANDS = {
     "predict": Command("predict", "run a model on images, and write pictures of its predictions"),
     "convert": Command("convert", "convert an official PVT checkpoint"),
     "push": Command("push", "push a model to the Hub, with a model card"),
+    "info": Command("info", "say what a model is, what it costs and what it can be used for"),
     "app": Command("app", "serve a web page to try a model"),
     "benchmark": Command("benchmark", "measure speed and memory on this machine"),
+    "reproduce": Command("reproduce", "count and measure what the paper's tables and figures give"),
 }
 
 

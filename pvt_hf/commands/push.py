@@ -1,7 +1,7 @@
 """
 Pushes a trained or converted model to the Hugging Face Hub, with its image processor, a model card and its code.
 
-    pvt-hf push --model outputs/fruit --repo me/fruit --dry_run
+    pvt-hf push --model outputs/fruit --repo me/fruit --dry_run --show_card
     pvt-hf push --model outputs/fruit --repo me/fruit --evaluation outputs/fruit.json --private
 
 Needs `hf auth login` or HF_TOKEN, except for a dry run. After a lost connection, the same command uploads only what is
@@ -44,6 +44,7 @@ class Arguments:
         default=None, metadata={"help": "License of the weights for the model card, e.g. apache-2.0."}
     )
     dry_run: bool = field(default=False, metadata={"help": "List what would be uploaded, and upload nothing."})
+    show_card: bool = field(default=False, metadata={"help": "Print the model card first, also of a dry run."})
 
 
 def main() -> int:
@@ -66,6 +67,8 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if arguments.show_card:
+        print(result.card)
     for name, size in result.files.items():
         print(f"{size:>14,}  {name}")
     print(f"{sum(result.files.values()):>14,}  bytes in {len(result.files)} files")

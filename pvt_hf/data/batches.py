@@ -22,6 +22,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from .label_counts import LabelCounts
 from .samples import BadSample, sample_id, stack
 from .seeding import seeded
 from .sharding import shard_sizes, split_strategy, worker_sizes
@@ -45,7 +46,8 @@ class BatchStream(IterableDataset):
 
     Args:
         stream: the source.
-        prepare: example to sample; raises [`BadSample`] for one to skip.
+        prepare: example to sample; raises [`BadSample`] for one to skip. A sample may have its [`LabelCounts`] as
+            "label_counts", which are added up and not collated.
         batch_size: samples per batch on this process.
         rank, world_size: this process' number, and how many there are.
         seed: of shuffling and augmentation.
@@ -64,9 +66,9 @@ class BatchStream(IterableDataset):
             `shuffle_window`. (Images of similar shapes need little padding.) An epoch has the same samples, and as many
             batches, as without groups.
 
-    Yields dicts: what `collate` returns, `sample_ids` (list of str) and `skipped` (list of (name, reason) since the
-    last batch). The last dict of an epoch may have no tensors, only `skipped` and `dropped` (number of samples in the
-    incomplete batch).
+    Yields dicts: what `collate` returns, `sample_ids` (list of str), `skipped` (list of (name, reason) since the last
+    batch) and `label_counts` if the samples have them. The last dict of an epoch may have no tensors, only `skipped`
+    and `dropped` (number of samples in the incomplete batch).
 
     Raises:
         StreamError: the source fails repeatedly, or more than `max_bad_share` of the samples are bad.
@@ -204,13 +206,18 @@ class BatchStream(IterableDataset):
             self._pending = len(samples) % self.batch_size
             if self._pending == 0:
                 self._state = {**self._settings(), "epoch": self.epoch, "position": dict(position)}
-                yield {**self.collate(samples), "sample_ids": ids, "skipped": skipped}
+                yield self._batch(samples, ids, skipped)
                 samples, ids, skipped = [], [], []
         self._state = {**self._settings(), "epoch": self.epoch, "position": dict(position)}
         if samples and not self.drop_last:
-            yield {**self.collate(samples), "sample_ids": ids, "skipped": skipped}
+            yield self._batch(samples, ids, skipped)
         elif samples or skipped:
             yield {"skipped": skipped, "dropped": len(samples)}
+
+    def _batch(self, samples: list[Sample], ids: list[str], skipped: list[tuple[str, str]]) -> dict[str, Any]:
+        counts = [sample.pop("label_counts") for sample in samples if "label_counts" in sample]
+        batch = {**self.collate(samples), "sample_ids": ids, "skipped": skipped}
+        return {**batch, "label_counts": LabelCounts.total(counts)} if counts else batch
 
     def _examples(
         self, positions: dict[int, Position], repeat: int, worker_id: int

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 
+# With fewer log entries than this, each is marked: a line between two of them is no curve.
+FEW_ENTRIES = 50
 COLORS = ("#009E73", "#D55E00", "#0072B2")  # Okabe and Ito's palette, for colour-blind readers
 MASK_PREFIX = "mask_"
 
@@ -27,16 +29,18 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str = ""
     evaluations = [entry for entry in history if "loss" not in entry]
     figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([entry["step"] for entry in steps], [entry["loss"] for entry in steps], color=COLORS[2], linewidth=1)
+    marker = "." if len(steps) < FEW_ENTRIES else ""
+    losses = [entry["loss"] for entry in steps]
+    left.plot([entry["step"] for entry in steps], losses, color=COLORS[2], linewidth=1, marker=marker)
     left.margins(y=0.2)
-    left.set(title="Training loss", xlabel="step", ylim=(0, None))
+    left.set(title="Training loss of single steps", xlabel="step", ylim=(0, None))
     rate = left.twinx()
     rates = [entry["learning_rate"] for entry in steps]
     rate.plot([entry["step"] for entry in steps], rates, color="#BBBBBB", linewidth=1)
     rate.set_ylabel("learning rate", color="#888888")
     for name, color, style in _metrics_to_show(evaluations):
         values = [math.nan if entry.get(name) is None else entry[name] for entry in evaluations]
-        label = f"{name}: {values[-1]:.4f}"
+        label = f"{name}: {'undefined' if math.isnan(values[-1]) else f'{values[-1]:.4f}'}"
         right.plot([e["step"] for e in evaluations], values, marker=".", color=color, linestyle=style, label=label)
     right.set(title="Held-out samples", xlabel="step", ylim=(None, 1.005))
     if right.lines:

@@ -16,10 +16,12 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from ..data.batches import BatchStream, make_loader
+from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
 from ..metrics.reports import versions, without_nan, write_json
 from ..weights.opening import open_complete, weights_digest
 from .feed import Batch, stream_error_message
+from .guard import LabelGuard
 from .processes import any_process, check_precision, check_world_size, limit_cpu_threads, quiet_progress_bars
 from .run_files import device_name
 from .settings import EvaluationSettings
@@ -35,6 +37,7 @@ def evaluate(
     evaluation: Evaluation,
     after_batch: Callable[[Batch], None] | None = None,
     save: Callable[[list[Any]], None] | None = None,
+    guard: LabelGuard | None = None,
 ) -> dict[str, Any]:
     """
     Computes the metrics of a model over a stream. The processes share the samples; each sample counts once.
@@ -45,16 +48,17 @@ def evaluate(
         num_workers: loader processes.
         after_batch: called with each batch of this process after its predictions are recorded.
         save: called with the states of `evaluation` of all processes.
+        guard: takes the labels of the samples.
 
     Returns:
         The metrics of `evaluation` (None where undefined), `eval_samples` and `eval_skipped` (unusable samples). Equal
         on all processes.
 
     Raises:
-        ValueError: there are no samples.
+        ValueError: there are no samples, or nothing to evaluate in them.
         StreamError: the source cannot be read, or too many samples are unusable.
     """
-    skipped = 0
+    skipped, labels = 0, LabelCounts()
 
     def forward(**inputs: torch.Tensor) -> Any:
         # FSDP gathers the parameters in every forward pass, so all processes have to make equally many. Before each one
@@ -70,6 +74,7 @@ def evaluate(
     try:
         for batch in make_loader(batches, num_workers):
             skipped += len(batch["skipped"])
+            labels.add(batch.get("label_counts", LabelCounts()))
             if "sample_ids" in batch:
                 evaluation.add(forward, batch)
             if after_batch is not None:
@@ -78,11 +83,13 @@ def evaluate(
         raise StreamError(stream_error_message(error)) from error
     while accelerator.is_fsdp2 and any_process(False):
         run(**evaluation.idle_inputs())
-    parts = gather_object([(evaluation.state(), skipped)])
+    parts = gather_object([(evaluation.state(), skipped, labels)])
     states = [part[0] for part in parts]
     num_samples = evaluation.count(states)
     if not num_samples:
         raise ValueError(f"{batches.stream.name} has no sample to evaluate on.")
+    if guard is not None:
+        guard.finish(LabelCounts.total(part[2] for part in parts))
     if save is not None:
         save(states)
     metrics = without_nan(evaluation.compute(states))
@@ -104,7 +111,8 @@ def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
 
     Raises:
         OSError: there is no such model or dataset, or `settings.output` is a folder.
-        ValueError: the model lacks weights or is not for this task, or its classes do not match those of the data.
+        ValueError: the model lacks weights or is not for this task, its classes do not match those of the data, or
+            there is nothing to evaluate.
         StreamError: the source cannot be read, or more than `max_bad_share` of the samples are unusable.
     """
     accelerator, model, processor = open_checkpoint(settings, task.auto_class)
@@ -112,9 +120,14 @@ def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
     skipped: dict[str, str] = {}
+    guard: LabelGuard | None = None
     for part in task.checkpoint_evaluations(settings, stream, model, processor):
-        if part.facts.get("warning") and part.facts != facts:
-            accelerator.print(f"warning: {part.facts['warning']}")
+        if guard is None:  # the labels are the same in all parts
+            guard = LabelGuard(part.sample, accelerator.print, training=False)
+            guard.look()
+        for name, prefix in (("warning", "warning: "), ("note", "")):
+            if part.facts.get(name) and part.facts != facts:
+                accelerator.print(f"{prefix}{part.facts[name]}")
         facts = part.facts
         batches = BatchStream(
             stream,
@@ -127,7 +140,7 @@ def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
         )
         save = part.save if accelerator.is_main_process else None
         with Monitor(accelerator, batches, settings.num_workers, part.title, skipped) as monitor:
-            metrics = evaluate(accelerator, model, batches, settings.num_workers, part.evaluation, monitor, save)
+            metrics = evaluate(accelerator, model, batches, settings.num_workers, part.evaluation, monitor, save, guard)
         metrics["images_per_second"] = monitor.images_per_second()
         accelerator.print(part.table(metrics))
         results.append(part.report(metrics))

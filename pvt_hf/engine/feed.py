@@ -12,10 +12,13 @@ from enum import IntEnum
 from itertools import count, islice
 from typing import Any
 
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, make_loader
+from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
+from .guard import LabelGuard
 from .processes import gather_integers
 
 
@@ -43,12 +46,19 @@ class SampleCounts:
         skipped: unusable samples.
         dropped: samples in incomplete batches or groups, or in a group that another process could not match.
         skipped_samples: (name, reason) of the first unusable samples.
+        labels: in the samples that were trained on in the first epoch.
     """
 
     trained: int = 0
     skipped: int = 0
     dropped: int = 0
     skipped_samples: list[tuple[str, str]] = field(default_factory=list)
+    labels: LabelCounts = field(default_factory=LabelCounts)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SampleCounts:
+        """The reverse of `dataclasses.asdict`, also after JSON."""
+        return cls(**{**values, "labels": LabelCounts.from_dict(values["labels"])})
 
 
 class Feed:
@@ -78,6 +88,7 @@ class Feed:
         counts: SampleCounts,
     ):
         self.group_size, self.counts, self.stopped = group_size, counts, False
+        self.is_first_epoch = batches.epoch == 0
         self.loader = make_loader(batches, num_workers, pin_memory=pin_memory)
         if stream_state is not None:
             self.loader.load_state_dict(stream_state)
@@ -118,6 +129,9 @@ class Feed:
                 self.counts.dropped += samples
                 return
             self.counts.trained += samples
+            labels = [batch.pop("label_counts", LabelCounts()) for batch in group]
+            if self.is_first_epoch:
+                self.counts.labels.add(LabelCounts.total(labels))
             self.stream_state = self.loader.state_dict()
             yield group
 
@@ -147,14 +161,22 @@ class TrainingStream:
         batches: this process's part of the stream.
         group_size: batches per optimiser step.
         num_workers, pin_memory: as for [`Feed`].
+        guard: takes the labels of the first epoch.
 
     Attributes:
         counts: what happened to this process's samples.
     """
 
-    def __init__(self, batches: BatchStream, group_size: int, num_workers: int, pin_memory: bool):
+    def __init__(
+        self,
+        batches: BatchStream,
+        group_size: int,
+        num_workers: int,
+        pin_memory: bool,
+        guard: LabelGuard | None = None,
+    ):
         self.batches, self.group_size, self.num_workers, self.pin_memory = batches, group_size, num_workers, pin_memory
-        self.epoch = 0
+        self.guard, self.epoch = guard, 0
         self.loader_state: dict[str, Any] | None = None  # None at the beginning of an epoch
         self.counts = SampleCounts()
 
@@ -164,6 +186,7 @@ class TrainingStream:
 
         Raises:
             StreamError: on every process, if one of them cannot read its part of the stream.
+            ValueError: the first epoch had nothing to learn from.
         """
         if self.loader_state is not None:
             trained = self.counts.trained
@@ -179,6 +202,8 @@ class TrainingStream:
         for group in feed.groups(None, highest_status):
             self.loader_state = feed.stream_state
             yield from group
+        if self.guard is not None and self.epoch == 0:
+            self.guard.finish(LabelCounts.total(gather_object([self.counts.labels])))
         self.epoch, self.loader_state = self.epoch + 1, None
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,7 +213,7 @@ class TrainingStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Makes the next iteration continue after `state`."""
         self.epoch, self.loader_state = state["epoch"], state["loader"]
-        self.counts = SampleCounts(**state["counts"])
+        self.counts = SampleCounts.from_dict(state["counts"])
 
 
 def highest_status(status: Status) -> Status:

@@ -19,13 +19,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..data.batches import BatchStream
 from ..data.streams import StreamError
 from ..metrics.reports import without_nan
+from ..weights.opening import open_complete
 from .disk import describe_write_error, tensor_bytes
 from .epochs import EpochLengths
 from .evaluation import Monitor, evaluate
 from .feed import Batch, TrainingStream
+from .guard import LabelGuard
 from .lock import lock_output_dir
 from .processes import check_world_size, share_buffers, synchronize_batch_norm
-from .run import evaluation_batches, open_streams, samples_to_train_on, training_batches
+from .run import build_model, evaluation_batches, look_at_labels, open_streams, samples_to_train_on, training_batches
 from .settings import FinetuneSettings
 from .task import Evaluation, Task
 
@@ -93,10 +95,15 @@ class StreamTrainer(Trainer):
     """Trainer with the streams, the loss and the evaluation of the training scripts."""
 
     def __init__(
-        self, *args: Any, loss: Callable[[Any, Batch], torch.Tensor], evaluation: Evaluation, **kwargs: Any
+        self,
+        *args: Any,
+        loss: Callable[[Any, Batch], torch.Tensor],
+        evaluation: Evaluation,
+        guard: LabelGuard,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.loss, self.evaluation = loss, evaluation
+        self.loss, self.evaluation, self.guard = loss, evaluation, guard
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
         self.skipped: dict[str, str] = {}
 
@@ -140,12 +147,43 @@ class StreamTrainer(Trainer):
         share_buffers(self.accelerator, model)
         num_workers = self.args.dataloader_num_workers
         with Monitor(self.accelerator, batches, num_workers, "evaluation", self.skipped) as monitor:
-            metrics = evaluate(self.accelerator, model, batches, num_workers, self.evaluation, monitor)
+            metrics = evaluate(
+                self.accelerator, model, batches, num_workers, self.evaluation, monitor, guard=self.guard
+            )
         metrics = {f"{metric_key_prefix}_{name.removeprefix('eval_')}": value for name, value in metrics.items()}
         defined = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self.log(defined)
+        undefined = [name for name, value in metrics.items() if value is None]
+        if undefined:
+            self.accelerator.print(f"undefined: {', '.join(undefined)}")
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, defined)
         return {name: math.nan if value is None else value for name, value in metrics.items()}
+
+    # Trainer loads checkpoints by the names in the file, leaving out without an error what the model calls otherwise:
+    # Transformers saves DETR and others under older names, which only `from_pretrained` translates.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._load_whole(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_whole(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_whole(self, checkpoint: Any) -> bool:
+        """
+        Loads all weights of `checkpoint` through `from_pretrained`. Returns False if it holds none to open like that:
+        an adapter, or the shards of FSDP or DeepSpeed.
+
+        Raises:
+            OSError, ValueError: see [`open_complete`].
+            RuntimeError: the checkpoint is of another model.
+        """
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded or not isinstance(self.model, PreTrainedModel):
+            return False
+        self.model.load_state_dict(open_complete(type(self.model), checkpoint).state_dict())
+        return True
 
 
 def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training: TrainingArguments) -> StreamTrainer:
@@ -156,7 +194,8 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
         settings: of the class `task.finetuning_settings`.
 
     Raises:
-        OSError, ValueError: as `task`'s methods; or the number of steps is unknown.
+        OSError, ValueError: as `task`'s methods; or there is nothing to learn from or to evaluate; or the number of
+            steps is unknown.
     """
     state = training.distributed_state  # this process among all
     processor = task.build_processor(settings)
@@ -164,7 +203,8 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
     train_sample = task.training_sample(settings, train_stream, processor)
     class_names = train_sample.class_names
     eval_sample = task.evaluation_sample(settings, eval_stream, processor, class_names)
-    model = synchronize_batch_norm(state, task.build_model(settings, class_names))
+    train_guard, eval_guard = look_at_labels(settings, train_sample, eval_sample, state.print)
+    model = synchronize_batch_norm(state, build_model(task, settings, class_names))
     evaluation = task.evaluation(settings, model, processor, len(class_names))
     if options.lora_rank:
         model = add_lora(model, options.lora_rank, options.lora_targets)
@@ -187,11 +227,13 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
             training.gradient_accumulation_steps,
             training.dataloader_num_workers,
             pin_memory=training.device.type == "cuda",
+            guard=train_guard,
         ),
         eval_dataset=evaluation_batches(task, settings, eval_sample, state, training.eval_batch_size),
         processing_class=processor,
         loss=task.loss(settings, len(class_names)),
         evaluation=evaluation,
+        guard=eval_guard,
     )
 
 

@@ -27,7 +27,9 @@ from transformers import PreTrainedModel
 
 from ..data.batches import BatchStream
 from ..data.fingerprint import stream_fingerprint
+from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
+from ..metrics.reports import format_metrics
 from .checkpoints import (
     find_checkpoint,
     later_checkpoints,
@@ -40,6 +42,7 @@ from .epochs import EpochLengths
 from .feed import Batch, Feed, SampleCounts, Status
 from .finite import FiniteSteps, gradient_norm, poison, whole
 from .fsdp import prepare_sharded
+from .guard import LabelGuard
 from .optimizer import DropPathSchedule, change_length, make_schedule, parameter_groups
 from .processes import gather_integers, share_buffers
 from .settings import TrainingSettings
@@ -47,6 +50,8 @@ from .state import StopSignal, TrainingState
 
 
 ComputeLoss = Callable[[nn.Module, Batch], torch.Tensor]
+# Without --log_every_steps: the loss of every 20th step, or more often in a short run, for about 40 entries.
+LOG_EVERY_STEPS, LOG_ENTRIES = 20, 40
 # With --skip_nonfinite, this many steps in a row with a loss that is not finite stop the training.
 MAX_NONFINITE_IN_A_ROW = 20
 
@@ -60,6 +65,7 @@ def train(
     compute_loss: ComputeLoss,
     evaluate: Callable[[nn.Module], dict[str, Any]],
     best_metric: str,
+    guard: LabelGuard | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """
     Trains `model` and saves checkpoints in `settings.output_dir`. Starts from the beginning, or from the checkpoint
@@ -73,6 +79,7 @@ def train(
         evaluate: called on every process with the unwrapped model in eval mode (its moving average, with `ema_decay`);
             must return the same metrics on each. Metrics that are numbers are printed and sent to the trackers.
         best_metric: the metric that selects `best_metrics`; higher is better.
+        guard: takes the labels of the first epoch.
 
     Returns:
         The unwrapped model (its moving average, with `ema_decay`) in eval mode, and a report:
@@ -91,10 +98,12 @@ def train(
             names the step, the samples and the last checkpoint.
         StreamError: the data cannot be read. A checkpoint was saved, unless no step was taken or the last one is not
             finite.
-        ValueError: the checkpoint was written with other data, other settings or another number of processes.
+        ValueError: the first epoch had nothing to learn from; or the checkpoint was written with other data, other
+            settings or another number of processes.
         OSError: a checkpoint cannot be read or written.
     """
-    return _Training(accelerator, settings, model, batches, num_samples, compute_loss, evaluate, best_metric).run()
+    arguments = (accelerator, settings, model, batches, num_samples, compute_loss, evaluate, best_metric, guard)
+    return _Training(*arguments).run()
 
 
 class _Training:
@@ -110,13 +119,16 @@ class _Training:
         compute_loss: ComputeLoss,
         evaluate: Callable[[nn.Module], dict[str, Any]],
         best_metric: str,
+        guard: LabelGuard | None,
     ):
         self.accelerator, self.settings, self.batches, self.num_samples = accelerator, settings, batches, num_samples
-        self.compute_loss, self.evaluate, self.best_metric = compute_loss, evaluate, best_metric
+        self.compute_loss, self.evaluate, self.best_metric, self.guard = compute_loss, evaluate, best_metric, guard
         self.lengths = EpochLengths(
             batches, num_samples, settings.gradient_accumulation_steps, settings.num_workers, settings.samples_per_epoch
         )
         self.total_steps = settings.max_steps or self.lengths.total(0, settings.epochs)
+        often = min(max(self.total_steps // LOG_ENTRIES, 1), LOG_EVERY_STEPS)
+        self.log_every_steps = settings.log_every_steps or often
         self._prepare(model)
         self.counts = SampleCounts()
         stream = batches.stream
@@ -224,7 +236,7 @@ class _Training:
             accelerator.print(f"No checkpoint in {settings.output_dir} yet: starting from the beginning.")
             return
         saved, self.stream_state = load_checkpoint(accelerator, checkpoint, asdict(self.state))
-        self.counts = SampleCounts(**saved.pop("counts")[accelerator.process_index])
+        self.counts = SampleCounts.from_dict(saved.pop("counts")[accelerator.process_index])
         data = {name: getattr(self.state, name) for name in ("data_fingerprint", "class_names", "num_samples")}
         changed = saved["data_fingerprint"] != data["data_fingerprint"]
         self.state = TrainingState(**{**saved, **data, "settings": asdict(settings)})
@@ -306,6 +318,9 @@ class _Training:
                 f"({self.counts.skipped} skipped, {self.counts.dropped} left over): use a smaller --batch_size or "
                 f"fewer --num_workers{where}."
             )
+        if self.guard is not None and state.epoch == 0:
+            labels = LabelCounts.total(gather_object([self.counts.labels]))
+            self.guard.finish(labels, whole=self._steps_left_in_epoch() != 0)
         state.missing_steps = self.lengths.steps(state.epoch) - (state.step - state.epoch_start)
         state.epoch, state.epoch_start = state.epoch + 1, state.step
         self._change_length()
@@ -408,7 +423,7 @@ class _Training:
     def _log(self, loss: torch.Tensor) -> None:
         """Logs the loss and the learning rate, at the first step and every `log_every_steps`."""
         state = self.state
-        if state.step % self.settings.log_every_steps and state.step != 1:
+        if state.step % self.log_every_steps and state.step != 1:
             return
         values = {
             "loss": self.accelerator.reduce(loss, "mean").item(),
@@ -435,7 +450,7 @@ class _Training:
             state.history.append({"step": state.step, "epoch": state.epoch - 1, **metrics})
             numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
             self.accelerator.log(numbers, step=state.step)
-            shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
+            shown = "".join(f", {text}" for text in format_metrics(metrics))
             state.evaluation_due = False
         if state.nonfinite_steps:
             shown += f", {state.nonfinite_steps} steps skipped because of a loss that is not finite"
@@ -484,7 +499,8 @@ class _Training:
         """[`SampleCounts`] over all processes, as a dict."""
         parts = gather_object([asdict(self.counts)])
         totals: dict[str, Any] = {
-            name: sum((part[name] for part in parts), [] if name == "skipped_samples" else 0) for name in parts[0]
+            name: sum((part[name] for part in parts), [] if name == "skipped_samples" else 0)
+            for name in ("trained", "skipped", "dropped", "skipped_samples")
         }
         if self.batches.keep is None and self.lengths.limit is None and not self.settings.max_steps:
             # From the length of the stream: when one process runs out, others may leave samples unread.

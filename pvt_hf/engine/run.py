@@ -13,6 +13,7 @@ The path of a sample, in the folder of its task (`tasks/NAME/`) unless noted:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..data.sharding import describe_split
 from ..data.streams import Stream
 from .checkpoints import ensure_output_dir
 from .evaluation import evaluate
+from .guard import LabelGuard
 from .lock import lock_output_dir
 from .loop import train as train_loop
 from .processes import make_accelerator, quiet_progress_bars, synchronize_batch_norm
@@ -63,7 +65,8 @@ def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> 
     train_sample = task.training_sample(settings, train_stream, processor)
     class_names = train_sample.class_names
     eval_sample = task.evaluation_sample(settings, eval_stream, processor, class_names)
-    model = synchronize_batch_norm(accelerator, task.build_model(settings, class_names))
+    guards = look_at_labels(settings, train_sample, eval_sample, accelerator.print)
+    model = synchronize_batch_norm(accelerator, build_model(task, settings, class_names))
     train_batches = training_batches(
         task,
         settings,
@@ -88,8 +91,11 @@ def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> 
         train_batches,
         num_samples,
         task.loss(settings, len(class_names)),
-        lambda unwrapped: evaluate(accelerator, unwrapped, eval_batches, settings.num_workers, evaluation),
+        lambda unwrapped: evaluate(
+            accelerator, unwrapped, eval_batches, settings.num_workers, evaluation, guard=guards[1]
+        ),
         task.best_metric,
+        guards[0],
     )
     report = describe_run(accelerator, settings) | report
     if report["interrupted"]:
@@ -130,6 +136,42 @@ def open_streams(task: Task, settings: SplitSettings, processor: Any) -> tuple[S
     return train_stream, eval_stream
 
 
+def build_model(task: Task, settings: Any, class_names: tuple[str, ...]) -> PreTrainedModel:
+    """
+    The model to train.
+
+    Raises:
+        ValueError: it takes images of other channels than RGB, which no stream gives.
+        OSError, ValueError: see `task.build_model`.
+    """
+    model = task.build_model(settings, class_names)
+    config = getattr(model.config, "backbone_config", None) or model.config
+    if (channels := getattr(config, "num_channels", 3)) != 3:
+        raise ValueError(
+            f"The model takes images of {channels} channels (num_channels), but images are read as RGB here. Train it "
+            "with Transformers' Trainer on what its image processor prepares, as README shows, or set num_channels to "
+            "3."
+        )
+    return model
+
+
+def look_at_labels(
+    settings: SplitSettings, train_sample: SampleMaker, eval_sample: SampleMaker, say: Callable[[str], None]
+) -> tuple[LabelGuard, LabelGuard]:
+    """
+    Looks at the labels to train on and those to evaluate on. Returns the guards for the first epoch of each.
+
+    Raises:
+        ValueError: there is nothing to learn from, or nothing to evaluate.
+    """
+    guards = []
+    for sample, training in ((train_sample, True), (eval_sample, False)):
+        guard = LabelGuard(sample, say, training=training, keep=held_out(settings, wanted=not training))
+        guard.look()
+        guards.append(guard)
+    return guards[0], guards[1]
+
+
 def training_batches(
     task: Task,
     settings: Any,
@@ -162,7 +204,7 @@ def training_batches(
         drop_last=True,
         # Without shuffling, several processes together see the same batches as a single one.
         strategy=None if shuffle_window else "examples",
-        keep=HeldOut(settings.eval_share, wanted=False) if settings.eval_share else None,
+        keep=held_out(settings, wanted=False),
         max_bad_share=settings.max_bad_share,
         collate=task.collate_training,
         group=task.group(settings, sample.stream) if shuffle_window else None,
@@ -177,7 +219,7 @@ def evaluation_batches(task: Task, settings: Any, sample: SampleMaker, state: An
         batch_size,
         rank=state.process_index,
         world_size=state.num_processes,
-        keep=HeldOut(settings.eval_share, wanted=True) if settings.eval_share else None,
+        keep=held_out(settings, wanted=True),
         max_bad_share=settings.max_bad_share,
         collate=task.collate_evaluation,
     )
@@ -186,6 +228,11 @@ def evaluation_batches(task: Task, settings: Any, sample: SampleMaker, state: An
 def samples_to_train_on(stream: Stream, settings: SplitSettings) -> int | None:
     """Number of samples in a stream, less the share that is held out (approximately); None if it is unknown."""
     return stream.num_samples and int(stream.num_samples * (1 - settings.eval_share))
+
+
+def held_out(settings: SplitSettings, wanted: bool) -> HeldOut | None:
+    """Selects the held-out samples or the others; None if no share of the training split is held out."""
+    return HeldOut(settings.eval_share, wanted) if settings.eval_share else None
 
 
 @dataclass

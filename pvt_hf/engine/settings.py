@@ -23,6 +23,8 @@ from .recipes import ENDINGS, find_recipe, read_recipe
 
 
 Arguments = TypeVar("Arguments")
+# Of an image, in pixels. A larger one is a mistake: even this takes 3 GB as a tensor.
+LARGEST_SIDE = 16_384
 
 
 def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -39,6 +41,17 @@ def check_at_least(settings: Any, least: int, *names: str) -> None:
         if getattr(settings, name) < least:
             bound = "must not be negative" if least == 0 else f"must be at least {least}"
             raise ValueError(f"--{name} {bound}, got {getattr(settings, name)}.")
+
+
+def check_side(settings: Any, least: int, *names: str) -> None:
+    """Raises a ValueError for the first of the arguments `names`, in pixels, below `least` or absurdly large."""
+    for name in names:
+        value = getattr(settings, name)
+        sides = value if isinstance(value, list) else [value]
+        if any(side < least for side in sides):
+            raise ValueError(f"--{name} must be at least {least}, got {value}.")
+        if any(side > LARGEST_SIDE for side in sides):
+            raise ValueError(f"--{name} must be at most {LARGEST_SIDE:,} pixels, got {value}.")
 
 
 def check_share(settings: Any, *names: str) -> None:
@@ -175,17 +188,18 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
         "begins anew, with the data as they are now.",
     )
     skip_nonfinite: bool = option(False, "Skip optimiser steps with a NaN or infinite loss, instead of stopping.")
-    log_every_steps: int = option(20, "Optimiser steps between log entries (loss, learning rate, images per second).")
+    log_every_steps: int = option(
+        0,
+        "Optimiser steps between log entries (loss, learning rate, speed), e.g. 20; 0: 20, or fewer in a short run.",
+    )
     report_to: str = option("none", "Experiment trackers, separated by commas: tensorboard, trackio, wandb.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(
-            self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs", "log_every_steps"
-        )
+        check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs")
         check_at_least(
             self, 0, "max_steps", "max_grad_norm", "drop_path_zero_epochs", "shuffle_window", "samples_per_epoch",
-            "save_every_steps", "save_total_limit",
+            "save_every_steps", "save_total_limit", "log_every_steps",
         )  # fmt: skip
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must be at least 0 and below 1, got {self.ema_decay}.")

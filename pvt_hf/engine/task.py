@@ -12,25 +12,50 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.batches import Sample
+from ..data.label_counts import LabelCounts
 from ..data.samples import stack
 from ..data.streams import Stream
 from .settings import EvaluationSettings, TrainingSettings
 
 
+@dataclass(frozen=True)
+class Counted:
+    """
+    What is counted in the samples of a task, see [`pvt_hf.engine.guard.LabelGuard`].
+
+    Attributes:
+        what: the plural, such as "objects".
+        needs_two_classes: whether a single class is nothing to learn.
+        opens_files: whether [`SampleMaker.count`] opens image files.
+        advice: a sentence on labels that are of no use, for messages.
+    """
+
+    what: str
+    needs_two_classes: bool = True
+    opens_files: bool = False
+    advice: str = ""
+
+
 class SampleMaker(Protocol):
     """
-    Decodes and transforms an example of `stream` into a sample: tensors and labels in a dict.
+    Decodes and transforms an example of `stream` into a sample: a dict of tensors, labels, and `label_counts`.
 
     Attributes:
         stream: the source of the examples.
         class_names: the model's class names, by label.
+        counted: what `label_counts` count.
     """
 
     stream: Stream
     class_names: tuple[str, ...]
+    counted: Counted
 
     def __call__(self, example: dict[str, Any]) -> Sample:
         """Raises a [`pvt_hf.data.samples.BadSample`] for an example that cannot be used."""
+        ...
+
+    def count(self, example: dict[str, Any]) -> LabelCounts:
+        """The labels of an example, without decoding its image. Raises a `BadSample` if they cannot be read."""
         ...
 
 
@@ -80,12 +105,12 @@ class EvaluationPart:
         evaluation: computes the metrics.
         report: turns the metrics into this pass's entry in the results file.
         table: turns the metrics into the text that is printed.
-        facts: more entries for the results file, besides the results. A "warning" is also printed.
+        facts: more entries for the results file, besides the results. A "warning" and a "note" are also printed.
         save: called on the main process with the states of all processes, to write more files.
     """
 
     title: str
-    sample: Callable[[dict[str, Any]], Sample]
+    sample: SampleMaker
     evaluation: Evaluation
     report: Callable[[dict[str, Any]], dict[str, Any]]
     table: Callable[[dict[str, Any]], str]

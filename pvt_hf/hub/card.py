@@ -24,6 +24,7 @@ from .card_figures import (
     results_table,
     table,
     training_results,
+    without_certain,
 )
 from .card_usage import backbone_usage, opens_natively, package_usage, preprocessing_steps, remote_usage
 from .published import IMAGENET, OFFICIAL_URL, PAPER_URL
@@ -73,6 +74,7 @@ def build_card(
     backbone = getattr(model.config, "backbone_config", model.config)
     title = repo_id.rsplit("/", 1)[-1]
     settings, results = _measured(model, run, evaluation, f"https://huggingface.co/{repo_id}#evaluation")
+    results = without_certain(results, len(model.config.id2label or ()))
     data_name, data_id = dataset_label(settings.get("dataset", ""))
     split = _split(settings)
     entries, metrics = eval_results(results, data_id or data_name, data_name, split)

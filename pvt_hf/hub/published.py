@@ -2,7 +2,7 @@
 The paper's checkpoints, one row for each model card: what the model is, its recipe, and the published figures.
 
 All figures are from the paper (arXiv 2102.12122, Tables 2 to 7, 10 and 11) or its official repository. None was
-measured by us. Those of the classifiers are in `weights/variants.py`.
+measured by us. Those of the classifiers are in `weights/variants.py`, parameters and GFLOPs in `published_costs.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..weights.variants import VARIANTS
 from .card_figures import Results, Source
+from .published_costs import published_costs
 
 
 PAPER_URL = "https://arxiv.org/abs/2102.12122"
@@ -69,7 +70,7 @@ class PublishedModel:
         data: training and evaluation data.
         recipe: file in `scripts/recipes`.
         hardware: of the paper's training.
-        params_m: millions of parameters; None where the paper gives none.
+        params_m: millions of parameters, as printed; "" where the paper gives none.
         gflops: multiply-adds of a forward pass in 10^9, with the image size and the table; "" where there are none.
         results: those of the recipe's training first, then those of other trainings or tests of the same model.
     """
@@ -81,7 +82,7 @@ class PublishedModel:
     data: DataSet
     recipe: str
     hardware: str
-    params_m: float | None
+    params_m: str
     gflops: str
     results: tuple[Results, ...]
 
@@ -97,26 +98,26 @@ BOXES_AND_MASKS = ("ap", "ap50", "ap75", "mask_ap", "mask_ap50", "mask_ap75")
 ONE_TIME = "1x schedule: 12 epochs, shorter side 800"
 THREE_TIMES = "3x schedule: 36 epochs, shorter side from 640 to 800 in training"
 
-# Table 5: parameters, GFLOPs, mean IoU; and mean IoU of the released code, from its README
+# Mean IoU in Table 5, and of the released code, from its README
 _SEMANTIC_FPN = {
-    "tiny": (17.0, 33.2, 35.7, 36.6),
-    "small": (28.2, 44.5, 39.8, 41.9),
-    "medium": (48.0, 61.0, 41.6, 43.5),
-    "large": (65.1, 79.6, 42.1, 43.5),
+    "tiny": (35.7, 36.6),
+    "small": (39.8, 41.9),
+    "medium": (41.6, 43.5),
+    "large": (42.1, 43.5),
 }
-# Table 3: parameters, then BOXES at 1x and at 3x
+# Table 3: BOXES at 1x and at 3x
 _RETINANET = {
-    "tiny": (23.0, (36.7, 56.9, 38.9, 22.6, 38.8, 50.0), (39.4, 59.8, 42.0, 25.5, 42.0, 52.1)),
-    "small": (34.2, (40.4, 61.3, 43.0, 25.0, 42.9, 55.7), (42.2, 62.7, 45.0, 26.2, 45.2, 57.2)),
-    "medium": (53.9, (41.9, 63.1, 44.3, 25.0, 44.9, 57.6), (43.2, 63.8, 46.1, 27.3, 46.3, 58.9)),
-    "large": (71.1, (42.6, 63.7, 45.4, 25.8, 46.0, 58.4), (43.4, 63.6, 46.1, 26.1, 46.0, 59.5)),
+    "tiny": ((36.7, 56.9, 38.9, 22.6, 38.8, 50.0), (39.4, 59.8, 42.0, 25.5, 42.0, 52.1)),
+    "small": ((40.4, 61.3, 43.0, 25.0, 42.9, 55.7), (42.2, 62.7, 45.0, 26.2, 45.2, 57.2)),
+    "medium": ((41.9, 63.1, 44.3, 25.0, 44.9, 57.6), (43.2, 63.8, 46.1, 27.3, 46.3, 58.9)),
+    "large": ((42.6, 63.7, 45.4, 25.8, 46.0, 58.4), (43.4, 63.6, 46.1, 26.1, 46.0, 59.5)),
 }
-# Table 4: parameters, then BOXES_AND_MASKS at 1x and at 3x
+# Table 4: BOXES_AND_MASKS at 1x and at 3x
 _MASK_RCNN = {
-    "tiny": (32.9, (36.7, 59.2, 39.3, 35.1, 56.7, 37.3), (39.8, 62.2, 43.0, 37.4, 59.3, 39.9)),
-    "small": (44.1, (40.4, 62.9, 43.8, 37.8, 60.1, 40.3), (43.0, 65.3, 46.9, 39.9, 62.5, 42.8)),
-    "medium": (63.9, (42.0, 64.4, 45.6, 39.0, 61.6, 42.1), (44.2, 66.0, 48.2, 40.5, 63.1, 43.5)),
-    "large": (81.0, (42.9, 65.0, 46.6, 39.5, 61.9, 42.5), (44.5, 66.0, 48.3, 40.7, 63.4, 43.7)),
+    "tiny": ((36.7, 59.2, 39.3, 35.1, 56.7, 37.3), (39.8, 62.2, 43.0, 37.4, 59.3, 39.9)),
+    "small": ((40.4, 62.9, 43.8, 37.8, 60.1, 40.3), (43.0, 65.3, 46.9, 39.9, 62.5, 42.8)),
+    "medium": ((42.0, 64.4, 45.6, 39.0, 61.6, 42.1), (44.2, 66.0, 48.2, 40.5, 63.1, 43.5)),
+    "large": ((42.9, 65.0, 46.6, 39.5, 61.9, 42.5), (44.5, 66.0, 48.3, 40.7, 63.4, 43.7)),
 }
 # Results that are published for one size only
 _MORE_RESULTS = {
@@ -130,9 +131,11 @@ _MORE_RESULTS = {
         Results(dict(zip(BOXES, (38.7, 59.3, 40.8))), _paper(11), "1x schedule: 12 epochs, shorter side 640"),
     ),
 }
+# (parameters, GFLOPs) of a row, "" where the paper gives none
+_PRINTED = {(row.table, row.model): (row.params_m, row.gflops) for row in published_costs()}
 _GFLOPS = {
-    "retinanet-pvt-small": "285.8 (shorter side 800; Table 11)",
-    "mask-rcnn-pvt-small": "304.4 (Table 10)",
+    "retinanet-pvt-small": f"{_PRINTED[11, 'PVT-Small, 800'][1]} (shorter side 800; Table 11)",
+    "mask-rcnn-pvt-small": f"{_PRINTED[10, 'PVT-Small'][1]} (Table 10)",
 }
 
 
@@ -142,14 +145,15 @@ def _classifier(size: str) -> PublishedModel:
     results = Results({"accuracy@1": accuracy}, _paper(2), "224x224 centre crop of 256")
     return PublishedModel(
         variant.name, f"PVT-{size.capitalize()}", "PvtForImageClassification", variant.name, IMAGENET,
-        f"imagenet_pvt_{size}.yaml", "8 V100, 128 images each", variant.paper_params_m,
+        f"imagenet_pvt_{size}.yaml", "8 V100, 128 images each", str(variant.paper_params_m),
         f"{variant.paper_gflops} (224x224; Table 2)", (results, *_MORE_RESULTS.get(variant.name, ())),
     )  # fmt: skip
 
 
 def _semantic_fpn(size: str) -> PublishedModel:
     name = f"semantic-fpn-pvt-{size}"
-    params, gflops, paper, released = _SEMANTIC_FPN[size]
+    paper, released = _SEMANTIC_FPN[size]
+    params, gflops = _PRINTED[5, f"PVT-{size.capitalize()}"]
     results = (
         Results({"mean_iou": paper}, _paper(5), "80,000 steps of 16 images; single scale, no flip"),
         Results({"mean_iou": released}, OFFICIAL, "40,000 steps of 32 images; single scale, no flip"),
@@ -165,7 +169,8 @@ def _semantic_fpn(size: str) -> PublishedModel:
 def _detector(
     size: str, key: str, title: str, model_class: str, table: int, columns: tuple[str, ...], rows: dict
 ) -> PublishedModel:
-    params, once, three_times = rows[size]
+    once, three_times = rows[size]
+    params, _ = _PRINTED[table, f"PVT-{size.capitalize()}"]
     name = f"{key}-pvt-{size}"
     results = (
         Results(dict(zip(columns, once)), _paper(table), ONE_TIME),
@@ -187,7 +192,8 @@ PUBLISHED: dict[str, PublishedModel] = {
         *map(_semantic_fpn, SIZES),
         PublishedModel(
             "trans2seg-pvt-small", "Trans2Seg, PVT-Small", "Trans2SegForSemanticSegmentation", "pvt-small", ADE20K,
-            "ade20k_trans2seg_pvt_small.yaml", "4 V100, 4 images each", 32.1, "31.6 (Table 7)",
+            "ade20k_trans2seg_pvt_small.yaml", "4 V100, 4 images each", _PRINTED[7, "PVT-Small + Trans2Seg"][0],
+            f"{_PRINTED[7, 'PVT-Small + Trans2Seg'][1]} (Table 7)",
             (Results({"mean_iou": 42.6}, _paper(7), "40,000 steps of 16 images; single scale, no flip"),),
         ),
         *(
@@ -202,7 +208,7 @@ PUBLISHED: dict[str, PublishedModel] = {
         ),
         PublishedModel(
             "detr-pvt-small", "DETR, PVT-Small", "PvtDetrForObjectDetection", "pvt-small", COCO,
-            "coco_detr_pvt_small_50e.yaml", "8 V100, 2 images each", None, "",
+            "coco_detr_pvt_small_50e.yaml", "8 V100, 2 images each", "", "",
             (Results(dict(zip(BOXES, (34.7, 55.7, 35.4, 12.0, 36.4, 56.7))), _paper(6), "50 epochs"),),
         ),
     )

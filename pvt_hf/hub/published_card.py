@@ -13,6 +13,7 @@ from ..weights.variants import get_config, get_variant
 from .card import card_metadata, describe, render_card
 from .card_figures import Source, eval_results, evaluation_results, results_table
 from .published import ADE20K, IMAGENET, OFFICIAL_URL, PublishedModel
+from .published_costs import count_pvt
 
 
 ORGANISATION = "org"  # placeholder for the one that a checkpoint is pushed to
@@ -82,6 +83,11 @@ def _summary(published: PublishedModel) -> str:
     text = describe(*MODELS[published.model_class], get_config(published.variant))
     text += f" Trained on {published.data.name}."
     text += f" The paper counts {' and '.join(counts)}." if counts else " The paper gives no parameters or GFLOPs."
+    costs = count_pvt(MODELS[published.model_class][0].name, published.variant)
+    text += (
+        f" Counted here, for an image of {costs.height}x{costs.width} pixels: {costs.parameters:,} parameters, "
+        f"{costs.multiply_adds / 1e9:.1f} G multiply-adds."
+    )
     if published.variant in ("pvt-small", "pvt-medium"):
         text += " (Its Table 1 has 3 blocks in stage 2; its counts and the official code have 4.)"
     if published.data is IMAGENET:

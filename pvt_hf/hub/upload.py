@@ -41,10 +41,12 @@ class Push:
     Attributes:
         files: size in bytes of each uploaded file, by name.
         url: of the commit; None after a dry run.
+        card: the text of the model card, which is the file README.md.
     """
 
     files: dict[str, int]
     url: str | None
+    card: str
 
 
 def push(
@@ -106,7 +108,7 @@ def push(
         paths = sorted(Path(folder).iterdir())
         files = {path.name: path.stat().st_size for path in paths}
         if dry_run:
-            return Push(files, None)
+            return Push(files, None, str(card))
         api = HfApi(token=token, library_name="pvt_hf")
         with _explained(repo_id, api.endpoint):
             api.create_repo(repo_id, private=private, exist_ok=True)
@@ -132,7 +134,7 @@ def push(
                 commit_message="Upload model",
                 revision=revision,
             )
-    return Push(files, commit.commit_url)
+    return Push(files, commit.commit_url, str(card))
 
 
 def push_folder(folder: str | Path, repo_id: str, *, evaluation_file: str | Path | None = None, **options: Any) -> Push:

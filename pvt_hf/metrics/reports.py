@@ -40,6 +40,19 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def format_metrics(metrics: dict[str, Any], digits: int = 4) -> list[str]:
+    """NAME VALUE for each metric that is a number, and NAME undefined for None. Lists are left out."""
+
+    def shown(value: float | None) -> str:
+        if value is None:
+            return "undefined"
+        return str(value) if isinstance(value, int) else format(value, f".{digits}g")
+
+    return [
+        f"{name} {shown(value)}" for name, value in metrics.items() if value is None or isinstance(value, int | float)
+    ]
+
+
 def versions(packages: Sequence[str] = ()) -> dict[str, str]:
     """Versions of pvt_hf, Python, torch (with its build, such as "+cpu") and `packages`, by name."""
     from .. import __version__

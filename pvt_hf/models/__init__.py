@@ -1,6 +1,4 @@
 """Everything that travels to a Hub repository: configurations, models, image processors. Flat, one file per idea."""
 
-from ..registry import register
-
-
-register()  # before the first file is imported, so that none is half imported when the Auto classes ask for it
+# Registers the configurations (see `pvt_hf/registry.py`), before one of them is half imported
+from transformers.models.auto import configuration_auto  # noqa: F401

@@ -8,7 +8,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_pvt import build_backbone_config
+from .configuration_pvt import build_backbone_config, check_num_labels, take_overrides, without_default_names
+
+
+# Larger numbers of channels, layers, candidates and so on are mistakes, and would fill the memory.
+LARGEST = 1_000_000
 
 
 @strict
@@ -34,12 +38,24 @@ class HeadConfig(PreTrainedConfig):
         self.backbone_config = build_backbone_config(self.backbone_config, self.default_out_features)
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = self.default_num_labels
+        check_num_labels(kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
         self._validate()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> HeadConfig:
+        """
+        Builds a configuration from the content of a `config.json`; `kwargs` override its fields, and are validated. An
+        override of `num_labels` or `id2label` replaces all labels of the file.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        return super().from_dict(take_overrides(cls, config_dict, kwargs), **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`, with `num_labels`: Transformers omits `id2label` with two default names."""
-        return {**super().to_dict(), "num_labels": self.num_labels}
+        return {**without_default_names(super().to_dict()), "num_labels": self.num_labels}
 
     def _validate(self) -> None:
         """Raises a ValueError that names an invalid field."""
@@ -48,6 +64,8 @@ class HeadConfig(PreTrainedConfig):
         for name in names:
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}.")
+            if getattr(self, name) > LARGEST:
+                raise ValueError(f"{name} must be at most {LARGEST:,}, got {getattr(self, name)}.")
 
     def _check_from_zero_to_one(self, *names: str) -> None:
         for name in names:

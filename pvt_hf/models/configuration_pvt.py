@@ -22,6 +22,19 @@ _STAGE_FIELDS = (
     "sequence_reduction_ratios",
     "mlp_ratios",
 )
+# Larger values are mistakes, and building the model would fill the memory or take hours.
+_LARGEST = {
+    "patch_sizes": 1024,
+    "strides": 1024,
+    "hidden_sizes": 65_536,
+    "depths": 1000,
+    "num_attention_heads": 65_536,
+    "sequence_reduction_ratios": 1024,
+    "mlp_ratios": 1024,
+    "num_channels": 65_536,
+}
+LARGEST_IMAGE_SIDE = 16_384
+LARGEST_NUM_LABELS = 1_000_000
 
 
 @strict
@@ -116,8 +129,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         self._validate()
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 1000  # ImageNet-1K, as the native default
-        if kwargs.get("num_labels") is not None and kwargs["num_labels"] < 0:
-            raise ValueError(f"num_labels must be at least 1, or 0 for no head, got {kwargs['num_labels']}.")
+        check_num_labels(kwargs.get("num_labels"))
         self.image_size = _square_as_int(self.image_size)
         kwargs.pop("stage_names", None)  # derived below; those in a file may not fit an overridden number of stages
         self.stage_names = [f"stage{index}" for index in range(1, self.num_encoder_blocks + 1)]
@@ -138,19 +150,8 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: as the constructor.
         """
-        config_dict = dict(config_dict)
-        if "id2label" in kwargs:
-            for key in ("id2label", "label2id", "num_labels"):
-                config_dict.pop(key, None)
-        elif kwargs.get("num_labels") not in (None, _number_of_labels(config_dict)):
-            for key in ("id2label", "label2id", "num_labels"):
-                config_dict.pop(key, None)
-        else:
-            _name_all_labels(config_dict)
-
-        own_fields = {*cls.__annotations__, "id2label", "label2id", "problem_type"}
-        for key in [key for key in kwargs if key in own_fields]:
-            config_dict[key] = kwargs.pop(key)
+        config_dict = take_overrides(cls, config_dict, kwargs)
+        _name_all_labels(config_dict)
         if "layer_norm_eps" in config_dict:
             config_dict.setdefault("reduction_layer_norm_eps", config_dict["layer_norm_eps"])
         return super().from_dict(config_dict, **kwargs)
@@ -166,6 +167,12 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
     def num_hidden_layers(self) -> int:
         """Number of blocks in all stages. Transformers expects that many hidden states."""
         return sum(self.depths)
+
+    @property
+    def num_backbone_blocks(self) -> int:
+        """Number of blocks up to the last stage in `out_features`: all that a backbone has, and its hidden states."""
+        assert self.out_features is not None
+        return sum(self.depths[: self.stage_names.index(self.out_features[-1]) + 1])
 
     @property
     def minimum_image_size(self) -> int:
@@ -198,8 +205,8 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
                     f"give {name} one entry per stage, or change num_encoder_blocks."
                 )
             for stage, value in enumerate(values, start=1):
-                if value < 1:
-                    raise ValueError(f"{name} of stage {stage} must be at least 1, got {value}.")
+                if not 1 <= value <= _LARGEST[name]:
+                    raise ValueError(f"{name} of stage {stage} must be from 1 to {_LARGEST[name]:,}, got {value}.")
         for stage, (size, heads) in enumerate(zip(self.hidden_sizes, self.num_attention_heads), start=1):
             if size % heads:
                 raise ValueError(
@@ -220,14 +227,24 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act {self.hidden_act!r} is unknown: choose one of {', '.join(sorted(ACT2FN))}.")
-        if self.num_channels < 1:
-            raise ValueError(f"num_channels must be at least 1, got {self.num_channels}.")
+        if not 1 <= self.num_channels <= _LARGEST["num_channels"]:
+            raise ValueError(f"num_channels must be from 1 to {_LARGEST['num_channels']:,}, got {self.num_channels}.")
         sides = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
-        if len(sides) != 2 or min(sides) < self.minimum_image_size:
+        if len(sides) != 2 or min(sides) < self.minimum_image_size or max(sides) > LARGEST_IMAGE_SIDE:
             raise ValueError(
                 f"image_size must be one number or (height, width), each at least {self.minimum_image_size} pixels for "
-                f"these patch_sizes and sequence_reduction_ratios, got {self.image_size}."
+                f"these patch_sizes and sequence_reduction_ratios, and at most {LARGEST_IMAGE_SIDE:,}, got "
+                f"{self.image_size}."
             )
+
+
+def check_num_labels(num_labels: int | None) -> None:
+    """Raises a ValueError for a negative or absurd number of classes. None, the default number, passes."""
+    if num_labels is not None and not 0 <= num_labels <= LARGEST_NUM_LABELS:
+        raise ValueError(
+            f"num_labels must be from 1 to {LARGEST_NUM_LABELS:,}, or 0 for no head where that is possible, got "
+            f"{num_labels}."
+        )
 
 
 def _square_as_int(image_size: int | list[int] | tuple[int, int]) -> int | list[int]:
@@ -235,6 +252,22 @@ def _square_as_int(image_size: int | list[int] | tuple[int, int]) -> int | list[
         return image_size
     height, width = image_size
     return height if height == width else [height, width]
+
+
+def take_overrides(cls: type, config_dict: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    Returns `config_dict` with the overrides of labels and of the fields that `cls` declares, and removes these from
+    `kwargs`. The constructor then checks them; Transformers would set them on the finished configuration, unchecked.
+
+    An override of `num_labels` or `id2label` replaces all labels of the file.
+    """
+    config_dict = dict(config_dict)
+    if "id2label" in kwargs or kwargs.get("num_labels") not in (None, _number_of_labels(config_dict)):
+        for key in ("id2label", "label2id", "num_labels"):
+            config_dict.pop(key, None)
+    own_fields = {*cls.__annotations__, "id2label", "label2id", "problem_type"}
+    config_dict.update({key: kwargs.pop(key) for key in list(kwargs) if key in own_fields})
+    return config_dict
 
 
 def _number_of_labels(config_dict: dict[str, Any]) -> int | None:
@@ -247,10 +280,23 @@ def _name_all_labels(config_dict: dict[str, Any]) -> None:
     id2label, num_labels = config_dict.get("id2label"), config_dict.get("num_labels")
     if id2label is None or num_labels is None or len(id2label) == num_labels:
         return
+    check_num_labels(num_labels)
     names = {int(index): name for index, name in id2label.items()}
     names = {index: names.get(index, f"LABEL_{index}") for index in range(num_labels)}
     config_dict["id2label"] = names
     config_dict["label2id"] = {name: index for index, name in names.items()}
+
+
+def without_default_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """
+    The content of a head's `config.json` without default class names of its PVT backbone: its 1,000 classes, which it
+    does not use, would be listed twice. `num_labels` restores them.
+    """
+    backbone = settings["backbone_config"]
+    names = {label: f"LABEL_{label}" for label in range(backbone.get("num_labels", 0))}
+    if names and backbone.get("id2label") == names:
+        backbone = {key: value for key, value in backbone.items() if key not in ("id2label", "label2id")}
+    return {**settings, "backbone_config": backbone}
 
 
 def build_backbone_config(
@@ -287,4 +333,11 @@ def build_backbone_config(
     return CONFIG_MAPPING[model_type].from_dict(dict(backbone_config))
 
 
-__all__ = ["PvtConfig", "build_backbone_config"]
+__all__ = [
+    "LARGEST_IMAGE_SIDE",
+    "PvtConfig",
+    "build_backbone_config",
+    "check_num_labels",
+    "take_overrides",
+    "without_default_names",
+]

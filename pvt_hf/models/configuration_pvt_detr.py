@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, DetrConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_pvt import build_backbone_config
+from .configuration_pvt import build_backbone_config, check_num_labels, take_overrides, without_default_names
 
 
 @strict
@@ -48,11 +48,17 @@ class PvtDetrConfig(DetrConfig):
         self.backbone_config = build_backbone_config(self.backbone_config, ("stage4",))
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 80
+        check_num_labels(kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PvtDetrConfig:
+        """As Transformers', but an override of `num_labels` or `id2label` replaces all labels of the file."""
+        return super().from_dict(take_overrides(cls, config_dict, kwargs), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`, with `num_labels`: Transformers omits `id2label` with two default names."""
-        return {**super().to_dict(), "num_labels": self.num_labels}
+        return {**without_default_names(super().to_dict()), "num_labels": self.num_labels}
 
 
 __all__ = ["PvtDetrConfig"]

@@ -38,15 +38,15 @@ class Trans2SegConfig(HeadConfig):
     Source of the defaults: the PVT paper prints parameters and GFLOPs for PVT-Small with 150 classes, but neither the
     dimensions nor the code of this combination were published. Width 256, 4 + 4 blocks, 8 heads, MLP ratio 3 and a
     32x32 position table are the "medium" setting of the Trans2Seg code. Its heads have 32 ("small") or 64 channels
-    ("medium"), which give 28.2 or 36.8 GFLOPs here; 40 channels come closer to the paper. GFLOPs are counted as in the
-    paper (multiply-adds of convolutions, linear layers and attention products; no norms, activations or resizing) for
+    ("medium"), which give 28.4 or 37.1 GFLOPs here; 40 channels come closer to the paper. GFLOPs are counted as in the
+    paper (multiply-adds of convolutions, linear layers and attention products, and one for each element of a ReLU) for
     a 512x512 image:
 
     | | parameters | GFLOPs |
     |---|---|---|
     | printed in the PVT paper | 32.1 M | 31.6 |
-    | these defaults | 31.40 M | 29.9 |
-    | with the MLPs that we leave out | 32.98 M | 31.8 |
+    | these defaults | 31.40 M | 30.1 |
+    | with the MLPs that we leave out | 32.98 M | 32.0 |
 
     The last row adds MLPs of the released code that mix the 16x16 positions of the score maps, one per decoder block.
     They would tie the weights to one image size.

@@ -15,6 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, SizeDict
 from transformers.utils import is_torchvision_available, requires_backends
 
+from .image_processing_bands import CHANNEL_COUNTS, channel_counts, is_tiff, read_bands
 from .image_processing_input import (
     check_array,
     check_type,
@@ -70,11 +71,14 @@ class PvtBackendMixin(BaseImageProcessor):
         batch = flatten_batch(images)
         if not batch:
             raise ValueError("no image was given (an empty list or batch); expected at least one.")
+        # TIFF files of other channels than Pillow's
+        with_bands = channel_counts(kwargs.get("image_mean")) != CHANNEL_COUNTS
         prepared = []
         for position, image in batch:
             check_type(position, image)
             try:
-                prepared.append(self.process_image(self.fetch_images(image), *args, **kwargs))
+                image = read_bands(image) if with_bands and is_tiff(image) else self.fetch_images(image)
+                prepared.append(self.process_image(image, *args, **kwargs))
             except ValueError as error:
                 raise ValueError(f"{position}: {error}") from error
         return prepared
@@ -86,14 +90,24 @@ class PvtBackendMixin(BaseImageProcessor):
         input_data_format: str | ChannelDimension | None = None,
         device: "str | torch.device | None" = None,
         do_rescale: bool | None = None,
+        image_mean: Any = None,
         **kwargs: Any,
     ) -> Any:
         """One image as (channels, H, W), uint8 or float32, an array or tensor as the backend works on."""
-        image, layout = self.check_image(image, input_data_format, do_rescale)
-        return self.convert_image(image, layout, do_convert_rgb, 255.0 if do_rescale else 1.0, device=device)
+        counts = channel_counts(image_mean)
+        do_convert_rgb = do_convert_rgb and counts == CHANNEL_COUNTS
+        image, layout = self.check_image(image, input_data_format, do_rescale, counts)
+        image = self.convert_image(image, layout, do_convert_rgb, 255.0 if do_rescale else 1.0, device=device)
+        if image.shape[0] not in counts:
+            raise ValueError(f"an image of {image.shape[0]} channels; expected {counts[0]}, as image_mean has.")
+        return image
 
     def check_image(
-        self, image: Any, input_data_format: str | ChannelDimension | None, do_rescale: bool | None
+        self,
+        image: Any,
+        input_data_format: str | ChannelDimension | None,
+        do_rescale: bool | None,
+        counts: tuple[int, ...] = CHANNEL_COUNTS,
     ) -> tuple[Any, ChannelDimension | None]:
         """The decoded, upright image and its channel layout (None for Pillow and (H, W) images).
 
@@ -102,7 +116,7 @@ class PvtBackendMixin(BaseImageProcessor):
         """
         if isinstance(image, Image.Image):
             return decode_image(image, upright=True), None
-        return image, check_array(image, input_data_format, do_rescale)
+        return image, check_array(image, input_data_format, do_rescale, counts)
 
     def convert_image(
         self,
@@ -165,10 +179,14 @@ class PvtPilBackend(PvtBackendMixin, PilBackend):
         return to_channels_first(image, layout, *settings)
 
     def resize(self, image: Any, size: Any, resample: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Resizes (C, H, W) to a height and width; floats in Pillow's float mode, where Transformers' uses 8 bits."""
-        if image.dtype == np.uint8:
+        """
+        Resizes (C, H, W) to a height and width. Floats, for which Transformers uses 8 bits, and images that Pillow has
+        no mode for are resized channel by channel.
+        """
+        if image.dtype == np.uint8 and len(image) in CHANNEL_COUNTS:
             return super().resize(image, size, resample, *args, **kwargs)
-        channels = [Image.fromarray(np.ascontiguousarray(channel, dtype=np.float32)) for channel in image]
+        dtype = np.uint8 if image.dtype == np.uint8 else np.float32
+        channels = [Image.fromarray(np.ascontiguousarray(channel, dtype=dtype)) for channel in image]
         return np.stack([np.array(channel.resize((size.width, size.height), resample)) for channel in channels])
 
 

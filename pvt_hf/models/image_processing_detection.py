@@ -81,7 +81,8 @@ class PvtDetectionImageProcessor(PvtDetectionImageProcessorMixin, PvtTorchvision
 
     Settings and inputs are those of `PvtImageProcessor` without `match_native`, with these differences:
         size (`int` or `dict`, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`): an int is the shorter side
-            without a limit on the longer; `{"height", "width"}` gives up the aspect ratio.
+            without a limit on the longer; `{"max_height", "max_width"}` is the largest size within both;
+            `{"height", "width"}` gives up the aspect ratio.
         resample (`PIL.Image.Resampling` or `int`, defaults to BILINEAR), for the images only.
         size_divisor (`int`, defaults to 32): height and width of the batch are rounded up to multiples of this.
         pad_size (`dict`, defaults to None): `{"height", "width"}` to pad to instead of the largest image, rounded up.

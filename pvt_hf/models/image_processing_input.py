@@ -17,8 +17,7 @@ from huggingface_hub.utils import httpx
 from PIL import ExifTags, Image, ImageOps
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, is_valid_image
 
-
-CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGBA
+from .image_processing_bands import CHANNEL_COUNTS
 
 
 def flatten_batch(images: Any, position: str = "images") -> list[tuple[str, Any]]:
@@ -95,7 +94,10 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def check_array(
-    image: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None, do_rescale: bool | None
+    image: np.ndarray | torch.Tensor,
+    input_data_format: str | ChannelDimension | None,
+    do_rescale: bool | None,
+    counts: tuple[int, ...] = CHANNEL_COUNTS,
 ) -> ChannelDimension | None:
     """Checks one array or tensor and returns its channel layout (None for a (height, width) image).
 
@@ -103,7 +105,7 @@ def check_array(
     Float values that do not fit `do_rescale` (which expects 0..255) give a warning too.
 
     Raises:
-        ValueError: wrong rank, no pixels, a channel count other than 1, 3 or 4, a dtype that is neither numeric nor
+        ValueError: wrong rank, no pixels, a channel count that is not in `counts`, a dtype that is neither numeric nor
             bool, or a value that is NaN or infinite.
     """
     shape, dtype = tuple(image.shape), dtype_name(image)
@@ -123,14 +125,16 @@ def check_array(
             layout = ChannelDimension(input_data_format)
             found = shape[0] if layout == ChannelDimension.FIRST else shape[-1]
         else:
-            found = shape[0] if shape[0] in CHANNEL_COUNTS else shape[-1]
-        if found not in CHANNEL_COUNTS:
+            found = shape[0] if shape[0] in counts else shape[-1]
+        if found not in counts:
+            names = "1 (grey), 3 (RGB) or 4 (RGBA)" if counts == CHANNEL_COUNTS else f"{counts[0]}, as image_mean has,"
             raise ValueError(
-                f"an array of shape {shape}, {layout.value if layout else 'channels first or last'}; expected 1 "
-                "(grey), 3 (RGB) or 4 (RGBA) channels. Select or stack channels so that there are 1, 3 or 4."
+                f"an array of shape {shape}, {layout.value if layout else 'channels first or last'}; expected {names} "
+                "channels. Select or stack channels, or give the image processor one value per channel in image_mean "
+                "and image_std."
             )
         # reads only the shape, which tensors have too
-        layout = layout or infer_channel_dimension_format(image, CHANNEL_COUNTS)  # type: ignore[arg-type]
+        layout = layout or infer_channel_dimension_format(image, counts)  # type: ignore[arg-type]
 
     if "float" in dtype:
         finite = torch.isfinite(image) if isinstance(image, torch.Tensor) else np.isfinite(image)

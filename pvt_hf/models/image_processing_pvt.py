@@ -15,7 +15,7 @@ from transformers.utils import is_torchvision_available
 
 from .image_processing_backends import PvtBackendMixin, PvtPilBackend, PvtTorchvisionBackend
 from .image_processing_input import decode_image, is_rgb
-from .image_processing_sizes import resized_size
+from .image_processing_sizes import check_pixels, resized_size
 
 
 if is_torchvision_available():
@@ -123,6 +123,7 @@ class PvtImageProcessorMixin(PvtBackendMixin):
         """
         if not (size.height and size.width):
             raise ValueError(f"crop_size={dict(size)}; expected positive 'height' and 'width', or an int.")
+        check_pixels("crop_size", size.height, size.width)
         if self.match_native:
             return self.native_backend.center_crop(image, size, *args, **kwargs)
         if size.height > image.shape[-2] or size.width > image.shape[-1]:
@@ -154,6 +155,9 @@ class PvtImageProcessor(PvtImageProcessorMixin, PvtTorchvisionBackend):
         do_rescale (`bool`, defaults to True), rescale_factor (`float`, defaults to 1/255): as everywhere in
             Transformers, float images are then expected in 0..255 (a warning otherwise); pass False for [0, 1].
         do_normalize (`bool`, defaults to True), image_mean, image_std (default to ImageNet's)
+            With another number of values than one or three, images must have as many channels, and are not converted to
+            RGB. They may be arrays, tensors or TIFF files (with tifffile). Integers above 255 are scaled to 8 bits as
+            in RGB images; floats keep their values.
         match_native (`bool`, defaults to False): set when a file of Transformers' own PvtImageProcessor is loaded. RGB
             input then gives that class's pixels exactly: no EXIF orientation for opened images, no colour-key
             transparency, its 8-bit resizing of floats, its decoder for files.

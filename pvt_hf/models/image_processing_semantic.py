@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
@@ -74,17 +75,20 @@ def map_to_labels(array: np.ndarray, height: int, width: int, do_reduce_labels: 
     return np.where((labels == 0) | (labels == IGNORE_LABEL), IGNORE_LABEL, labels - 1)
 
 
+def resize_logits(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(classes, h, w) to (classes, height, width), bilinear with align_corners=False, in float32."""
+    return F.interpolate(logits[None].float(), size=(height, width), mode="bilinear", align_corners=False)[0]
+
+
 def best_classes(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """(classes, h, w) logits to the (height, width) int64 argmax of the resized logits, a few classes at a time.
 
-    The resize is bilinear with align_corners=False, in float32.
+    The logits are resized by `resize_logits`.
     """
     count = max(MAX_SCORES // (height * width), 1)
     best_scores = best = torch.empty(0)
     for first in range(0, len(logits), count):
-        few = logits[None, first : first + count].float()
-        resized = F.interpolate(few, size=(height, width), mode="bilinear", align_corners=False)[0]
-        scores, classes = resized.max(dim=0)
+        scores, classes = resize_logits(logits[first : first + count], height, width).max(dim=0)
         if first == 0:
             best_scores, best = scores, classes
         else:
@@ -195,22 +199,40 @@ class PvtSemanticImageProcessorMixin(PvtBackendMixin):
 
     @torch.no_grad()
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: Iterable[tuple[int, int]] | torch.Tensor | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        outputs: Any,
+        target_sizes: Iterable[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """The class of every pixel.
 
         Args:
             outputs: a model's output with `logits` of (batch, classes, h, w), such as `SemanticSegmenterOutput`.
             target_sizes: (height, width) per image, or a (batch, 2) tensor. The logits are resized to it (bilinear,
                 align_corners=False, in float32) before the argmax. None gives maps of the logits' size.
+            return_segmentation_scores: also return the logits of all classes, which take num_labels * height * width *
+                4 bytes per image.
 
         Returns:
-            One (height, width) int64 tensor of class indices per image, on the device of the logits.
+            One (height, width) int64 tensor of class indices per image, on the device of the logits. With
+            `return_segmentation_scores`, one `SemanticSegmentationPostProcessorOutput` per image: `segmentation`, that
+            tensor, and `segmentation_scores` (num_labels, height, width), the logits at that size.
 
         Raises:
             ValueError: not one target size per image, or one that is not a positive (height, width).
         """
         sizes = sizes_per_image(target_sizes, len(outputs.logits))
+        if return_segmentation_scores:
+            scores = [
+                logits if size is None else resize_logits(logits, int(size[0]), int(size[1]))
+                for logits, size in zip(outputs.logits, sizes)
+            ]
+            return [
+                SemanticSegmentationPostProcessorOutput(
+                    {"segmentation": image.argmax(dim=0), "segmentation_scores": image}
+                )
+                for image in scores
+            ]
         return [
             logits.argmax(dim=0) if size is None else best_classes(logits, int(size[0]), int(size[1]))
             for logits, size in zip(outputs.logits, sizes)
@@ -228,8 +250,8 @@ class PvtSemanticImageProcessor(PvtSemanticImageProcessorMixin, PvtTorchvisionBa
 
     Settings and inputs are those of `PvtImageProcessor` without `match_native`, with these differences:
         size (`int` or `dict`, defaults to `{"shortest_edge": 512, "longest_edge": 2048}`): an int is the shorter side
-            without a limit on the longer; `{"height", "width"}` gives up the aspect ratio, and is rounded up to
-            multiples of 32 too.
+            without a limit on the longer; `{"max_height", "max_width"}` is the largest size within both;
+            `{"height", "width"}` gives up the aspect ratio. All are rounded up to multiples of 32.
         resample (`PIL.Image.Resampling` or `int`, defaults to BILINEAR), for the images only.
         do_resize (`bool`, defaults to True): with False, sides should be multiples of 32 already, because the models
             drop the remaining rows and columns.

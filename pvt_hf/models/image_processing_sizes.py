@@ -11,6 +11,12 @@ MAX_RESIZED_PIXELS = 2**28
 SIZE_DIVISOR = 32  # the stride of the last stage, which drops the rows and columns beyond a multiple of it
 
 
+def check_pixels(name: str, height: int, width: int) -> None:
+    """Raises a ValueError if the setting `name` asks for more pixels than MAX_RESIZED_PIXELS."""
+    if height * width > MAX_RESIZED_PIXELS:
+        raise ValueError(f"{name} is {height}x{width}; expected at most {MAX_RESIZED_PIXELS:,} pixels.")
+
+
 def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     """The (height, width) after a resize, by torchvision's arithmetic (`Resize` with `size` and `max_size`).
 
@@ -21,6 +27,7 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
         ValueError: `size` has an unsupported set of keys, or the result would exceed MAX_RESIZED_PIXELS.
     """
     if size.height and size.width:
+        check_pixels("size", size.height, size.width)
         return size.height, size.width
     short, long = min(height, width), max(height, width)
     if size.shortest_edge:
@@ -30,8 +37,7 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     elif size.longest_edge:
         new_short, new_long = int(size.longest_edge * short / long), size.longest_edge
     elif size.max_height and size.max_width:
-        new_height, new_width = get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
-        return max(new_height, 1), max(new_width, 1)
+        return _largest_within(height, width, size.max_height, size.max_width)
     else:
         raise ValueError(
             f"size={dict(size)}; expected positive 'height' and 'width', 'shortest_edge' (with or without "
@@ -46,12 +52,18 @@ def resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     return (new_long, new_short) if width <= height else (new_short, new_long)
 
 
+def _largest_within(height: int, width: int, max_height: int, max_width: int) -> tuple[int, int]:
+    """The largest (height, width) within `max_height` and `max_width`, by Transformers' arithmetic; at least 1x1."""
+    height, width = get_image_size_for_max_height_width((height, width), max_height, max_width)
+    return max(height, 1), max(width, 1)
+
+
 def rescaled_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     """The (height, width) after a resize, by mmcv's arithmetic (`rescale_size`), for segmentation and detection.
 
     One factor for both sides makes the shorter side `shortest_edge`, or less if the longer side would exceed
-    `longest_edge`; halves are rounded up. {"height", "width"} is returned unchanged. Unlike in mmcv, every side is at
-    least 1.
+    `longest_edge`; halves are rounded up. {"height", "width"} is returned unchanged. {"max_height", "max_width"} gives
+    the largest size within both, as in Transformers' DETR. Unlike in mmcv, every side is at least 1.
 
     Raises:
         ValueError: `size` has other keys, or the result would exceed MAX_RESIZED_PIXELS.
@@ -63,10 +75,12 @@ def rescaled_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
         if size.longest_edge:
             factor = min(factor, size.longest_edge / max(height, width))
         scaled = (max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1))
+    elif size.max_height and size.max_width:
+        scaled = _largest_within(height, width, size.max_height, size.max_width)
     else:
         raise ValueError(
-            f"size={dict(size)}; expected positive 'shortest_edge' (with or without 'longest_edge'), or 'height' and "
-            "'width'."
+            f"size={dict(size)}; expected positive 'shortest_edge' (with or without 'longest_edge'), 'height' and "
+            "'width', or 'max_height' and 'max_width'."
         )
     if scaled[0] * scaled[1] > MAX_RESIZED_PIXELS:
         raise ValueError(
@@ -85,7 +99,7 @@ def resize_steps(height: int, width: int, size: SizeDict) -> list[tuple[int, int
     scaled = rescaled_size(height, width, size)
     height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in scaled)  # rounded up
     aligned = (height, width)
-    return [scaled, aligned] if size.shortest_edge else [aligned]
+    return [aligned] if size.height else [scaled, aligned]
 
 
 def sizes_per_image(target_sizes: Any, batch: int) -> Sequence[tuple[int, int] | None]:
@@ -104,4 +118,4 @@ def sizes_per_image(target_sizes: Any, batch: int) -> Sequence[tuple[int, int] |
     return sizes
 
 
-__all__ = ["rescaled_size", "resize_steps", "resized_size", "sizes_per_image"]
+__all__ = ["check_pixels", "rescaled_size", "resize_steps", "resized_size", "sizes_per_image"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -57,6 +58,16 @@ class HeadPreTrainedModel(PreTrainedModel):
                 "out_features or out_indices of backbone_config."
             )
         return channels
+
+    def run_backbone(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
+        """
+        The `BackboneOutput` of the backbone. It has `hidden_states` and `attentions` if the call asks for them, or else
+        this model's configuration: the backbone reads only its own.
+        """
+        for name in ("output_hidden_states", "output_attentions"):
+            if getattr(self.config, name):
+                kwargs.setdefault(name, getattr(self.config, name))
+        return self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The first layer of the backbone, if the backbone defines it."""

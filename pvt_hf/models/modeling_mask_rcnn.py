@@ -68,6 +68,8 @@ class MaskRcnnInstanceSegmentationOutput(ModelOutput):
         num_detections: (batch,) int64. Predictions beyond this number are 0.
         hidden_states: of the backbone, on request.
         attentions: of the backbone, on request.
+
+    Predictions carry no gradient.
     """
 
     loss: torch.Tensor | None = None
@@ -162,7 +164,12 @@ class MaskRcnnMaskHead(nn.Module):
 
 
 class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
-    """Backbone, FPN, region proposals, box head and mask head. The backbone starts from random weights."""
+    """
+    Backbone, FPN, region proposals, box head and mask head. The backbone starts from random weights.
+
+    `torch.jit.trace` gives a program for the traced size and batch only, and `torch.export` none: the number of regions
+    depends on the image.
+    """
 
     config: MaskRcnnConfig
     config_class = MaskRcnnConfig
@@ -226,7 +233,7 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
             check_masks(labels, pixel_values.shape[-2:])
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        outputs = self.run_backbone(pixel_values, **kwargs)
         image_sizes = image_sizes_of(pixel_values, pixel_mask)
         if labels is not None:
             objects = [boxes_in_pixels(label["boxes"], size) for label, size in zip(labels, image_sizes)]

@@ -466,6 +466,13 @@ class PvtBackbone(BackboneMixin, PvtPreTrainedModel):
 
     # Parts of a classification checkpoint that a backbone does not have
     _keys_to_ignore_on_load_unexpected = [r"cls_token$", r"encoder\.layer_norm\.", r"^classifier\."]
+    _can_record_outputs = {
+        # Transformers resolves negative indices in `output_hidden_states` by this field of the configuration
+        "hidden_states": OutputRecorder(
+            PvtLayer, capture_initial_hidden_state=False, num_hidden_layers_key="num_backbone_blocks"
+        ),
+        "attentions": OutputRecorder(PvtAttention, index=1),
+    }
 
     def __init__(self, config: PvtConfig):
         super().__init__(config)

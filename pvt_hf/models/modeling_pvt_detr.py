@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from transformers import AutoBackbone, AutoModelForObjectDetection, DetrForObjectDetection, PreTrainedConfig
 from transformers import initialization as init
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import is_accelerate_available
@@ -105,11 +107,29 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
         for head in (self.class_labels_classifier, *self.bbox_predictor.layers):
             head.reset_parameters()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """
+        Part of `load_state_dict`, which here takes the names of saved files, too. Transformers saves DETR under older
+        names, for plain DETR to open, and translates them in `from_pretrained`. But its Trainer passes the best
+        checkpoint, or the one to resume from, to `load_state_dict(..., strict=False)`, which would drop those weights.
+        """
+        mapping = get_model_conversion_mapping(self, add_legacy=False)
+        renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
+        for saved_name in [name for name in state_dict if name.startswith(prefix)]:
+            name = saved_name.removeprefix(prefix)
+            for renaming in renamings:
+                name, _ = renaming.rename_source_key(name)
+            state_dict[prefix + name] = state_dict.pop(saved_name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(
         self,
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
-        *,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
         labels: list[dict[str, torch.Tensor]] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -119,7 +139,8 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
             pixel_mask: (batch, height, width), 1 for the image and 0 for padding at the right and bottom.
             labels: for each image a dict with `class_labels` (objects,), int64, and `boxes` (objects, 4), cxcywh from 0
                 to 1, relative to the image without padding. Other keys are ignored.
-            kwargs: other arguments of `DetrForObjectDetection`.
+            decoder_attention_mask, encoder_outputs, inputs_embeds, decoder_inputs_embeds, kwargs: as in
+                `DetrForObjectDetection`, in the same order.
 
         Returns:
             `DetrObjectDetectionOutput`: `loss` and `loss_dict` if labels are given; `logits` (batch, num_queries,
@@ -133,7 +154,16 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
             image_sizes_of(pixel_values, pixel_mask)  # for its checks: DETR would resize a mask of another size
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
-        return super().forward(pixel_values, pixel_mask=pixel_mask, labels=labels, **kwargs)
+        return super().forward(
+            pixel_values,
+            pixel_mask,
+            decoder_attention_mask,
+            encoder_outputs,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            labels,
+            **kwargs,
+        )
 
 
 # Pipelines print an error for class names that are not in this table.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,6 +59,8 @@ class RetinaNetObjectDetectionOutput(ModelOutput):
             without padding and clipped to it.
         hidden_states: of the backbone, on request.
         attentions: of the backbone, on request.
+
+    `logits` and `pred_boxes` carry no gradient: a loss of your own would train nothing through them. Train with `loss`.
     """
 
     loss: torch.Tensor | None = None
@@ -121,6 +124,13 @@ def by_anchor(feature_map: torch.Tensor, values: int) -> torch.Tensor:
     return feature_map.permute(0, 2, 3, 1).unflatten(-1, (-1, values)).flatten(1, 3)
 
 
+def smaller(size: int, limit: int) -> Any:
+    """min(size, limit), which stays a function of the image's size in a traced or exported graph."""
+    if torch.jit.is_tracing():  # sizes are tensors
+        return torch.minimum(torch.as_tensor(size), torch.tensor(limit))
+    return torch.sym_min(size, limit)
+
+
 class RetinaNetForObjectDetection(HeadPreTrainedModel):
     """Backbone, FPN and RetinaNet's head. The backbone starts from random weights."""
 
@@ -179,7 +189,7 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
         """
         if labels is not None:
             check_detection_labels(labels, len(pixel_values), self.config.num_labels)
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        outputs = self.run_backbone(pixel_values, **kwargs)
         image_sizes = image_sizes_of(pixel_values, pixel_mask)
         maps = self.neck(outputs.feature_maps)
         logits, codes = zip(*(self.head(feature_map) for feature_map in maps))
@@ -284,7 +294,7 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
             level_logits = level_logits.masked_fill(~is_inside[..., None], torch.finfo(level_logits.dtype).min)
             level_codes = level_codes.float()
             level_anchors = level_anchors.expand(level_logits.shape[0], -1, -1)
-            count = torch.sym_min(level_logits.shape[1], self.config.num_candidates)
+            count = smaller(level_logits.shape[1], self.config.num_candidates)
             best = level_logits.amax(dim=2).topk(count, dim=1).indices.sort(dim=1).values  # (batch, candidates)
             level_logits, level_codes, level_anchors = (
                 tensor.gather(1, best[..., None].expand(-1, -1, tensor.shape[-1]))

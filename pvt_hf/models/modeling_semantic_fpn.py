@@ -165,7 +165,7 @@ class SemanticFpnForSemanticSegmentation(HeadPreTrainedModel):
         Raises:
             ValueError: labels have a wrong shape, dtype or value; or the backbone refuses its input.
         """
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        outputs = self.run_backbone(pixel_values, **kwargs)
         logits = self.head(self.neck(outputs.feature_maps))
         loss = None
         if labels is not None:

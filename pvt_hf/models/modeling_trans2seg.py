@@ -389,7 +389,7 @@ class Trans2SegForSemanticSegmentation(HeadPreTrainedModel):
         Raises:
             ValueError: labels have a wrong shape, dtype or value; or the backbone refuses its input.
         """
-        outputs = self.backbone.forward_with_filtered_kwargs(pixel_values, **kwargs)
+        outputs = self.run_backbone(pixel_values, **kwargs)
         fine, coarse = outputs.feature_maps[0], outputs.feature_maps[-1]
         grid = (coarse.shape[2], coarse.shape[3])
         tokens = self.encoder(coarse)  # (batch, rows * columns, hidden_size)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from ..data.label_counts import LabelCounts
 from ..data.streams import Stream
+from ..engine.task import SampleMaker
 from ..weights.opening import shorten
 from .ade20k import ADE20K_CLASS_NAMES
 
@@ -57,7 +59,8 @@ def class_names_of(model: PreTrainedModel) -> tuple[str, ...]:
 
 def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int], str | None]:
     """
-    Finds the model's label for each label of `stream`: by name if both have the same names, otherwise by number.
+    Finds the model's label for each label of `stream`: by name if both have the same names, otherwise by number. A
+    stream without names has the model's numbers (and where its labels are text, the model's names).
 
     Returns:
         The model's labels, in the order of the stream's labels; and a warning, None if the names agree.
@@ -67,12 +70,7 @@ def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int
             or the names are the same in another order but not unique. The message lists the differences.
     """
     names, numbers = stream.class_names, list(range(len(model_names)))
-    if names is None:
-        return numbers, (
-            f"the labels of {stream.name} have no names. Numbers are taken as the model's labels 0 to "
-            f"{len(model_names) - 1} ({model_names[0]} to {model_names[-1]}), text as the model's class names."
-        )
-    if names == model_names:  # even if a name occurs twice, as "crane" and "maillot" do in ImageNet
+    if names is None or names == model_names:  # even if a name occurs twice, as "crane" and "maillot" in ImageNet
         return numbers, None
     if set(names) == set(model_names) and len(set(names)) == len(names) == len(model_names):
         return [model_names.index(name) for name in names], None
@@ -91,19 +89,36 @@ def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int
     return numbers, f"{differences} Label i of the data is taken as label i of the model."
 
 
+def numbers_without_names(stream: Stream, model_names: tuple[str, ...]) -> str | None:
+    """Says what the labels of a stream without names are; None for one with names."""
+    if stream.class_names is not None:
+        return None
+    return (
+        f"The labels of {stream.name} have no names: numbers are the model's labels, 0 ({model_names[0]}) to "
+        f"{len(model_names) - 1} ({model_names[-1]}), and text is the model's class names. --class_names gives them "
+        "names."
+    )
+
+
 class RenumberedSample:
     """
     Makes samples and replaces the labels of the data by those of the model. A class and not a closure, because loader
     processes may have to pickle it.
 
     Args:
-        sample: makes a dict with `labels`, an integer tensor of any shape, from an example.
+        sample: makes samples with `labels`, an integer tensor of any shape.
         table: (n,) int64, the model's label for each label of the data.
+        class_names: the model's.
     """
 
-    def __init__(self, sample: Callable[[dict[str, Any]], dict[str, Any]], table: torch.Tensor):
-        self.sample, self.table = sample, table
+    def __init__(self, sample: SampleMaker, table: torch.Tensor, class_names: tuple[str, ...]):
+        self.sample, self.table, self.class_names = sample, table, class_names
+        self.stream, self.counted = sample.stream, sample.counted
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        tensors = self.sample(example)
-        return {**tensors, "labels": self.table[tensors["labels"]]}
+        sample = self.sample(example)
+        counts = sample["label_counts"].renumbered(self.table.tolist())
+        return {**sample, "labels": self.table[sample["labels"]], "label_counts": counts}
+
+    def count(self, example: dict[str, Any]) -> LabelCounts:
+        return self.sample.count(example).renumbered(self.table.tolist())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine.settings import Settings, check_at_least, option, parse_overrides
-from ..families import FAMILIES
+from ..engine.settings import Settings, check_side, option, parse_overrides
+from ..families import FAMILIES, load
 from ..weights.paths import check_model_path
+from ..weights.variants import get_config
 
 
 @dataclass(kw_only=True)
@@ -84,14 +85,19 @@ class SceneSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 32, "scene_size")
+        check_side(self, 32, "scene_size")
 
 
 def read_overrides(settings: HeadSettings, config: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     Parses `--config_overrides` and `--backbone_overrides`: fields of the head's configuration, "file.Class", and of the
-    backbone's. Raises a ValueError for invalid JSON and for fields that do not exist.
+    backbone's. Raises a ValueError for invalid JSON, for fields that do not exist, and for invalid values.
     """
-    head, backbone = ("config_overrides", config), ("backbone_overrides", FAMILIES["pvt"].config)
-    head_fields = parse_overrides(head[0], settings.config_overrides, head[1], other=backbone)
-    return head_fields, parse_overrides(backbone[0], settings.backbone_overrides, backbone[1], other=head)
+    flags = ("config_overrides", config), ("backbone_overrides", FAMILIES["pvt"].config)
+    head = parse_overrides(flags[0][0], settings.config_overrides, flags[0][1], other=flags[1])
+    backbone = parse_overrides(flags[1][0], settings.backbone_overrides, flags[1][1], other=flags[0])
+    if head and not settings.model:  # the class need not be imported without any fields
+        load(config)(**head)
+    if backbone and settings.variant:
+        get_config(settings.variant, **backbone)
+    return head, backbone

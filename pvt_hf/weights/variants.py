@@ -6,7 +6,8 @@ The figures are the paper's (Tables 2 and 9, ImageNet-1K at 224x224). None of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from ..families import FAMILIES, load
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ..models.configuration_pvt import PvtConfig
 
 
+# Arguments of PvtConfig that are not fields
+_ARGUMENTS = {"num_labels", "out_features", "out_indices", "output_attentions", "attn_implementation"}
 _RELEASE = "https://github.com/whai362/PVT/releases/download/v2/"
 
 
@@ -69,5 +72,15 @@ def get_variant(name: str) -> Variant:
 
 
 def get_config(name: str, **overrides: Any) -> PvtConfig:
-    """The [`PvtConfig`] of a variant, with fields replaced by `overrides`: `get_config("pvt-small", num_labels=10)`."""
-    return load(FAMILIES["pvt"].config)(**{**get_variant(name).config, **overrides})
+    """
+    The [`PvtConfig`] of a variant, with fields replaced by `overrides`: `get_config("pvt-small", num_labels=10)`.
+
+    Raises:
+        ValueError: an unknown variant, a field that `PvtConfig` does not have, or an invalid value.
+    """
+    config_class = load(FAMILIES["pvt"].config)
+    known = {field.name for field in fields(config_class) if not field.name.startswith("_")} | _ARGUMENTS
+    for unknown in sorted(overrides.keys() - known):
+        similar = difflib.get_close_matches(unknown, known, n=1)
+        raise ValueError(f"PvtConfig has no field {unknown!r}{f'; did you mean {similar[0]!r}?' if similar else '.'}")
+    return config_class(**{**get_variant(name).config, **overrides})

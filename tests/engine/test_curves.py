@@ -78,6 +78,13 @@ def test_undefined_metrics_leave_a_gap(axes):
     assert math.isnan(line.get_ydata()[0]) and line.get_ydata()[1] == 0.5
 
 
+def test_single_losses_of_a_short_run_are_marked(axes):
+    """A line between two points would look like a curve."""
+    for entries, marked in ((STEPS, True), ([{**STEPS[0], "step": step} for step in range(1, 200)], False)):
+        left = axes(entries)[0]
+        assert (left.lines[0].get_marker() not in ("", "None")) == marked and "single steps" in left.get_title()
+
+
 def test_a_run_without_evaluation(axes):
     _, right, _ = axes(STEPS)
     assert not right.lines and right.get_legend() is None

@@ -150,6 +150,16 @@ def test_figures_of_a_training(trained, tmp_path):
     assert str(trained.root.parent) not in str(card) and "some" not in training
 
 
+@pytest.mark.parametrize(("num_labels", "shown"), [(3, False), (5, False), (6, True)])
+def test_accuracies_that_are_certain_are_left_out(trained, num_labels, shown):
+    """One of five guesses among five classes is right whatever the model does."""
+    model = pvt_hf.PvtForImageClassification(tiny_pvt_config(num_labels=num_labels))
+    metrics = {"accuracy@1": 0.5, f"accuracy@{min(num_labels, 5)}": 1.0, "eval_samples": 9}
+    card = build_card(model, trained.processor, repo_id="me/digits", run={**trained.run, "metrics": metrics})
+    assert [one.metric_value for one in card.data.eval_results] == [50.0, 100.0][: 1 + shown]
+    assert ("Top-5" in str(card)) == shown and "Top-1" in str(card) and "Top-3" not in str(card)
+
+
 def test_an_evaluation_goes_before_the_training(trained, tmp_path):
     card = build_card(
         trained.model, trained.processor, repo_id="me/digits", run=trained.run, evaluation=trained.evaluation

@@ -219,6 +219,11 @@ def test_script(hub, client, small, tmp_path, script, monkeypatch):
     assert seen == {"repo_id": "me/fruit", **files, "license": None, "with_code": True}
     weights = (small / "model.safetensors").stat().st_size
     assert any(line.split() == [f"{weights:,}", "model.safetensors"] for line in output.splitlines())
+    assert "# fruit" not in output
+    code, output, errors = script("push_to_hub", *arguments, "--dry-run", "--show_card")
+    card = build_card(KINDS["classifier"].model(), KINDS["classifier"].make_processor(), **seen)
+    assert code == 0 and output.startswith(f"{card}\n") and "Top-1 accuracy (%)" in output, errors
+    assert len(hub.requests) == before
 
     script.environment("HF_TOKEN", TOKEN)
     code, output, errors = script("push_to_hub", *arguments, "--private", "--revision", "next", "--without_code")

@@ -89,6 +89,22 @@ def test_a_batch_is_padded_to_the_largest(processor):
     assert tensors["pixel_values"].dtype == torch.float32 and tensors["pixel_mask"].dtype == torch.int64
 
 
+@pytest.mark.parametrize("max_size", [(100, 100), (50, 500), (300, 90), (31, 33)])
+def test_the_largest_size_within_a_frame(backend, max_size):
+    """As in Transformers' DETR: enlarged, too, until one side touches the frame."""
+    size = {"max_height": max_size[0], "max_width": max_size[1]}
+    theirs = DetrImageProcessorPil(size=size, do_pad=False)
+    for shape in ((200, 100), (40, 60), (333, 500)):
+        height, width = theirs(noise(*shape))["pixel_values"][0].shape[-2:]
+        for built, options in ((BACKENDS[backend](size=size), {}), (BACKENDS[backend](), {"size": size})):
+            found = built(noise(*shape), **options, return_tensors="pt")
+            mask = found["pixel_mask"][0]
+            assert (mask.any(1).sum(), mask.any(0).sum()) == (height, width)
+            assert found["pixel_values"].shape[-2:] == (aligned(height), aligned(width))
+    line = BACKENDS[backend](size=size)(Image.new("RGB", (700, 1)), return_tensors="pt")
+    assert line["pixel_mask"][0].any(1).sum() == 1  # Transformers' rule gives 0 rows
+
+
 def test_bad_settings(processor):
     image = noise(40, 40)
     for options, message in (

@@ -31,10 +31,10 @@ SETTINGS = {
     "instance": BOXES,
 }
 # The files that a repository with a processor of each contract holds
-BOX_FILES = {"backends", "boxes", "coco", "input", "masks", "sizes"}
+BOX_FILES = {"backends", "bands", "boxes", "coco", "input", "masks", "sizes"}
 FILES = {
-    "pvt": {"backends", "input", "sizes", "pvt"},
-    "semantic": {"backends", "input", "sizes", "semantic"},
+    "pvt": {"backends", "bands", "input", "sizes", "pvt"},
+    "semantic": {"backends", "bands", "input", "sizes", "semantic"},
     "detection": {*BOX_FILES, "detection"},
     "detr": {*BOX_FILES, "detr"},
     "instance": {*BOX_FILES, "instance"},

@@ -244,5 +244,8 @@ def test_bad_settings(processor):
         processor(GOOD, size={"height": 0, "width": 5})
     with pytest.raises(ValueError, match="crop_size={'shortest_edge': 5}; expected positive"):
         processor(GOOD, crop_size={"shortest_edge": 5})
+    for name in ("crop_size", "size"):
+        with pytest.raises(ValueError, match=f"{name} is 1000000x1000000; expected at most 268,435,456 pixels"):
+            processor(GOOD, **{name: {"height": 10**6, "width": 10**6}})
     with pytest.raises(ValueError, match=r"images: .*alpha outside 0\.\.1"):
         processor(noise(9, 9, 4).astype(np.float32), do_rescale=False)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import SizeDict
 
 from pvt_hf.models import image_processing_semantic
@@ -89,6 +90,7 @@ def test_forms_of_size(backend):
         ({"shortest_edge": 64, "longest_edge": 64}, (64, 64)),  # 43x64
         ({"height": 96, "width": 160}, (96, 160)),
         ({"height": 97, "width": 160}, (128, 160)),
+        ({"max_height": 64, "max_width": 64}, (64, 64)),  # 42x64
     ):
         built = BACKENDS[backend](size=size)
         for found in (built(image), BACKENDS[backend]()(image, size=size)):
@@ -265,6 +267,20 @@ def test_post_processing_resizes_logits(processor, monkeypatch, max_scores):
     assert torch.equal(torch.stack(plain), logits.argmax(1))
     equal = processor.post_process_semantic_segmentation(SimpleNamespace(logits=torch.ones(1, 7, 3, 3)), [(6, 6)])
     assert equal[0].eq(0).all()  # of equal scores the first class, as argmax
+
+
+def test_post_processing_gives_scores(processor):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 7, 9, 12).bfloat16()
+    for sizes in (None, [(40, 50), (33, 7)]):
+        maps = processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), sizes)
+        found = processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), sizes, True)
+        for index, (labels, image) in enumerate(zip(maps, found, strict=True)):
+            assert type(image) is SemanticSegmentationPostProcessorOutput
+            expected = logits[index]
+            if sizes:
+                expected = F.interpolate(expected[None].float(), sizes[index], mode="bilinear", align_corners=False)[0]
+            assert torch.equal(image.segmentation_scores, expected) and torch.equal(image.segmentation, labels)
 
 
 @pytest.mark.parametrize("target_sizes", [[], [(4, 4)], [(4, 4)] * 3, (4, 4), [(4, 4), (4, 0)], [(4, 4), (3, 4, 4)]])

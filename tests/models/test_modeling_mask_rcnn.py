@@ -1,7 +1,7 @@
 """
 Mask R-CNN keeps the contract of heads, and computes what its paper describes: convolutions against torchvision's Mask
-R-CNN, levels, targets and losses against a computation by hand, parameters and GFLOPs against Table 4 of the PVT paper.
-Anchors and their assignment are tested in test_modeling_anchors.py.
+R-CNN, levels, targets and losses against a computation by hand. Anchors and their assignment are tested in
+test_modeling_anchors.py, parameters and GFLOPs of the paper in tests/hub/test_published_costs.py.
 
     python -m pytest tests/models/test_modeling_mask_rcnn.py
 """
@@ -15,16 +15,14 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.mask_rcnn import MaskRCNN
 from torchvision.models.resnet import resnet50
 from torchvision.ops import box_iou
-from transformers import ResNetConfig, TimmBackboneConfig
+from transformers import TimmBackboneConfig
 
 from pvt_hf import MaskRcnnConfig, MaskRcnnForInstanceSegmentation
 from pvt_hf.models.modeling_mask_rcnn import RegionPooler, Regions, mask_targets
-from pvt_hf.weights.variants import get_config
 
 from ..support.common import random_images, randomize
 from ..support.head_contract import DetectorContract
 from ..support.heads import boxes_only, no_objects, random_objects, tiny_head
-from ..support.paper_counts import as_printed, attention_operations, count_operations, parameters_but_frozen
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -39,7 +37,7 @@ class TestMaskRcnn(DetectorContract):
     refused_stages = [["stage4"], STAGES[1:]]
     # How many regions there are depends on the image: no graph of fixed shapes holds them.
     test_compiles_without_graph_breaks = test_compiled_training_step = None
-    test_exports_with_dynamic_batch_height_and_width = None
+    test_exports_with_dynamic_batch_height_and_width = test_traced_program_at_other_sizes = None
 
     def output_tensors(self, outputs):
         return [outputs.pred_scores, outputs.pred_boxes, outputs.pred_masks]
@@ -433,56 +431,6 @@ def test_labels_that_cannot_be():
             model(images, labels=wrong)
         for word in words:
             assert word in str(error.value)
-
-
-# Table 4 of the paper
-
-PVT = {name: get_config(name, out_features=STAGES) for name in ("pvt-tiny", "pvt-small", "pvt-medium", "pvt-large")}
-CONVNETS = {
-    name: TimmBackboneConfig(backbone=name, out_indices=[1, 2, 3, 4])
-    for name in ("resnet18", "resnet50", "resnet101", "resnext101_32x4d", "resnext101_64x4d")
-}
-PARAMETERS = {
-    "pvt-tiny": "32.9", "pvt-small": "44.1", "pvt-medium": "63.9", "pvt-large": "81.0",
-    "resnet18": "31.2", "resnet50": "44.2", "resnet101": "63.2",
-    "resnext101_32x4d": "62.8", "resnext101_64x4d": "101.9",
-}  # fmt: skip
-
-
-def meta_mask_rcnn(backbone_config) -> MaskRcnnForInstanceSegmentation:
-    with torch.device("meta"):
-        return MaskRcnnForInstanceSegmentation(MaskRcnnConfig(backbone_config=backbone_config)).eval()
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_of_the_paper(name):
-    model = meta_mask_rcnn({**PVT, **CONVNETS}[name])
-    assert as_printed(parameters_but_frozen(model)) == PARAMETERS[name]
-
-
-def test_parameters_with_the_resnet_of_transformers():
-    model = meta_mask_rcnn(ResNetConfig(out_features=STAGES))
-    assert as_printed(parameters_but_frozen(model)) == PARAMETERS["resnet50"]
-
-
-def test_gflops_of_the_paper():
-    """With PVT-Small at 1280x800: 1,000 regions for boxes and 100 for masks."""
-    model = meta_mask_rcnn(PVT["pvt-small"])
-    boxes, masks = model.box_head, model.mask_head
-    with_relu = (model.rpn.convolution, boxes.fc1, boxes.fc2, *masks.convs, masks.upsample)  # ReLUs are no modules
-
-    def run():
-        maps = model.neck(model.backbone(torch.empty(1, 3, 800, 1280, device="meta")).feature_maps)
-        for feature_map in (*maps, F.max_pool2d(maps[-1], kernel_size=1, stride=2)):
-            hidden = model.rpn.convolution(feature_map)
-            model.rpn.classifier(hidden), model.rpn.box_regressor(hidden)
-        model.box_head(torch.empty(1000, 256, 7, 7, device="meta"))
-        model.mask_head(torch.empty(100, 256, 14, 14, device="meta"))
-
-    with torch.no_grad():
-        total = count_operations(model, run, with_relu)
-    total += attention_operations(model.config.backbone_config, 800, 1280)
-    assert as_printed(total) == "304.4"
 
 
 # Configuration

@@ -155,37 +155,6 @@ def test_parameter_counts(name, parameters, backbone_parameters, entries):
         assert backbone.num_parameters() == backbone_parameters
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].paper_gflops])
-def test_gflops_of_the_paper(name):
-    """
-    The paper's convention: multiply-adds of convolutions and linear layers, plus 2 h w (h/R) (w/R) C per attention,
-    without the cls token. Counted by hooks on a meta forward pass, not from the formulae of the layers.
-    """
-    with torch.device("meta"):
-        model = PvtForImageClassification(get_config(name)).eval()
-    total = 0
-
-    def count(module, inputs, output):
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            total += output.numel() * (module.weight[0].numel() + 1)
-        elif isinstance(module, nn.Linear):
-            # token 0 of the last stage is the cls token, which the paper's counter does not see
-            tokens = inputs[0].shape[1] - (inputs[0].shape[1] == 50) if inputs[0].ndim == 3 else 1
-            total += tokens * module.weight.numel()
-
-    for module in model.modules():
-        module.register_forward_hook(count)
-    with torch.no_grad():
-        model(torch.empty(1, 3, 224, 224, device="meta"))
-    config = model.config
-    for (rows, columns), depth, ratio, channels in zip(
-        config.grid_sizes(224, 224), config.depths, config.sequence_reduction_ratios, config.hidden_sizes
-    ):
-        total += depth * 2 * rows * columns * (rows // ratio) * (columns // ratio) * channels
-    assert round(total / 1e9, 1) == VARIANTS[name].paper_gflops
-
-
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_equals_native_entry_by_entry(implementation):
     theirs, ours = native_pair("pvt-tiny", image_size=96, depths=[2, 1, 2, 1], num_labels=7)
@@ -210,6 +179,17 @@ def test_hidden_states_by_index():
     chosen = model(images, output_hidden_states=[-1, 1]).hidden_states
     assert [index for index, state in enumerate(chosen) if state is not None] == [1, len(everything) - 1]
     assert torch.equal(chosen[-1], everything[-1])
+
+
+def test_hidden_states_of_a_backbone_by_index():
+    """They are those of the stages that it has, without a final norm."""
+    for stages in (["stage1"], ["stage2", "stage3"], ["stage4"]):
+        model, images = PvtBackbone(tiny_pvt_config(out_features=stages)).eval(), random_images(1, 64, 64)
+        everything = model(images, output_hidden_states=True).hidden_states
+        for index in (-1, -len(everything), 0):
+            chosen = model(images, output_hidden_states=[index]).hidden_states
+            assert len(chosen) == len(everything) and torch.equal(chosen[index], everything[index])
+            assert sum(state is not None for state in chosen) == 1
 
 
 def bilinear_reference(table: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -323,6 +303,12 @@ def test_convolutions_keep_the_default_initialisation():
         ({"depths": 2}, ["depths", "4 integers"]),
         ({"layer_norm_eps": "a"}, ["layer_norm_eps", "a"]),
         ({"layer_norm_eps": 0.0}, ["layer_norm_eps"]),
+        ({"depths": [2, 2, 10**9, 2]}, ["depths of stage 3", "1,000", "1000000000"]),
+        ({"hidden_sizes": [64, 128, 320, 10**8]}, ["hidden_sizes of stage 4", "65,536"]),
+        ({"mlp_ratios": [8, 8, 4, 10**8]}, ["mlp_ratios of stage 4"]),
+        ({"num_labels": 10**9}, ["num_labels", "1,000,000", "1000000000"]),
+        ({"num_channels": 10**9}, ["num_channels", "1000000000"]),
+        ({"image_size": 10**6}, ["image_size", "16,384", "1000000"]),
     ],
 )
 def test_configurations_that_cannot_work(overrides, words):
@@ -353,6 +339,12 @@ def test_labels_of_a_configuration():
     # A native file may name fewer classes than its head has rows
     partial = PvtConfig.from_dict({"num_labels": 4, "id2label": {"0": "cat"}})
     assert partial.id2label == {0: "cat", 1: "LABEL_1", 2: "LABEL_2", 3: "LABEL_3"}
+
+
+def test_files_with_an_absurd_number_of_classes_are_refused():
+    for content in ({"num_labels": 10**9}, {"num_labels": 10**9, "id2label": {"0": "cat"}}):
+        with pytest.raises(ValueError, match="num_labels must be from 1 to 1,000,000"):
+            PvtConfig.from_dict(content)
 
 
 def test_overrides_are_validated_like_everything_else():

@@ -6,6 +6,7 @@ checks of labels, is tested here.
     python -m pytest tests/models/test_modeling_pvt_detr.py
 """
 
+import inspect
 import json
 import math
 
@@ -30,7 +31,8 @@ class TestPvtDetr(DetectorContract):
     refused_stages = []  # it reads the last of any feature maps
     least_progress = 1.0  # it hardly begins to learn in so few steps
     # Transformers' own: states, attentions and dispatch of encoder and decoder, and how they are split between devices
-    test_hidden_states_and_attentions_are_the_backbones = None
+    test_hidden_states_and_attentions_are_the_backbones = test_hidden_states_by_index = None
+    test_the_configuration_asks_for_hidden_states_and_attentions = None
     test_attentions_are_true_maps_under_every_implementation = None
     test_every_attention_implementation_is_dispatched = None
     test_no_layer_is_split_between_devices = test_offloaded_model_computes_the_same = None
@@ -127,6 +129,35 @@ def test_new_weights_are_those_of_the_original_code():
         assert 0.9 * bound < module.weight.abs().max() <= bound and 0 < module.bias.abs().max() <= bound
     queries = model.model.query_position_embeddings.weight
     assert 0.9 < queries.std() < 1.1  # of some 800 draws, whose standard deviation strays by 2.5 %
+
+
+def test_weights_that_a_checkpoint_lacks_start_as_in_a_new_model(tmp_path):
+    """Other queries and classes than those saved: the new ones have the original code's spread, the rest is loaded."""
+    model = tiny_head("detr", num_queries=20)
+    model.save_pretrained(tmp_path)
+    changed = {"num_queries": 50, "num_labels": 30, "ignore_mismatched_sizes": True}
+    opened, info = PvtDetrForObjectDetection.from_pretrained(tmp_path, **changed, output_loading_info=True)
+    new = {"model.query_position_embeddings.weight", "class_labels_classifier.weight", "class_labels_classifier.bias"}
+    assert {name for name, *_ in info["mismatched_keys"]} == new
+    queries, classifier = opened.model.query_position_embeddings.weight, opened.class_labels_classifier
+    assert queries.shape == (50, 32) and 0.9 < queries.std() < 1.1  # 1600 draws: 1.8 % of spread
+    bound = 32**-0.5  # uniform up to it
+    assert 0.9 * bound < classifier.weight.abs().max() <= bound and 0 < classifier.bias.abs().max() <= bound
+    for name, tensor in opened.state_dict().items():
+        assert name in new or torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_arguments_are_in_the_order_of_transformers():
+    ours = inspect.signature(PvtDetrForObjectDetection.forward).parameters
+    assert list(ours) == list(inspect.signature(DetrForObjectDetection.forward).parameters)
+    model, images, labels = tiny_head("detr"), random_images(2, 64, 64), boxes_only(random_objects(2, 64, 64))
+    mask, queries = torch.ones(2, 64, 64, dtype=torch.long), torch.randn(2, 12, 32)
+    with torch.no_grad():
+        named = model(images, pixel_mask=mask, decoder_inputs_embeds=queries, labels=labels)
+        placed = model(images, mask, None, None, None, queries, labels)
+        default = model(images, mask, labels=labels)
+    assert torch.equal(named.loss, placed.loss) and torch.equal(named.logits, placed.logits)
+    assert not torch.equal(named.logits, default.logits)
 
 
 def test_resnet_as_in_the_baseline_of_the_paper():

@@ -1,7 +1,7 @@
 """
 RetinaNet keeps the contract of heads, and computes what its paper describes: convolutions against torchvision's
-RetinaNet, losses and candidates against a computation by hand, parameters and GFLOPs against Table 3 of the PVT paper.
-Anchors and their assignment are tested in test_modeling_anchors.py.
+RetinaNet, losses and candidates against a computation by hand. Anchors and their assignment are tested in
+test_modeling_anchors.py, parameters and GFLOPs of the paper in tests/hub/test_published_costs.py.
 
     python -m pytest tests/models/test_modeling_retinanet.py
 """
@@ -15,16 +15,14 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.resnet import resnet50
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-from transformers import ResNetConfig, TimmBackboneConfig
+from transformers import TimmBackboneConfig
 
 from pvt_hf import RetinaNetConfig, RetinaNetForObjectDetection
 from pvt_hf.models.modeling_anchors import NEGATIVE
-from pvt_hf.weights.variants import get_config
 
 from ..support.common import random_images, randomize
 from ..support.head_contract import DetectorContract
 from ..support.heads import no_objects, random_objects, tiny_head, tiny_head_config
-from ..support.paper_counts import as_printed, attention_operations, count_operations, parameters_but_frozen
 from ..support.references import assign_boxes
 
 
@@ -224,47 +222,6 @@ def test_the_first_scores_are_the_prior():
         scores = model(random_images(1, 64, 64)).logits.sigmoid()
     assert abs(scores.mean() - 0.01) < 0.001
     assert abs(model.head.class_convs[0].weight.std() - 0.01) < 0.001 and not model.head.box_regressor.bias.any()
-
-
-# Table 3 of the paper
-
-PVT = {name: get_config(name, out_features=STAGES) for name in ("pvt-tiny", "pvt-small", "pvt-medium", "pvt-large")}
-CONVNETS = {
-    name: TimmBackboneConfig(backbone=name, out_indices=[2, 3, 4])
-    for name in ("resnet18", "resnet50", "resnet101", "resnext101_32x4d", "resnext101_64x4d")
-}
-PARAMETERS = {
-    "pvt-tiny": "23.0", "pvt-small": "34.2", "pvt-medium": "53.9", "pvt-large": "71.1",
-    "resnet18": "21.3", "resnet50": "37.7", "resnet101": "56.7",
-    "resnext101_32x4d": "56.4", "resnext101_64x4d": "95.5",
-}  # fmt: skip
-
-
-def meta_retinanet(backbone_config) -> RetinaNetForObjectDetection:
-    with torch.device("meta"):
-        return RetinaNetForObjectDetection(RetinaNetConfig(backbone_config=backbone_config)).eval()
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_of_the_paper(name):
-    model = meta_retinanet({**PVT, **CONVNETS}[name])
-    assert as_printed(parameters_but_frozen(model)) == PARAMETERS[name]
-
-
-def test_parameters_with_the_resnet_of_transformers():
-    model = meta_retinanet(ResNetConfig(out_features=STAGES))
-    assert as_printed(parameters_but_frozen(model)) == PARAMETERS["resnet50"]
-
-
-@pytest.mark.parametrize(("height", "width", "paper"), [(800, 1280, "285.8"), (640, 960, "157.2")])
-def test_gflops_of_the_paper(height, width, paper):
-    """With PVT-Small at 1280x800 and 960x640. The heads call ReLU as a function, so it is counted separately."""
-    model = meta_retinanet(PVT["pvt-small"])
-    with_relu = (*model.head.class_convs, *model.head.box_convs)
-    with torch.no_grad():
-        total = count_operations(model, lambda: model(torch.empty(1, 3, height, width, device="meta")), with_relu)
-    total += attention_operations(model.config.backbone_config, height, width)
-    assert as_printed(total) == paper
 
 
 # Configuration

@@ -9,11 +9,13 @@ What is special to the head comes after it: a comparison with an implementation 
 """
 
 import copy
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
-from transformers import AutoConfig, ResNetConfig
+from transformers import AutoConfig, PreTrainedModel, ResNetConfig
 
 from pvt_hf import PvtBackbone, PvtConfig, PvtForImageClassification, load_pretrained_backbone
 from pvt_hf.families import load
@@ -131,11 +133,66 @@ class HeadContract(ModelContract):
             assert all(torch.equal(one, other) for one, other in zip(outputs[key], expected[key]))
             assert getattr(without, key) is None
 
+    def test_the_configuration_asks_for_hidden_states_and_attentions(self):
+        """Set on the configuration, or saved in it. The call has the last word."""
+        images = random_images(1, 64, 64)
+        config = self.make_config(output_hidden_states=True, output_attentions=True, attn_implementation="eager")
+        model = self.model_class(type(config).from_dict(config.to_dict(), attn_implementation="eager")).eval()
+        with torch.no_grad():
+            outputs = model(images)
+            expected = model.backbone(images, output_hidden_states=True, output_attentions=True)
+            without = model(images, output_hidden_states=False, output_attentions=False)
+            model.config.output_hidden_states = False
+            maps_only = model(images)
+        for key in ("hidden_states", "attentions"):
+            assert len(outputs[key]) == len(expected[key]) > 0
+            assert all(torch.equal(one, other) for one, other in zip(outputs[key], expected[key]))
+            assert getattr(without, key) is None
+        assert maps_only.hidden_states is None and maps_only.attentions is not None
+
+    @pytest.mark.parametrize("backbone", BACKBONES)
+    def test_hidden_states_by_index(self, backbone):
+        model, images = self.make_model(backbone_config=BACKBONES[backbone](self.stages)), random_images(1, 64, 64)
+        with torch.no_grad():
+            everything = model(images, output_hidden_states=True).hidden_states
+            for indices in (-1, [0, -2], [1], -100):
+                chosen = model(images, output_hidden_states=indices).hidden_states
+                wanted = {i % len(everything) for i in ([indices] if isinstance(indices, int) else indices) if i > -99}
+                for index, (one, other) in enumerate(zip(chosen, everything, strict=True)):
+                    assert torch.equal(one, other) if index in wanted else one is None
+
     def test_backbones_with_other_feature_maps_than_the_head_reads(self):
         for stages in self.refused_stages:
             for name in ("pvt", "resnet"):
                 with pytest.raises(ValueError, match=f"feature map.*{name}.*out_features"):
                     self.model_class(self.config_class(backbone_config=BACKBONES[name](stages)))
+
+    def test_all_weights_are_initialised_on_every_path(self, monkeypatch):
+        """
+        In the constructor, and where a file lacks every weight. As Transformers' own tests do it: with the same random
+        numbers for every module, both give the same bits.
+        """
+        original = PreTrainedModel._initialize_weights
+
+        def seeded(model, *args, **kwargs):
+            torch.manual_seed(0)
+            original(model, *args, **kwargs)
+
+        monkeypatch.setattr(PreTrainedModel, "_initialize_weights", seeded)
+        built = self.model_class(self.make_config()).state_dict()
+        opened = self.model_class.from_pretrained(None, config=self.make_config(), state_dict={}).state_dict()
+        assert built.keys() == opened.keys()
+        assert all(torch.equal(tensor, opened[name]) for name, tensor in built.items())
+
+    def test_traced_program_at_other_sizes(self):
+        model = self.make_model(**self.compile_overrides)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # about checks of the example's shape
+            traced = torch.jit.trace(model, (random_images(1, 64, 96),), strict=False, check_trace=False)
+        for batch, height, width in ((1, 96, 64), (3, 128, 160), (2, 75, 110)):
+            images = random_images(batch, height, width)
+            outputs = SimpleNamespace(**traced(images))  # a traced program returns a dict
+            self.assert_same(self.output_tensors(outputs), self.run_model(model, images))
 
     # Configuration
 
@@ -174,6 +231,17 @@ class HeadContract(ModelContract):
                 assert whole == expected
                 assert again.num_labels == len(again.id2label) == overrides.get("num_labels", config.num_labels)
 
+    def test_a_config_file_does_not_list_the_default_classes_of_the_backbone(self, tmp_path):
+        self.config_class(num_labels=3).save_pretrained(tmp_path)
+        assert (tmp_path / "config.json").read_text().count("LABEL_") == 6
+        named = PvtConfig(out_features=self.stages, id2label={0: "sky", 1: "road", 2: "car"})
+        self.config_class(backbone_config=named).save_pretrained(tmp_path)
+        assert self.config_class.from_pretrained(tmp_path).backbone_config.id2label == named.id2label
+
+    def test_an_absurd_number_of_classes_is_refused(self):
+        with pytest.raises(ValueError, match="num_labels must be from 1 to 1,000,000"):
+            self.config_class(num_labels=10**9)
+
     def test_backbones_that_cannot_be(self):
         for backbone_config, words in (
             ({"model_type": "pvt_v9"}, "backbone_config.*pvt_v9"),
@@ -181,6 +249,19 @@ class HeadContract(ModelContract):
         ):
             with pytest.raises(ValueError, match=words):
                 self.config_class(backbone_config=backbone_config)
+
+    def test_other_labels(self, tmp_path):
+        """As in JSON, with text for numbers: given to the constructor, and when loading."""
+        names, numbers = {"0": "cat", "1": "dog", "2": "cow"}, {0: "cat", 1: "dog", 2: "cow"}
+        self.make_model().save_pretrained(tmp_path)
+        loaded = self.model_class.from_pretrained(tmp_path, id2label=names, ignore_mismatched_sizes=True)
+        built = self.model_class(self.make_config(id2label=names))
+        auto = AutoConfig.from_pretrained(tmp_path, id2label=names, label2id={"cat": 0, "dog": 1, "cow": 2})
+        for config in (loaded.config, built.config, auto):
+            assert config.id2label == numbers and config.num_labels == config.to_dict()["num_labels"] == 3
+        assert auto.label2id == {"cat": 0, "dog": 1, "cow": 2} and "LABEL_5" not in (loaded.config.label2id or {})
+        shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (loaded, built)]
+        assert shapes[0] == shapes[1]
 
     def test_another_number_of_labels_when_loading(self, tmp_path):
         self.make_model().save_pretrained(tmp_path)

@@ -5,6 +5,8 @@ they leave behind agrees with pycocotools and with the models called by hand.
     python -m pytest tests/tasks/test_detection_training.py
 """
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -110,7 +112,11 @@ ON_COCO = {"eval_split": "validation", "samples_per_epoch": 0, "max_steps": 0, "
 def trained(request, coco, tmp_path_factory):
     """The folder and the report of a few steps on the COCO folder."""
     output = tmp_path_factory.mktemp(request.param) / "out"
-    return request.param, output, train(TASK, settings(request.param, output, **ON_COCO, dataset=str(coco)))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        report = train(TASK, settings(request.param, output, **ON_COCO, dataset=str(coco)))
+    (output.parent / "printed.txt").write_text(printed.getvalue())
+    return request.param, output, report
 
 
 def test_training_leaves_a_model_and_figures(trained):
@@ -122,6 +128,9 @@ def test_training_leaves_a_model_and_figures(trained):
     processor = AutoImageProcessor.from_pretrained(output)
     assert type(processor).__name__.startswith(load(ARCHITECTURES[architecture].processor).__name__)
     assert ("mask_ap50" in report["metrics"]) == (architecture == "mask_rcnn")
+    # No object of 64x80 pixels is large.
+    assert report["metrics"]["ap_large"] is None
+    assert (output.parent / "printed.txt").read_text().count(", ap_large undefined, ") == 2
     written = json.loads((output / "run.json").read_text())
     assert written["metrics"]["ap"] == report["metrics"]["ap"] and len(written["metrics"]["per_category_ap"]) == 10
 

@@ -35,7 +35,7 @@ from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.tasks.classification.evaluation import OfficialProtocol
 from pvt_hf.tasks.classification.settings import ClassificationEvaluationSettings
 from pvt_hf.tasks.classification.task import ClassificationTask
-from pvt_hf.tasks.labels import match_labels
+from pvt_hf.tasks.labels import match_labels, numbers_without_names
 
 from ..support.common import randomize, tiny_pvt_config
 from ..support.warm_processes import ROOT
@@ -216,8 +216,11 @@ def test_labels_by_name_or_by_number():
     assert labels == [0, 1]
     assert "only in the data: 'a', 'b'; only in the model: 'LABEL_0', 'LABEL_1'" in warning
     assert "Label i of the data is taken as label i of the model" in warning
-    labels, warning = match_labels(stream_of(None), ("a", "b"))
-    assert labels == [0, 1] and "have no names" in warning
+    assert match_labels(stream_of(None), ("a", "b")) == ([0, 1], None)
+    assert numbers_without_names(stream_of(("a", "b")), ("a", "b")) is None
+    assert "have no names: numbers are the model's labels, 0 (a) to 1 (b)" in numbers_without_names(
+        stream_of(None), ("a", "b")
+    )
     for names, model_names, words in (
         (("a", "b"), ("a", "b", "c"), "has 2 classes and the model 3; only in the data: none; only in the model: 'c'"),
         (("a", "b", "c"), ("b", "a", "d"), "only in the data: 'c'.*'d'; in both with another number: 'a', 'b'"),
@@ -356,16 +359,20 @@ def test_two_processes_and_a_sharded_model(pvt, photos, tmp_path):
     assert "no sample to evaluate on" in nothing["metrics"] and nothing["calls"] == [[], []]
 
 
-def test_fewer_than_five_classes(tmp_path):
-    for name in ("left", "right"):
+@pytest.mark.parametrize("names", [("left", "right"), tuple("abcde"), tuple("abcdef")], ids=len)
+def test_accuracies_that_are_certain_are_left_out(names, tmp_path):
+    """accuracy@5 of five classes is 1 whatever the model does."""
+    for name in names:
         (tmp_path / "photos" / "validation" / name).mkdir(parents=True)
         Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "validation" / name / "0.png")
-    model = PvtForImageClassification(tiny_pvt_config(id2label={0: "left", 1: "right"}, num_labels=2))
+    model = PvtForImageClassification(tiny_pvt_config(id2label=dict(enumerate(names)), num_labels=len(names)))
     processor = PvtImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     result = evaluate(tmp_path / "model", tmp_path / "photos")["results"][0]
-    assert result["accuracy@1"] == 0.5 and result["accuracy@2"] == 1.0 and "accuracy@5" not in result
+    accuracies = {name: value for name, value in result.items() if name.startswith("accuracy@")}
+    expected = {"accuracy@1": 1 / len(names)} | ({"accuracy@5": 5 / 6} if len(names) == 6 else {})
+    assert accuracies == pytest.approx(expected)  # images that are all the same
     assert result["images_per_second"] is None  # a single batch
 
 

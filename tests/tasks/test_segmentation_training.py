@@ -245,6 +245,10 @@ def test_class_names(tmp_path):
 def test_bad_arguments(scenes, tmp_path, capsys):
     for flags, words in (
         (["--crop_size", "16"], "--crop_size must be at least 32, got 16"),
+        (["--crop_size", "1000000"], "--crop_size must be at most 16,384 pixels, got 1000000"),
+        (["--mask_values", "0", "0"], "--mask_values must be two or more different numbers, none negative, got [0, 0]"),
+        (["--backbone_overrides", '{"depths": [1, 1, 1000000, 1]}'], "depths of stage 3 must be from 1 to 1,000"),
+        (["--config_overrides", '{"fpn_channels": 1000000000}'], "fpn_channels must be at most 1,000,000"),
         (["--shortest_edge", "512", "--longest_edge", "256"], "--longest_edge 256 is below"),
         (["--min_scale", "2", "--max_scale", "1"], "--min_scale 2.0 must be"),
         (["--max_class_share", "75"], "--max_class_share must be between 0 and 1, got 75.0"),

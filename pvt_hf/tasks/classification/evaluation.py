@@ -19,8 +19,8 @@ from ...metrics.accuracy_at_k import AccuracyAtK
 
 class ClassificationEvaluation(Evaluation):
     """
-    Computes `accuracy@1`, `accuracy@5` (`accuracy@k` if there are only k < 5 classes) and `eval_loss`, the mean
-    cross-entropy.
+    Computes `accuracy@1`, `accuracy@5` and `eval_loss`, the mean cross-entropy. There is no `accuracy@5` of five or
+    fewer classes, where it would always be 1.
 
     Args:
         size: (height, width) of the images in pixels.
@@ -36,7 +36,7 @@ class ClassificationEvaluation(Evaluation):
     def add(self, forward: Callable[..., Any], batch: dict[str, Any]) -> None:
         logits = forward(pixel_values=batch["pixel_values"], **self.options).logits.float().cpu()
         self.loss_sum += nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
-        self.ranked += logits.topk(min(5, logits.shape[1])).indices.tolist()
+        self.ranked += logits.topk(5 if logits.shape[1] > 5 else 1).indices.tolist()
         self.labels += batch["labels"].tolist()
 
     def state(self) -> tuple[list[list[int]], list[int], float]:
@@ -50,7 +50,7 @@ class ClassificationEvaluation(Evaluation):
     def compute(self, states: list[Any]) -> dict[str, Any]:
         ranked = [row for part, _, _ in states for row in part]
         labels = [label for _, part, _ in states for label in part]
-        ranks = (1, min(5, len(ranked[0])))
+        ranks = (1, 5) if len(ranked[0]) == 5 else (1,)
         metrics = AccuracyAtK(keep_in_memory=True).compute(predictions=ranked, references=labels, k=ranks)
         return {**metrics, "eval_loss": sum(loss for _, _, loss in states) / len(labels)}
 

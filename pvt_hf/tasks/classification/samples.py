@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ...data.label_counts import LabelCounts
 from ...data.samples import BadSample, decode_rgb, require_class_names
 from ...data.streams import Stream
+from ...engine.task import Counted
 
 
 class ClassificationSample:
     """
-    Makes `{"pixel_values": (3, height, width) float, "labels": () int64}` from an example, to train or to evaluate on.
+    Makes `{"pixel_values": (3, height, width) float, "labels": () int64, "label_counts": LabelCounts}` from an example,
+    to train or to evaluate on.
 
     Args:
         stream: where the examples come from; has a "label" column.
@@ -25,6 +28,8 @@ class ClassificationSample:
         ValueError: the stream has no label column, or no class names are known.
     """
 
+    counted = Counted("samples")
+
     def __init__(
         self,
         stream: Stream,
@@ -34,7 +39,16 @@ class ClassificationSample:
         self.stream, self.transform, self.label_column = stream, transform, stream.column("label")
         self.class_names = require_class_names(stream, class_names or stream.class_names)
 
-    def __call__(self, example: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        label = self._label(example)
+        image = decode_rgb(example[self.stream.image_column])
+        counts = LabelCounts(1, {label: 1})
+        return {"pixel_values": self.transform(image), "labels": torch.tensor(label), "label_counts": counts}
+
+    def count(self, example: dict[str, Any]) -> LabelCounts:
+        return LabelCounts(1, {self._label(example): 1})
+
+    def _label(self, example: dict[str, Any]) -> int:
         label = example[self.label_column]
         if isinstance(label, bytes):
             label = label.decode()
@@ -44,5 +58,4 @@ class ClassificationSample:
             label = int(label)
         if not isinstance(label, int) or not 0 <= label < len(self.class_names):
             raise BadSample(f"label {label!r} is not one of the {len(self.class_names)} classes")
-        image = decode_rgb(example[self.stream.image_column])
-        return {"pixel_values": self.transform(image), "labels": torch.tensor(label)}
+        return label

@@ -11,10 +11,12 @@ from ...engine.settings import (
     TrainingSettings,
     check_at_least,
     check_share,
+    check_side,
     option,
     parse_overrides,
 )
 from ...families import FAMILIES
+from ...weights.variants import get_config
 from ..settings import CheckpointSettings, ModelSettings
 
 
@@ -45,7 +47,8 @@ class ClassificationRecipe(CheckpointSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(self, "horizontal_flip", "random_erasing", "label_smoothing")
-        check_at_least(self, 0, "image_size", "mixup", "cutmix")
+        check_at_least(self, 0, "mixup", "cutmix")
+        check_side(self, 0, "image_size")
         for name in ("crop_ratio", "min_scale"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must be above 0 and at most 1, got {getattr(self, name)}.")
@@ -57,9 +60,11 @@ class ClassificationSettings(TrainingSettings, ClassificationData, Classificatio
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        fields = parse_overrides("config_overrides", self.config_overrides, FAMILIES["pvt"].config)
         if not self.model:
-            check_at_least(self, 32, "image_size")
-        parse_overrides("config_overrides", self.config_overrides, FAMILIES["pvt"].config)
+            check_side(self, 32, "image_size")
+            if fields:  # the class need not be imported without any
+                get_config(self.variant, **{"image_size": self.image_size, **fields})
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(
                 f"--mixup and --cutmix mix pairs of images, so --batch_size must be even, got {self.batch_size}."
@@ -100,5 +105,4 @@ class ClassificationEvaluationSettings(EvaluationSettings, ClassificationData):
         super().__post_init__()
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"--crop_ratio must be above 0 and at most 1, got {self.crop_ratio}.")
-        if any(size < 1 for size in self.image_sizes):
-            raise ValueError(f"--image_sizes must be at least 1 pixel, got {self.image_sizes}.")
+        check_side(self, 1, "image_sizes")

@@ -16,11 +16,19 @@ from ...data.streams import Stream
 from ...engine.settings import parse_overrides
 from ...engine.task import EvaluationPart, Task
 from ...families import FAMILIES
+from ...metrics.reports import format_metrics
 from ...models.configuration_pvt import PvtConfig
 from ...models.image_processing_pvt import PvtImageProcessor
 from ...models.modeling_pvt import PvtForImageClassification
 from ...weights.variants import get_variant
-from ..labels import RenumberedSample, class_names_of, label_fields, match_labels, read_class_names
+from ..labels import (
+    RenumberedSample,
+    class_names_of,
+    label_fields,
+    match_labels,
+    numbers_without_names,
+    read_class_names,
+)
 from ..models import open_model
 from .evaluation import ClassificationEvaluation, evaluation_transform, forward_options, output_size
 from .samples import ClassificationSample
@@ -164,11 +172,11 @@ class ClassificationTask(Task):
             sample = ClassificationSample(stream, transform, stream.class_names or model_names)
             yield EvaluationPart(
                 title=f"{height}x{width}",
-                sample=RenumberedSample(sample, torch.tensor(labels)),
+                sample=RenumberedSample(sample, torch.tensor(labels), model_names),
                 evaluation=ClassificationEvaluation((height, width), **forward_options(model, (height, width))),
                 report=_at_size(height, width),
                 table=_as_line(height, width),
-                facts={"warning": warning},
+                facts={"warning": warning, "note": numbers_without_names(stream, model_names)},
             )
 
     def summarize(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -181,8 +189,4 @@ def _at_size(height: int, width: int) -> Callable[[dict[str, Any]], dict[str, An
 
 
 def _as_line(height: int, width: int) -> Callable[[dict[str, Any]], str]:
-    def line(metrics: dict[str, Any]) -> str:
-        shown = ("-" if value is None else f"{value:.6g}" for value in metrics.values())
-        return f"{height}x{width}: " + ", ".join(f"{name} {value}" for name, value in zip(metrics, shown))
-
-    return line
+    return lambda metrics: f"{height}x{width}: {', '.join(format_metrics(metrics, digits=6))}"

@@ -105,7 +105,10 @@ def reference(target: dict[str, Any]) -> dict[str, Any]:
 
 
 def format_table(metrics: dict[str, Any], class_names: tuple[str, ...], masks: bool) -> str:
-    """A text table of COCO's twelve metrics and the AP of each class, in percent; "-" where undefined."""
+    """
+    A text table of COCO's twelve metrics and the AP of each class, in percent; "-" where undefined, which a last line
+    explains.
+    """
     kinds = {"boxes": "", "masks": "mask_"} if masks else {"boxes": ""}
     width = max(len("ar_medium"), *map(len, class_names))
     lines = [f"{'':<{width}} " + " ".join(f"{kind:>7}" for kind in kinds)]
@@ -117,4 +120,6 @@ def format_table(metrics: dict[str, Any], class_names: tuple[str, ...], masks: b
     for name, values in rows:
         cells = ("-" if value is None else f"{value:.2%}" for value in values)
         lines.append(f"{name:<{width}} " + " ".join(f"{cell:>7}" for cell in cells))
+    if any(value is None for _, values in rows for value in values):
+        lines.append("-: undefined, because there are no such objects")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ...data.label_counts import LabelCounts
 from ...data.samples import BadSample
 from ...models import image_processing_coco as coco
 from ...models.image_processing_masks import segmentation_to_mask, segmentation_to_rle
@@ -41,6 +42,39 @@ def decode_masks(objects: coco.Objects, height: int, width: int) -> tuple[coco.O
     """
     with _bad_sample():
         return coco.decode_masks(objects, height, width, mask_to_array)
+
+
+def count_objects(annotated: coco.Objects, used: coco.Objects, height: int, width: int) -> LabelCounts:
+    """
+    The objects of each class that are used, and why the others of an image of height x width pixels are not. In an
+    evaluation the latter are what a model cannot find, or what is ignored.
+    """
+    unused = annotated.where(~np.isin(annotated.positions, used.positions))
+    counts = LabelCounts(1)
+    for label in used.class_labels.tolist():
+        counts.add(LabelCounts(per_class={label: 1}))
+    for box, is_crowd in zip(unused.boxes_xywh.tolist(), unused.is_crowd):
+        counts.add(LabelCounts(unused={_why_unused(box, bool(is_crowd), height, width): 1}))
+    return counts
+
+
+def _why_unused(box_xywh: list[float], is_crowd: bool, height: int, width: int) -> str:
+    left, top, box_width, box_height = box_xywh
+    if is_crowd:
+        return "crowds (iscrowd is 1)"
+    if not box_width or not box_height:
+        return "boxes without area"
+    if min(left, top) >= 0 and max(left + box_width, top + box_height) <= 1:
+        return "boxes with all numbers between 0 and 1, which have to be pixels: [x, y, width, height]"
+    if left >= width or top >= height or left + box_width <= 0 or top + box_height <= 0:
+        return "boxes outside their image"
+    if box_width < coco.SMALLEST_SIDE or box_height < coco.SMALLEST_SIDE:
+        return "boxes with a side below a pixel"
+    sides = [
+        min(start + side, end) - max(start, 0)
+        for start, side, end in ((left, box_width, width), (top, box_height, height))
+    ]
+    return "boxes with less than a pixel inside their image" if min(sides) < coco.SMALLEST_SIDE else "empty masks"
 
 
 def encode_masks(objects: coco.Objects, height: int, width: int) -> list[dict[str, Any]]:

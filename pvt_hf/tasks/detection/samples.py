@@ -15,10 +15,12 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch.nn.functional import pad
 
+from ...data.label_counts import LabelCounts
 from ...data.samples import BadSample, decoding, require_class_names, sample_id, to_rgb
 from ...data.streams import Stream
+from ...engine.task import Counted
 from ...models.image_processing_coco import Objects, clean_objects
-from .objects import decode_masks, encode_masks, read_objects
+from .objects import count_objects, decode_masks, encode_masks, read_objects
 from .streams import inner_objects
 
 
@@ -72,7 +74,9 @@ def _open(value: dict[str, Any]) -> Any:
 
 
 class _DecodedSample:
-    """The part that training and evaluation samples share: class names and decoding."""
+    """The part that training and evaluation samples share: class names, decoding and counting."""
+
+    counted = Counted("objects", needs_two_classes=False)
 
     def __init__(self, stream: Stream, class_names: tuple[str, ...] | None, with_masks: bool):
         self.stream, self.objects_column, self.with_masks = stream, stream.column("objects"), with_masks
@@ -84,12 +88,20 @@ class _DecodedSample:
 
     def decode(self, example: dict[str, Any]) -> tuple[Image.Image, Objects, dict[str, Any]]:
         """The RGB image, its objects as annotated, and the facts beside them. Raises [`BadSample`]."""
-        value = example[self.objects_column]
-        masks = example[self.stream.columns["masks"]] if "masks" in self.stream.columns else None
-        objects = read_objects(inner_objects(value), self.labels, masks)
-        facts = _facts(example, value)
+        objects, facts = self._objects(example)
         image = decode_as_annotated(example[self.stream.image_column], facts.get("height"), facts.get("width"))
         return image, objects, facts
+
+    def _objects(self, example: dict[str, Any]) -> tuple[Objects, dict[str, Any]]:
+        value = example[self.objects_column]
+        masks = example[self.stream.columns["masks"]] if "masks" in self.stream.columns else None
+        return read_objects(inner_objects(value), self.labels, masks), _facts(example, value)
+
+    def count(self, example: dict[str, Any]) -> LabelCounts:
+        """The objects of each class that a model can learn or find, without a look at their masks."""
+        objects, _ = self._objects(example)
+        height, width = image_size(self.stream, example)
+        return count_objects(objects, clean_objects(objects, height, width), height, width)
 
 
 def _category_ids(stream: Stream, class_names: tuple[str, ...]) -> dict[int, int]:
@@ -115,8 +127,8 @@ def _facts(example: dict[str, Any], value: Any) -> dict[str, Any]:
 
 class DetectionSample(_DecodedSample):
     """
-    Makes `{"pixel_values": (3, h, w) float, "labels": dict}` from an example, to train on. The labels have the format
-    of Transformers' DETR:
+    Makes `{"pixel_values": (3, h, w) float, "labels": dict, "label_counts": LabelCounts}` from an example, to train on.
+    The labels have the format of Transformers' DETR:
 
     - `class_labels`: (n,) int64;
     - `boxes`: (n, 4) float32, (centre x, centre y, width, height) relative to the image's own w and h, before padding;
@@ -154,8 +166,8 @@ class DetectionSample(_DecodedSample):
         self.transform = transform
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        image, objects, facts = self.decode(example)
-        objects = clean_objects(objects, image.height, image.width)
+        image, annotated, facts = self.decode(example)
+        objects = clean_objects(annotated, image.height, image.width)
         masks = None
         if self.with_masks:
             objects, arrays = decode_masks(objects, image.height, image.width)
@@ -178,12 +190,14 @@ class DetectionSample(_DecodedSample):
             labels["masks"] = masks
         if isinstance(facts.get("image_id"), int):
             labels["image_id"] = torch.tensor([facts["image_id"]])
-        return {"pixel_values": pixel_values, "labels": labels}
+        counts = count_objects(annotated, objects, image.height, image.width)
+        return {"pixel_values": pixel_values, "labels": labels, "label_counts": counts}
 
 
 class DetectionEvaluationSample(_DecodedSample):
     """
-    Makes `{"pixel_values": (3, h, w), "target": dict, "orig_size": (height, width)}` from an example, to evaluate on.
+    Makes `{"pixel_values": (3, h, w), "target": dict, "orig_size": (height, width), "label_counts": LabelCounts}` from
+    an example, to evaluate on.
 
     The target is the image's ground truth in COCO's format, with every object as annotated, including crowds and boxes
     outside the image, so that the figures are those of the annotation file. It has `image_id` (the source's, or else
@@ -212,10 +226,12 @@ class DetectionEvaluationSample(_DecodedSample):
         image_id = facts.get("image_id")
         if not isinstance(image_id, int | str):
             image_id = sample_id(example, self.stream.image_column)
+        usable = clean_objects(objects, image.height, image.width)
         return {
             "pixel_values": self.transform(image),
             "target": {"image_id": image_id, "annotations": self._annotations(objects, image.height, image.width)},
             "orig_size": (image.height, image.width),
+            "label_counts": count_objects(objects, usable, image.height, image.width),
         }
 
     def _annotations(self, objects: Objects, height: int, width: int) -> list[dict[str, Any]]:
@@ -257,13 +273,25 @@ def collate_detection(samples: list[dict[str, Any]], size_divisor: int = 32) -> 
     return batch
 
 
-def aspect_group(stream: Stream, example: dict[str, Any]) -> int:
-    """1 for an image that is wider than high, otherwise 0, also for unusable ones. Reads no more than the size."""
+def image_size(stream: Stream, example: dict[str, Any]) -> tuple[int, int]:
+    """
+    (height, width) of an image, as annotated or else from its file. Decodes nothing. Raises a [`BadSample`] if neither
+    can be read.
+    """
     facts = _facts(example, example[stream.columns["objects"]])
-    width, height = facts.get("width"), facts.get("height")
-    if not width or not height:
-        try:
-            width, height = Image.open(_open(example[stream.image_column] or {})).size
-        except Exception:  # counted where it is decoded
-            return 0
+    height, width = facts.get("height") or 0, facts.get("width") or 0
+    if min(height, width) > 0:
+        return height, width
+    value = example[stream.image_column]
+    with decoding(value, "image"):
+        image = Image.open(_open(value or {}))
+        return image.height, image.width
+
+
+def aspect_group(stream: Stream, example: dict[str, Any]) -> int:
+    """1 for an image that is wider than high, otherwise 0, also for unusable ones."""
+    try:
+        height, width = image_size(stream, example)
+    except BadSample:  # counted where it is decoded
+        return 0
     return int(width > height)

@@ -9,8 +9,8 @@ from ...engine.settings import (
     EvaluationSettings,
     SplitSettings,
     TrainingSettings,
-    check_at_least,
     check_share,
+    check_side,
     option,
 )
 from ...families import architectures
@@ -51,11 +51,11 @@ class DetectionRecipe(HeadSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 32, "eval_shortest_edge")
+        check_side(self, 32, "eval_shortest_edge", "shortest_edges", "longest_edge")
         check_share(self, "horizontal_flip")
         edges = self.shortest_edges
-        if not edges or min(edges) < 32:
-            raise ValueError(f"--shortest_edges must be one or more lengths of at least 32, got {edges}.")
+        if not edges:
+            raise ValueError("--shortest_edges must be one or more lengths.")
         if self.shortest_edge_range and (len(edges) != 2 or edges[0] > edges[1]):
             raise ValueError(f"--shortest_edge_range needs two --shortest_edges, the smaller one first, got {edges}.")
         if self.longest_edge < max(self.eval_shortest_edge, *edges):

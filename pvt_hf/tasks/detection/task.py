@@ -18,7 +18,7 @@ from ...engine.evaluation import prepare_output
 from ...engine.task import EvaluationPart, Task
 from ...families import load
 from ...metrics.coco_ap import coco_results
-from ...metrics.reports import write_json
+from ...metrics.reports import format_metrics, write_json
 from ..labels import class_names_of, read_class_names
 from ..models import build_head, normalization_of, open_model
 from .evaluation import MODELS_WITH_MASKS, DetectionEvaluation, format_table
@@ -141,11 +141,8 @@ class DetectionTask(Task):
             write_json(settings.results, coco_results(evaluation.merge(states).images, sample.category_ids))
 
         def text(metrics: dict[str, Any]) -> str:
-            speed = metrics["images_per_second"]
-            return (
-                f"{format_table(metrics, class_names, evaluation.masks)}\n{metrics['eval_samples']} images, "
-                f"{metrics['eval_skipped']} skipped, {'-' if speed is None else f'{speed:.4g}'} images per second"
-            )
+            shown = {name: metrics[name] for name in ("eval_samples", "eval_skipped", "images_per_second")}
+            return f"{format_table(metrics, class_names, evaluation.masks)}\n{', '.join(format_metrics(shown))}"
 
         yield EvaluationPart(
             title="boxes and masks" if evaluation.masks else "boxes",

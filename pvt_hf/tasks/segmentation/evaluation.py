@@ -70,10 +70,12 @@ def class_table(metrics: dict[str, Any], class_names: Sequence[str]) -> list[dic
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-    """The rows of [`class_table`] as text; "-" stands for None."""
+    """The rows of [`class_table`] as text; "-" stands for None, which a last line explains."""
     width = max(len("class"), *(len(row["name"]) for row in rows))
     lines = [f"{'class':<{width}} {'IoU':>7} {'accuracy':>9} {'pixels':>14}"]
     for row in rows:
         iou, accuracy = ("-" if row[name] is None else f"{row[name]:.4f}" for name in ("iou", "accuracy"))
         lines.append(f"{row['name']:<{width}} {iou:>7} {accuracy:>9} {row['pixels']:>14,}")
+    if any(row["iou"] is None or row["accuracy"] is None for row in rows):
+        lines.append("-: undefined, because the class has no pixels")
     return "\n".join(lines)

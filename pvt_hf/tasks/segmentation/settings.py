@@ -9,8 +9,8 @@ from ...engine.settings import (
     EvaluationSettings,
     SplitSettings,
     TrainingSettings,
-    check_at_least,
     check_share,
+    check_side,
     option,
 )
 from ...families import architectures
@@ -30,6 +30,16 @@ class SegmentationData(DataSettings, SceneSettings):
 
     dataset: str = option("digit-scenes", DATASET_HELP)
     mask_column: str = option("", "Column with the masks, e.g. annotation; default: found by type and name.")
+    mask_values: list[int] = option(
+        [],
+        "Value of each class in the masks, in order, e.g. 0 255 for masks of 0 and 255; default: 0 1 2 ...",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        values = self.mask_values
+        if values and (len(values) < 2 or len({*values}) < len(values) or min(values) < 0):
+            raise ValueError(f"--mask_values must be two or more different numbers, none negative, got {values}.")
 
 
 @dataclass(kw_only=True)
@@ -38,7 +48,8 @@ class SegmentationRecipe(HeadSettings):
 
     architecture: str = option("semantic_fpn", "Head to build if --model is not given.", choices=[*ARCHITECTURES])
     reduce_labels: bool = option(
-        False, "Label 0 of the masks is no class, and label 1 is the first class, as in ADE20K. (255 is never a class.)"
+        False,
+        "Label 0 of the masks is no class, and label 1 is the first class, as in ADE20K. (255 is never a class.)",
     )
     shortest_edge: int = option(
         512,
@@ -56,7 +67,7 @@ class SegmentationRecipe(HeadSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 32, "crop_size", "shortest_edge")
+        check_side(self, 32, "crop_size", "shortest_edge", "longest_edge")
         check_share(self, "max_class_share", "horizontal_flip")
         if self.longest_edge < self.shortest_edge:
             raise ValueError(f"--longest_edge {self.longest_edge} is below --shortest_edge {self.shortest_edge}.")
@@ -101,5 +112,6 @@ class SegmentationEvaluationSettings(EvaluationSettings, SegmentationData):
         super().__post_init__()
         if not self.ratios or min(self.ratios) <= 0:
             raise ValueError(f"--ratios must be one or more positive numbers, got {self.ratios}.")
+        check_side(self, 32, "window")
         if not 1 <= self.stride <= self.window:
             raise ValueError(f"--stride must be at least 1 and at most --window {self.window}, got {self.stride}.")

@@ -12,8 +12,9 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 
 from ...data.streams import Stream
 from ...engine.task import EvaluationPart, Task
+from ...metrics.reports import format_metrics
 from ...models.image_processing_semantic import IGNORE_LABEL, PvtSemanticImageProcessor
-from ..labels import RenumberedSample, class_names_of, match_labels, read_class_names
+from ..labels import RenumberedSample, class_names_of, match_labels, numbers_without_names, read_class_names
 from ..models import build_head, normalization_of, open_model
 from .evaluation import MEANS, Inference, SegmentationEvaluation, class_table, format_table
 from .inference import MultiScale, SingleScale, SlidingWindow
@@ -98,12 +99,15 @@ class SegmentationTask(Task):
             horizontal_flip=settings.horizontal_flip,
             photometric=settings.photometric,
         )
-        return SegmentationSample(stream, transform, read_class_names(settings.class_names), settings.reduce_labels)
+        class_names = read_class_names(settings.class_names)
+        return SegmentationSample(stream, transform, class_names, settings.reduce_labels, settings.mask_values)
 
     def evaluation_sample(
         self, settings: Any, stream: Stream, processor: Any, class_names: tuple[str, ...]
     ) -> SegmentationEvaluationSample:
-        return SegmentationEvaluationSample(stream, SingleScale(processor), class_names, settings.reduce_labels)
+        return SegmentationEvaluationSample(
+            stream, SingleScale(processor), class_names, settings.reduce_labels, settings.mask_values
+        )
 
     def loss(self, settings: Any, num_labels: int) -> Callable[[nn.Module, dict[str, Any]], torch.Tensor]:
         return segmentation_loss
@@ -124,30 +128,32 @@ class SegmentationTask(Task):
             stream.class_names and stream.class_names[int(reduce_labels) :]
         )
         model_names = class_names_of(model)
-        labels, warning = match_labels(replace(stream, class_names=data_names), model_names)
+        named = replace(stream, class_names=data_names)
+        labels, warning = match_labels(named, model_names)
+        note = numbers_without_names(named, model_names)
         table = torch.full((IGNORE_LABEL + 1,), IGNORE_LABEL)
         table[: len(labels)] = torch.tensor(labels)
         inference = make_inference(settings, processor)
-        sample = SegmentationEvaluationSample(stream, inference, data_names or model_names, reduce_labels)
+        sample = SegmentationEvaluationSample(
+            stream, inference, data_names or model_names, reduce_labels, settings.mask_values
+        )
 
         def report(metrics: dict[str, Any]) -> dict[str, Any]:
             figures = {name: value for name, value in metrics.items() if not name.startswith("per_category_")}
             return {**figures, "classes": class_table(metrics, model_names)}
 
         def text(metrics: dict[str, Any]) -> str:
-            names = (*MEANS, "eval_samples", "eval_skipped", "images_per_second")
-            shown = ", ".join(
-                f"{name} {'-' if metrics[name] is None else format(metrics[name], '.6g')}" for name in names
-            )
-            return f"{format_table(class_table(metrics, model_names))}\n{settings.mode}: {shown}"
+            shown = {name: metrics[name] for name in (*MEANS, "eval_samples", "eval_skipped", "images_per_second")}
+            figures = ", ".join(format_metrics(shown, digits=6))
+            return f"{format_table(class_table(metrics, model_names))}\n{settings.mode}: {figures}"
 
         yield EvaluationPart(
             title=settings.mode,
-            sample=RenumberedSample(sample, table),
+            sample=RenumberedSample(sample, table, model_names),
             evaluation=SegmentationEvaluation(inference, len(model_names)),
             report=report,
             table=text,
-            facts={"reduce_labels": reduce_labels, "warning": warning},
+            facts={"reduce_labels": reduce_labels, "warning": warning, "note": note},
         )
 
     def collate_evaluation(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

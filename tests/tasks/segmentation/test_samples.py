@@ -40,6 +40,28 @@ def test_labels_are_reduced_once_and_255_stays():
             decode_labels(wide, 150, reduce_labels)
 
 
+def test_values_of_the_classes():
+    rng = np.random.default_rng(0)
+    for values in ((0, 255), (255, 0), (10, 300, 2, 60_000)):
+        classes = rng.integers(0, len(values), (36, 40))
+        raw = np.array(values, dtype=np.uint16)[classes]
+        value = {"bytes": encoded(raw.astype(np.uint8) if max(values) < 256 else raw), "path": None}
+        assert np.array_equal(decode_labels(value, len(values), False, values), classes)
+    value = {"bytes": encoded(np.array([[7, 128, 255]], dtype=np.uint8)), "path": None}
+    assert decode_labels(value, 2, False, (128, 7)).tolist() == [[1, 0, 255]]
+    with pytest.raises(BadSample, match=r"labels 128 are not among the 2 classes, 7, 255 \(.*mask_values\)"):
+        decode_labels(value, 2, False, (7, 255))
+
+
+def test_values_of_the_classes_that_do_not_fit(tmp_path):
+    write_pair(tmp_path / "images", tmp_path / "masks", "a", 0)
+    stream = open_segmentation_stream(str(tmp_path))
+    with pytest.raises(ValueError, match=r"mask_values has 2 values, '0', '255', for 3 classes, 'sky', 'tree', 'road'"):
+        SegmentationSample(stream, whole, CLASSES, mask_values=(0, 255))
+    with pytest.raises(ValueError, match="reduce_labels and mask_values"):
+        SegmentationSample(stream, whole, CLASSES, reduce_labels=True, mask_values=(0, 1, 255))
+
+
 def test_palette_masks_are_indices(tmp_path):
     palette = Image.new("P", (40, 36))
     palette.putdata(mask(1).flatten().tolist())

@@ -1,0 +1,67 @@
+"""`pvt-hf info`: what a model is, and what it costs."""
+
+import argparse
+import re
+
+
+# Those of `pvt_hf.weights.variants.VARIANTS` and `pvt_hf.families.FAMILIES`
+VARIANTS = ("pvt-tiny", "pvt-small", "pvt-medium", "pvt-large", "pvt-small-wide")
+ARCHITECTURES = ("pvt", "semantic_fpn", "trans2seg", "retinanet", "mask_rcnn", "detr")
+DESCRIPTION = """
+Says what a model is: its classes, parameters and multiply-adds of its parts, memory of its weights and whether they are
+complete, what its image processor does, and which tasks and pipelines it serves.
+
+    pvt-hf info DIR
+    pvt-hf info Zetatech/pvt-tiny-224 --size 512
+    pvt-hf info --variant pvt-small
+    pvt-hf info --variant pvt-small --architecture retinanet --size 640x1024
+
+MODEL is a folder or a Hub id of a model that this package or Transformers has, or an official .pth file. Mask R-CNN is
+counted with all its proposals and detections. The exit status is 1 if weights are missing.
+"""
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of "512" or "800x1280"."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None or int(match[1]) < 1 or int(match[2] or 1) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give one like 512 or 800x1280 (height x width).")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help="folder, Hub id or official file, e.g. outputs/detector")
+    parser.add_argument("--variant", choices=VARIANTS, help="a model of the paper, without weights, e.g. pvt-small")
+    parser.add_argument(
+        "--architecture", choices=ARCHITECTURES, default="pvt", help="head on the --variant; default: the classifier"
+    )
+    parser.add_argument(
+        "--size", type=parse_size, metavar="SIZE",
+        help="image to count for, one side or HEIGHTxWIDTH in pixels, e.g. 512; default: what the processor makes",
+    )  # fmt: skip
+    arguments = parser.parse_args()
+    if (arguments.model is None) == (arguments.variant is None):
+        parser.error("give either a MODEL or a --variant.")
+    if arguments.model is not None and arguments.architecture != "pvt":
+        parser.error("--architecture goes with --variant: the architecture of a MODEL is in its config.json.")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+
+    from ..hub.model_info import describe_model, open_checkpoint, open_variant
+
+    try:
+        if arguments.variant:
+            opened = open_variant(arguments.variant, arguments.architecture)
+        else:
+            opened = open_checkpoint(arguments.model)
+        lines = describe_model(opened, arguments.size)
+    except (ImportError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        name = arguments.model or arguments.variant
+        raise SystemExit(f"error: {reason if name in reason else f'cannot describe {name}: {reason}'}") from None
+    print("\n".join(lines))
+    return int(bool(arguments.model) and not opened.weights[0].startswith("complete"))

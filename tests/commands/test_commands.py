@@ -1,0 +1,95 @@
+"""
+`pvt-hf` lists its commands and runs the one that is named. Help and wrong arguments are answered before anything heavy
+is imported.
+
+    pytest tests/commands/test_commands.py
+"""
+
+import json
+import sys
+
+import pytest
+
+import pvt_hf
+from pvt_hf.commands import COMMANDS, main
+
+from ..support.clean_process import run_python
+
+
+# Runs `pvt-hf` with each of the command lines and notes status, output and what was imported.
+PROGRAM = """
+import contextlib, io, json, sys
+from pvt_hf.commands import main
+
+answers = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["pvt-hf", *words]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+    heavy = sorted({"torch", "datasets", "accelerate", "gradio", "timm"} & set(sys.modules))
+    answers.append([status, output.getvalue(), heavy])
+print(json.dumps(answers))
+"""
+
+
+def answers_of(*command_lines):
+    return json.loads(run_python(PROGRAM, json.dumps(command_lines)).stdout)
+
+
+def test_help_of_every_command_imports_nothing_heavy():
+    with_task = {"evaluate": ["object-detection"]}
+    lines = [[], ["--version"], *([name, *with_task.get(name, []), "--help"] for name in COMMANDS)]
+    (_, overview, _), (_, version, _), *helps = answers = answers_of(*lines)
+    assert all(status in (0, None) and heavy == [] for status, _, heavy in answers)
+    assert all(name in overview and command.help in overview for name, command in COMMANDS.items())
+    assert version.strip() == pvt_hf.__version__
+    for (name, *_), (_, text, _) in zip(lines[2:], helps):
+        assert text.startswith(f"usage: pvt-hf {name}"), text[:100]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian-image-classification"], None),
+        (["train-image-classification", "--epochs", "0", "--output_dir", "o"], "--epochs must be at least 1, got 0"),
+        (["train-image-classification", "--eppochs", "3", "--output_dir", "o"], "did you mean --epochs?"),
+        (["train-object-detection", "coco_retinanet_pvt_smal_1x"], "did you mean coco_retinanet_pvt_small_1x?"),
+        (["train-semantic-segmentation", "missing.yaml"], "there is no recipe missing.yaml"),
+        (["evaluate", "segmentation", "--model", "m"], "the first argument is the task, one of image-classification"),
+        (["evaluate", "semantic-segmentation", "--model", "m"], "required: --dataset"),
+        (["finetune", "object-detection", "--dataset", "d"], "nothing to fine-tune"),
+        (["predict", "a.jpg"], "required: --model"),
+        (["benchmark", "--repeats", "1"], "--repeats must be at least 3, got 1"),
+        (["convert", "--output", "o"], "give either --checkpoint FILE or --variant NAME"),
+        (["push", "--model", "m"], "required: --repo"),
+    ],
+)
+def test_wrong_arguments_are_named(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pvt-hf", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    if message is None:
+        assert "did you mean train-image-classification?" in end.value.code
+    else:
+        assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_wrong_arguments_import_nothing_heavy():
+    answers = answers_of(
+        ["train-image-classification", "--epochs", "0", "--output_dir", "o"],
+        ["train-object-detection", "coco_retinanet_pvt_small_1x", "--batch_size", "0", "--output_dir", "o"],
+        ["evaluate", "image-classification", "--model", "m", "--dataset", "d", "--crop_ratio", "2"],
+        ["finetune", "semantic-segmentation", "--dataset", "d", "--output_dir", "o"],
+        ["predict", "a.jpg"],
+    )
+    assert [(status, heavy) for status, _, heavy in answers] == [(2, [])] * 5, answers
+
+
+def test_a_module_runs_for_launchers():
+    code = "import runpy, sys; sys.argv = ['x', '--version']; runpy.run_module('pvt_hf', run_name='__main__')"
+    assert run_python(code).stdout.strip() == pvt_hf.__version__

@@ -1,0 +1,195 @@
+"""
+`pvt-hf info` says what a model is, counts it, and finds what is missing or wrong in a checkpoint.
+
+    python -m pytest tests/commands/test_info.py
+"""
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import ResNetConfig, ResNetForImageClassification, UperNetConfig, UperNetForSemanticSegmentation
+
+from pvt_hf import PvtBackbone, PvtForImageClassification, PvtImageProcessor
+from pvt_hf.commands import info
+from pvt_hf.families import FAMILIES, load
+from pvt_hf.weights.variants import VARIANTS
+
+from ..support.common import tiny_pvt_config
+from ..support.golden import GOLDEN_WEIGHTS
+from ..support.heads import HEADS, tiny_head
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command; returns its exit status and what it printed."""
+
+    def call(*arguments) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["pvt-hf info", *map(str, arguments)])
+        status = info.main()
+        return status, capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """A folder with a classifier of two named classes and its image processor."""
+    config = tiny_pvt_config(num_labels=2, id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1})
+    PvtForImageClassification(config).save_pretrained(tmp_path / "model")
+    PvtImageProcessor(crop_size={"height": 64, "width": 64}, size={"shortest_edge": 73}).save_pretrained(
+        tmp_path / "model"
+    )
+    return tmp_path / "model"
+
+
+def number_of(text: str, part: str) -> int:
+    (line,) = (line for line in text.splitlines() if line.startswith(f"{part} "))
+    return int(line.split()[1].replace(",", ""))
+
+
+def test_a_classifier(run, classifier):
+    status, text = run(classifier)
+    model = PvtForImageClassification.from_pretrained(classifier)
+    assert status == 0 and text.startswith(f"{classifier}\n")
+    for words in (
+        "An image classifier: a Pyramid Vision Transformer with stages of 1, 2, 1, 1 blocks", "2: cat, dog",
+        "weights  complete", "shorter side to 73 pixels", "crops the centre to 64x64", "For one image of 64x64 pixels",
+        "pipelines of Transformers: image-classification", "plain Transformers",
+    ):  # fmt: skip
+        assert words in text, words
+    assert number_of(text, "total") == model.num_parameters()
+    assert number_of(text, "stage1") == sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name.startswith(("pvt.encoder.patch_embeddings.0.", "pvt.encoder.block.0."))
+    )
+    mebibytes = 4 * model.num_parameters() / 2**20
+    assert f"{mebibytes:.1f} MiB as stored; {mebibytes:.1f} MiB in float32, {mebibytes / 2:.1f} in 16 bits" in text
+
+
+def test_size(run, classifier):
+    _, square = run(classifier, "--size", 128)
+    _, wide = run(classifier, "--size", "96x160")
+    assert "128x128 pixels" in square and "96x160 pixels (height x width)" in wide
+    with pytest.raises(SystemExit, match="error: .*16x16.*32x32"):
+        run(classifier, "--size", 16)
+
+
+def test_half_precision_weights_are_stored_in_half_the_bytes(run, classifier):
+    model = PvtForImageClassification.from_pretrained(classifier)
+    model.to(torch.bfloat16).save_pretrained(classifier)
+    assert f"{2 * model.num_parameters() / 2**20:.1f} MiB as stored" in run(classifier)[1]
+
+
+def test_weights_that_are_missing_or_of_another_shape(run, classifier):
+    file = classifier / "model.safetensors"
+    weights = load_file(file)
+    weights["classifier.bias"] = torch.zeros(3)
+    del weights["pvt.encoder.layer_norm.bias"]
+    save_file({**weights, "extra": torch.zeros(1)}, file, metadata={"format": "pt"})
+    status, text = run(classifier)
+    assert status == 1 and "weights  incomplete" in text
+    for words in (
+        "1 missing: 'pvt.encoder.layer_norm.bias'", "1 of another shape than the configuration says: 'classifier.bias'",
+        "1 left over: 'extra'",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_weights_that_cannot_be_read(run, classifier):
+    file = classifier / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    status, text = run(classifier)
+    assert status == 1 and "weights  cannot be read: " in text and "total" in text
+    file.unlink()
+    status, text = run(classifier)
+    assert status == 1 and "cannot be read" in text and "model.safetensors" in text
+
+
+def test_without_an_image_processor(run, classifier):
+    (classifier / "preprocessor_config.json").unlink()
+    status, text = run(classifier)
+    assert status == 0 and "no image processor" in text and "For one image of 64x64" in text
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads(run, tmp_path, name):
+    model, family = tiny_head(name), HEADS[name]
+    model.save_pretrained(tmp_path)
+    load(family.processors["pil"])().save_pretrained(tmp_path)
+    status, text = run(tmp_path)
+    assert status == 0 and family.title in text and number_of(text, "total") == model.num_parameters()
+    shown = "800x1280" if family.task == "detection" else "512x512"
+    assert f"For one image of {shown}" in text and f"Transformers: {', '.join(family.models[0].pipelines)}\n" in text
+    if family.masks:
+        assert "predict, evaluate: object-detection, instance-segmentation" in text
+
+
+def test_a_backbone(run, tmp_path):
+    PvtBackbone(tiny_pvt_config(out_features=["stage1", "stage2"])).save_pretrained(tmp_path)
+    status, text = run(tmp_path)
+    assert status == 0 and "none; it is a backbone" in text and "stage3" not in text
+
+
+def test_models_of_transformers(run, tmp_path):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    resnet = ResNetForImageClassification(ResNetConfig(**sizes, num_labels=3))
+    resnet.save_pretrained(tmp_path / "resnet")
+    status, text = run(tmp_path / "resnet", "--size", 64)
+    assert status == 0 and "ResNetForImageClassification of Transformers" in text and "stage4" in text
+    assert number_of(text, "total") == resnet.num_parameters()
+    config = UperNetConfig(
+        backbone_config=tiny_pvt_config(out_features=["stage1", "stage2", "stage3", "stage4"]), hidden_size=16,
+        auxiliary_channels=8, num_labels=4,
+    )  # fmt: skip
+    UperNetForSemanticSegmentation(config).save_pretrained(tmp_path / "upernet")
+    status, text = run(tmp_path / "upernet", "--size", 64)
+    assert status == 0 and "pipelines of Transformers: image-segmentation" in text and "stage4" in text
+
+
+def test_an_official_file(run):
+    status, text = run(GOLDEN_WEIGHTS)
+    assert status == 0 and "complete; an official checkpoint" in text and "PvtForImageClassification" in text
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_variants(run, architecture):
+    status, text = run("--variant", "pvt-tiny", "--architecture", architecture, "--size", 224)
+    assert status == 0 and "none: an architecture" in text and "224x224" in text
+    totals = {"pvt": 13_229_288, "semantic_fpn": 16_981_398, "retinanet": 22_964_724, "mask_rcnn": 32_882_160}
+    if architecture in totals:  # PAPER_FACTS
+        assert number_of(text, "total") == totals[architecture]
+
+
+def test_the_names_in_the_help_are_those_of_the_package():
+    assert info.VARIANTS == tuple(VARIANTS) and info.ARCHITECTURES == tuple(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["MODEL", "--variant"]),
+        (["model", "--variant", "pvt-tiny"], ["MODEL", "--variant"]),
+        (["model", "--architecture", "detr"], ["--architecture", "config.json"]),
+        (["model", "--size", "big"], ["--size", "'big'", "800x1280"]),
+        (["model", "--size", "0"], ["--size", "'0'"]),
+        (["--variant", "pvt-huge"], ["pvt-huge", "pvt-large"]),
+    ],
+)
+def test_arguments_that_cannot_work(run, capsys, arguments, words):
+    with pytest.raises(SystemExit) as exit:
+        run(*arguments)
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and all(word in error for word in words), error
+
+
+def test_models_that_are_not_there_or_not_known(run, tmp_path, classifier):
+    with pytest.raises(SystemExit, match="error: There is no model folder"):
+        run(tmp_path / "nothing")
+    config = json.loads((classifier / "config.json").read_text())
+    (classifier / "config.json").write_text(json.dumps({**config, "architectures": ["MyModel"]}))
+    with pytest.raises(SystemExit, match="error: .*MyModel.*architectures"):
+        run(classifier)
