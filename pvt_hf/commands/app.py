@@ -2,39 +2,57 @@
 
 import argparse
 import os
+from pathlib import Path
+
+from .app_addresses import is_loopback
 
 
+DEMO = [f"outputs/demo/{name}" for name in ("detector", "segmenter", "model")]  # written by `make demo`
 DESCRIPTION = """
 A web page to try a model: drop an image and see its classes, segmentation or objects, and the attention maps.
 
     pvt-hf app --model outputs/demo/detector
-    pvt-hf app --host 0.0.0.0 --port 8080
+    pvt-hf app --model outputs/demo/detector --model outputs/demo/model --host 0.0.0.0 --port 8080
 
 Opens classifiers, segmenters and detectors of this package and of Transformers, from a folder or the Hub; without
---model, one that `make demo` has trained. Reads weights from safetensors only. Apart from checkpoints on the Hub, the
+--model, those that `make demo` has trained. Reads weights from safetensors only. Apart from checkpoints on the Hub, the
 page loads nothing from other hosts and sends them nothing. Needs the extras `demo` and, for detectors, `detection`:
 `pip install "pvt-hf[demo,detection]"`.
+
+Who may use the page:
+
+- Without --host, this machine only. The page listens at 127.0.0.1 and refuses requests that name another host, as a
+  tunnel or a proxy makes them. On the page, any folder of this machine and any Hub id can be opened.
+- With --host, everybody who reaches that address. Only the checkpoints of --model can be opened.
+
+Visitors get no file of this machine but those that they upload; these are deleted when the page ends. The page has no
+passwords, no encryption, and no limit on the number of requests and uploads. That is right for a network of people who
+trust each other. Put a server with passwords and limits, such as nginx, between the page and the internet.
 """
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model",
-        help="folder written by save_pretrained, or Hub id, e.g. outputs/demo/detector; default: one of `make demo`",
-    )
-    # The Hub's Spaces set these variables.
-    host, port = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("GRADIO_SERVER_PORT", "7860")
+        "--model", action="append",
+        help="folder written by save_pretrained, or Hub id, e.g. outputs/demo/detector; may be given several times: "
+        "the first is opened at the start; default: those of `make demo`",
+    )  # fmt: skip
     parser.add_argument(
-        "--host", default=host,
+        "--host", default="127.0.0.1",
         help="network address to serve at, e.g. 0.0.0.0 for other machines, too; default: %(default)s",
     )  # fmt: skip
+    port = os.environ.get("GRADIO_SERVER_PORT", "7860")
     parser.add_argument("--port", type=int, default=port, help="TCP port, e.g. 8080; default: %(default)s")
     parser.add_argument(
         "--trust_remote_code", action="store_true",
-        help="run the code of any checkpoint that a visitor names on the page; default: such checkpoints are refused",
+        help="run the code of any checkpoint that can be opened on the page; default: such checkpoints are refused",
     )  # fmt: skip
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.model = arguments.model or [folder for folder in DEMO if Path(folder, "config.json").is_file()]
+    if not arguments.model and not is_loopback(arguments.host):
+        parser.error(f"a page at --host {arguments.host} offers the checkpoints of --model only: give at least one.")
+    return arguments
 
 
 def main() -> None:

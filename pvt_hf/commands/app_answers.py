@@ -16,7 +16,7 @@ from transformers import Pipeline
 from ..data.samples import decode_rgb
 from ..inference.attention import StageAttention, attention_inputs, find_pvt, stage_attention
 from ..inference.pictures import class_colors, class_shares, overlay_attention, overlay_classes, overlay_objects
-from ..inference.prediction import Objects, find_objects, label_map, open_pipeline
+from ..inference.prediction import Objects, find_objects, label_map, open_pipeline, top_classes
 
 
 STAGES = 4
@@ -155,7 +155,7 @@ def predict(checkpoint: Checkpoint, image: Image.Image, threshold: float) -> tup
         picture.width,
     )  # of label maps and masks, too: a large image's could fill the memory
     if checkpoint.task == "image-classification":
-        predictions = checkpoint.pipeline(image, top_k=5)
+        predictions = top_classes(checkpoint.pipeline, image, top_k=5)
         confidences: dict[str, float] = {}
         for one in predictions:
             name = one["label"]

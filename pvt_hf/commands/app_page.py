@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from gradio.utils import get_upload_folder
 from transformers.utils import logging
 
-from .app_answers import STAGES, Problem, message, open_checkpoint, predict, read_image, stage_updates, view_of
+from .app_addresses import is_loopback
+from .app_answers import (
+    STAGES,
+    Checkpoint,
+    Problem,
+    message,
+    open_checkpoint,
+    predict,
+    read_image,
+    stage_updates,
+    view_of,
+)
+from .app_requests import Gate, GuardedBlocks, answer_failure
 
 
-DEMO = [f"outputs/demo/{name}" for name in ("detector", "segmenter", "model")]  # written by `make demo`
 NO_CHECKPOINT = 'Name a folder or a Hub id and press Load. ("make demo" trains models that this page opens by default.)'
 WITH_THRESHOLD = ("object-detection", "instance-segmentation")
 DISPLAY: dict[str, Any] = {"interactive": False, "buttons": ["fullscreen"]}
@@ -35,11 +52,18 @@ CSS = """
 
 
 class Page:
-    """The components of the page and their event handlers. The model is loaded when somebody opens the page."""
+    """
+    The components of the page and their event handlers. The model is loaded when somebody opens the page.
 
-    def __init__(self, model: str | None, trust_remote_code: bool):
-        self.model, self.trust_remote_code = model, trust_remote_code
-        with gr.Blocks(title="Try a PVT", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
+    Args:
+        models: the checkpoints on offer, folders or Hub ids; the first is shown at the start.
+        any_model: whether visitors may name other checkpoints, too.
+        trust_remote_code: whether code that comes with a checkpoint may run.
+    """
+
+    def __init__(self, models: list[str], any_model: bool, trust_remote_code: bool):
+        self.models, self.any_model, self.trust_remote_code = models, any_model, trust_remote_code
+        with GuardedBlocks(title="Try a PVT", analytics_enabled=False, delete_cache=(3600, 86400)) as self.blocks:
             self.loaded = gr.State("")
             gr.Markdown("# Try a Pyramid Vision Transformer")
             with gr.Row():
@@ -54,7 +78,11 @@ class Page:
             self.connect()
 
     def add_inputs(self) -> None:
-        self.name = gr.Textbox(label="Checkpoint", info="A folder or a Hub id, with safetensors")
+        self.name: gr.Textbox | gr.Dropdown
+        if self.any_model:
+            self.name = gr.Textbox(label="Checkpoint", info="A folder or a Hub id, with safetensors")
+        else:
+            self.name = gr.Dropdown(self.models, value=self.models[0], label="Checkpoint")
         self.load = gr.Button("Load", variant="primary")
         self.file = gr.File(label="Image", height=160)
         self.threshold = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Lowest score of an object", visible=False)
@@ -93,7 +121,7 @@ class Page:
         opening = {"inputs": [self.name, *inputs[1:]], "outputs": [self.name, self.loaded, *results], **options}
         self.blocks.load(self.start, **opening)
         self.load.click(self.open, **opening)
-        self.name.submit(self.open, **opening)
+        (self.name.submit if isinstance(self.name, gr.Textbox) else self.name.input)(self.open, **opening)
         answering = [self.file.upload, self.file.clear, self.threshold.input]
         gr.on(answering, self.answer, inputs=inputs, outputs=results, **options)
         looking = {"show_progress": "hidden", **options}
@@ -102,8 +130,7 @@ class Page:
         gr.on(sliding, self.look, inputs=[*inputs[:2], *place], outputs=self.stages, **looking)
 
     def start(self, name: str, *inputs: Any) -> dict:
-        found = (folder for folder in DEMO if Path(folder, "config.json").is_file())
-        return self.open(self.model or next(found, ""), *inputs)
+        return self.open(self.models[0] if self.models else "", *inputs)
 
     def open(self, name: str, *inputs: Any) -> dict:
         """Loads the checkpoint again even if it is the same: it may have been trained further."""
@@ -122,7 +149,7 @@ class Page:
         if not name:
             return updates
         try:
-            checkpoint = open_checkpoint(name, self.trust_remote_code)
+            checkpoint = self.checkpoint(name)
             updates[self.threshold] = gr.update(visible=checkpoint.task in WITH_THRESHOLD)
             if path is None:
                 kinds = f"{len(checkpoint.id2label)} classes"
@@ -146,23 +173,42 @@ class Page:
         except (Problem, *CANNOT_TAKE) as error:
             return updates | {self.status: message(f"⚠ {error}")}
 
+    def checkpoint(self, name: str) -> Checkpoint:
+        """Opens a checkpoint. Raises a [`Problem`] for one that is not on offer, whether or not it exists."""
+        if not self.any_model and name not in self.models:
+            raise Problem(f"{name} is not among the checkpoints of this page.")
+        return open_checkpoint(name, self.trust_remote_code)
+
     def look(self, name: str, path: str, down: float, across: float) -> list:
-        return stage_updates(view_of(open_checkpoint(name, self.trust_remote_code), path), down, across)
+        return stage_updates(view_of(self.checkpoint(name), path), down, across)
 
     def click(self, name: str, path: str, event: gr.SelectData) -> list:
-        width, height = view_of(open_checkpoint(name, self.trust_remote_code), path).picture.size
+        width, height = view_of(self.checkpoint(name), path).picture.size
         down, across = 100 * (event.index[1] + 0.5) / height, 100 * (event.index[0] + 0.5) / width
         return [round(down), round(across), *self.look(name, path, down, across)]
+
+
+@asynccontextmanager
+async def remove_uploads(server: FastAPI) -> AsyncIterator[None]:
+    """Deletes Gradio's folder when the server ends. (After a signal, uvicorn does not return to its caller.)"""
+    yield
+    shutil.rmtree(get_upload_folder(), ignore_errors=True)
 
 
 def serve(arguments: argparse.Namespace) -> None:
     """Serves the page until the process is stopped, as the `arguments` of `pvt-hf app` say."""
     logging.disable_progress_bar()
-    blocks = Page(arguments.model, arguments.trust_remote_code).blocks
+    host, local = arguments.host, is_loopback(arguments.host)
+    os.environ["GRADIO_TEMP_DIR"] = mkdtemp(prefix="pvt-hf-page-")  # Gradio's own is shared with other pages
+    page = Page(arguments.model, local, arguments.trust_remote_code)
     # blocks.launch gives up if its own page takes more than three seconds to answer, and can make a public link.
     server = gr.mount_gradio_app(
-        FastAPI(openapi_url=None), blocks, "/", server_name=arguments.host, server_port=arguments.port, theme=THEME,
-        css=CSS, footer_links=[], run_history=False, enable_monitoring=False, show_error=False, max_file_size="200mb",
+        FastAPI(openapi_url=None, lifespan=remove_uploads), page.blocks, "/", server_name=host,
+        server_port=arguments.port, theme=THEME, css=CSS, footer_links=[], run_history=False, enable_monitoring=False,
+        show_error=False, max_file_size="200mb", ssr_mode=False, mcp_server=False,
+        app_kwargs={"exception_handlers": {Exception: answer_failure}},
     )  # fmt: skip
-    print(f"The page: http://{arguments.host}:{arguments.port}", flush=True)
-    uvicorn.run(server, host=arguments.host, port=arguments.port, log_level="warning")
+    print(f"The page: http://{f'[{host}]' if ':' in host else host}:{arguments.port}", flush=True)
+    if not local:
+        print(f"Everybody who reaches this address can use: {', '.join(arguments.model)}", flush=True)
+    uvicorn.run(Gate(server, local), host=host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=3)

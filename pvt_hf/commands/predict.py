@@ -23,8 +23,10 @@ The task is that of the model, unless --task names another one:
   `score`, `box` (left, top, right, bottom, in pixels) and, with masks, `segmentation` (COCO's compressed RLE).
 
 Takes any Auto model of these tasks, from a folder or the Hub; PVT models open as this package's classes. Images may
-have any mode and size; their EXIF orientation is applied. A file that cannot be used is reported and skipped, and the
-exit status is then 1. Needs the extra `train`, and `detection` for masks: `pip install "pvt-hf[train,detection]"`.
+have any mode and up to 89 million pixels (the environment variable PVT_HF_MAX_IMAGE_PIXELS sets another limit); their
+EXIF orientation is applied. A file that cannot be used, or for which the model's answer is NaN or infinite, is reported
+and skipped, and the exit status is then 1. Needs the extra `train`, and `detection` for masks:
+`pip install "pvt-hf[train,detection]"`.
 """
 
 
@@ -49,7 +51,12 @@ def parse_arguments() -> argparse.Namespace:
         help="detection: lowest score of an object, from 0 to 1, e.g. 0.3; default: %(default)s",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; default: %(default)s")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not 0 <= arguments.threshold <= 1:
+        parser.error(f"--threshold must be from 0 to 1, got {arguments.threshold}.")
+    if arguments.top_k < 1:
+        parser.error(f"--top_k must be at least 1, got {arguments.top_k}.")
+    return arguments
 
 
 def main() -> None:

@@ -19,8 +19,9 @@ from ..data.batches import BatchStream, make_loader
 from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
 from ..metrics.reports import versions, without_nan, write_json
-from ..weights.opening import open_complete, weights_digest
+from ..weights.opening import open_complete, shorten, weights_digest
 from .feed import Batch, stream_error_message
+from .finite import NotFiniteError, check_answers, check_pixels
 from .guard import LabelGuard
 from .processes import any_process, check_precision, check_world_size, limit_cpu_threads, quiet_progress_bars
 from .run_files import device_name
@@ -55,7 +56,7 @@ def evaluate(
         on all processes.
 
     Raises:
-        ValueError: there are no samples, or nothing to evaluate in them.
+        ValueError: there are no samples, nothing to evaluate in them, or the model's answers are NaN or infinite.
         StreamError: the source cannot be read, or too many samples are unusable.
     """
     skipped, labels = 0, LabelCounts()
@@ -65,7 +66,10 @@ def evaluate(
         # a process tells the others; those that have run out of images then run on a dummy image (below).
         if accelerator.is_fsdp2:
             any_process(True)
-        return run(**inputs)
+        check_pixels(inputs)
+        outputs = run(**inputs)
+        check_answers(outputs)
+        return outputs
 
     def run(**inputs: torch.Tensor) -> Any:
         with accelerator.autocast():
@@ -76,7 +80,11 @@ def evaluate(
             skipped += len(batch["skipped"])
             labels.add(batch.get("label_counts", LabelCounts()))
             if "sample_ids" in batch:
-                evaluation.add(forward, batch)
+                try:
+                    evaluation.add(forward, batch)
+                except NotFiniteError as error:
+                    names = shorten(batch["sample_ids"], limit=4)
+                    raise NotFiniteError(f"{error} Nothing can be evaluated. Samples: {names}.") from error
             if after_batch is not None:
                 after_batch(batch)
     except StreamError as error:

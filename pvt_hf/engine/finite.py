@@ -1,15 +1,16 @@
 """
-Detects steps with a loss or gradients that are not finite, without waiting for the GPU.
+Detects what is NaN or infinite: steps of a training, without waiting for the GPU, and answers of a model.
 
-Such a step is skipped on the device: [`poison`] turns an infinite or NaN loss into NaN gradients, the average over the
-processes spreads them to all processes, each finds a NaN in its own gradient norm, and the optimiser leaves weights and
-moments unchanged. A flag per step is copied to the CPU in the background and read when it has arrived
-([`FiniteSteps`]), on a GPU one or two steps later.
+A step with a loss or gradients that are not finite is skipped on the device: [`poison`] turns an infinite or NaN loss
+into NaN gradients, the average over the processes spreads them to all processes, each finds a NaN in its own gradient
+norm, and the optimiser leaves weights and moments unchanged. A flag per step is copied to the CPU in the background and
+read when it has arrived ([`FiniteSteps`]), on a GPU one or two steps later.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,33 @@ from torch.distributed.tensor import DTensor
 
 # Most steps that can be unresolved or not yet merged: each takes one bit of a 64-bit integer.
 MAX_PENDING = 62
+
+# The parts of a model's output that its answers are made of, in this package and in Transformers
+ANSWERS = ("logits", "pred_boxes", "pred_scores", "pred_masks", "class_queries_logits", "masks_queries_logits")
+
+
+class NotFiniteError(ValueError):
+    """Pixels that go into a model or answers that come out of it are NaN or infinite."""
+
+
+def check_pixels(inputs: Mapping[str, Any]) -> None:
+    """Raises a [`NotFiniteError`] if `pixel_values` has a value that is not finite."""
+    if not inputs["pixel_values"].isfinite().all():
+        raise NotFiniteError(
+            "The image processor gives pixels that are NaN or infinite: check its image_mean, image_std and "
+            "rescale_factor."
+        )
+
+
+def check_answers(outputs: Mapping[str, Any]) -> None:
+    """Raises a [`NotFiniteError`] if one of `ANSWERS` in a model's output has a value that is not finite."""
+    for name in ANSWERS:
+        values = outputs.get(name)
+        if values is not None and not values.isfinite().all():
+            raise NotFiniteError(
+                f"The model's {name} are NaN or infinite: its weights are damaged, or its numbers exceed the range of "
+                f"{str(values.dtype).removeprefix('torch.')}."
+            )
 
 
 def poison(loss: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..data.samples import decode_rgb
 from .pictures import annotate_classes, class_shares, label_image, overlay_classes, overlay_objects
-from .prediction import find_objects, label_map, open_pipeline
+from .prediction import find_objects, label_map, open_pipeline, top_classes
 
 
 # One line of text, and the content of files to write by the ending of their names
@@ -26,7 +26,7 @@ Prediction = tuple[str, dict[str, Image.Image | str]]
 
 
 def classify(classifier: Pipeline, top_k: int, image: Image.Image) -> Prediction:
-    predictions = classifier(image, top_k=top_k)
+    predictions = top_classes(classifier, image, top_k)
     text = ", ".join(f"{prediction['label']} {prediction['score']:.1%}" for prediction in predictions)
     return text, {"classes.png": annotate_classes(image, predictions)}
 
@@ -122,11 +122,14 @@ def predict_files(arguments: argparse.Namespace) -> None:
         try:
             # Decoded here: the pipeline's own loader saturates 16-bit images and drops transparency.
             text, files = predict(decode_rgb({"path": file, "bytes": None}))
-        except ValueError as error:  # a damaged file, or an image that the processor or the model cannot take
+        except ValueError as error:  # a damaged file, an image that cannot be taken, an answer that is not finite
             print(f"{file}: {error}", file=sys.stderr)
             failures += 1
             continue
-        targets = write_files(arguments.output_dir, Path(file).stem, files, taken)
+        try:
+            targets = write_files(arguments.output_dir, Path(file).stem, files, taken)
+        except OSError as error:
+            raise SystemExit(f"The results of {file} cannot be written to {arguments.output_dir}: {error}") from None
         print(f"{file}: {text}  -> {', '.join(map(str, targets))}")
     if failures:
-        raise SystemExit(f"{failures} of {len(arguments.images)} images could not be read.")
+        raise SystemExit(f"{failures} of {len(arguments.images)} images could not be predicted.")

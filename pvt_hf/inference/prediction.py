@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from ..engine.finite import check_answers, check_pixels
 from ..weights.opening import open_complete
 from ..weights.paths import check_model_path
 
@@ -156,14 +157,39 @@ def _opens(auto_class: Any, config: PreTrainedConfig) -> bool:
     return type(config) in auto_class._model_mapping or auto_class.__name__ in getattr(config, "auto_map", {})
 
 
+def _outputs(model: Pipeline, image: Image.Image, **options: Any) -> Any:
+    """
+    The model's output for one image. Raises a [`pvt_hf.engine.finite.NotFiniteError`] if it is NaN or infinite, which
+    the post-processing would turn into no objects, or into the first class.
+    """
+    inputs = model.preprocess(image, **options)
+    check_pixels(inputs)
+    outputs = model.forward(inputs)
+    check_answers(outputs)
+    return outputs
+
+
+def top_classes(classifier: Pipeline, image: Image.Image, top_k: int) -> list[dict[str, Any]]:
+    """
+    The `top_k` best classes, best first, as dicts with `label` and `score`.
+
+    Raises:
+        ValueError: the pixels or the model's answers are NaN or infinite.
+    """
+    return classifier.postprocess(_outputs(classifier, image), top_k=top_k)  # type: ignore[arg-type]  # its own keyword
+
+
 def label_map(segmenter: Pipeline, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
     """
     The class of every pixel: (height, width) int64, at the image's size or at `size` (height, width).
 
     The pipeline's own answer has one mask per class name, and several classes may share a name.
+
+    Raises:
+        ValueError: the pixels or the model's answers are NaN or infinite.
     """
     processor: Any = segmenter.image_processor
-    outputs = segmenter.forward(segmenter.preprocess(image, subtask="semantic"))  # type: ignore[arg-type]
+    outputs = _outputs(segmenter, image, subtask="semantic")
     sizes = [size or (image.height, image.width)]
     labels = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0]
     return labels.cpu().numpy()
@@ -181,9 +207,12 @@ def find_objects(
 
     The pipelines' own answers lose something: object detection rounds coordinates down to integers, image segmentation
     lets no two masks overlap.
+
+    Raises:
+        ValueError: the pixels or the model's answers are NaN or infinite.
     """
     processor: Any = detector.image_processor
-    outputs = detector.forward(detector.preprocess(image))
+    outputs = _outputs(detector, image)
     options = {"threshold": threshold, "target_sizes": [size or (image.height, image.width)]}
     found = processor.post_process_object_detection(outputs, **options)[0]
     masks = None

@@ -11,6 +11,8 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .configuration_finite import check_finite_fields
+
 
 # Fields with one entry per stage
 _STAGE_FIELDS = (
@@ -126,6 +128,7 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
         out_indices: list[int] | tuple[int, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_finite_fields({**vars(self), **kwargs})
         self._validate()
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 1000  # ImageNet-1K, as the native default
@@ -259,8 +262,10 @@ def take_overrides(cls: type, config_dict: dict[str, Any], kwargs: dict[str, Any
     Returns `config_dict` with the overrides of labels and of the fields that `cls` declares, and removes these from
     `kwargs`. The constructor then checks them; Transformers would set them on the finished configuration, unchecked.
 
-    An override of `num_labels` or `id2label` replaces all labels of the file.
+    An override of `num_labels` or `id2label` replaces all labels of the file. Raises a ValueError for a number
+    that is NaN or infinite, in the file or the overrides.
     """
+    check_finite_fields({**config_dict, **kwargs})
     config_dict = dict(config_dict)
     if "id2label" in kwargs or kwargs.get("num_labels") not in (None, _number_of_labels(config_dict)):
         for key in ("id2label", "label2id", "num_labels"):

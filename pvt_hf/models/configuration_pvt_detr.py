@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, DetrConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_finite import check_finite_fields
 from .configuration_pvt import build_backbone_config, check_num_labels, take_overrides, without_default_names
 
 
@@ -45,6 +46,7 @@ class PvtDetrConfig(DetrConfig):
         num_labels: int = 80
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_finite_fields({**vars(self), **kwargs})
         self.backbone_config = build_backbone_config(self.backbone_config, ("stage4",))
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 80

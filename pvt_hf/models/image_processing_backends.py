@@ -15,6 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, SizeDict
 from transformers.utils import is_torchvision_available, requires_backends
 
+from .configuration_finite import check_finite_fields
 from .image_processing_bands import CHANNEL_COUNTS, channel_counts, is_tiff, read_bands
 from .image_processing_input import (
     check_array,
@@ -43,6 +44,20 @@ class PvtBackendMixin(BaseImageProcessor):
 
         def resize(self, image: Any, size: SizeDict, *args: Any, **kwargs: Any) -> Any: ...
         def pad(self, images: Any, *args: Any, **kwargs: Any) -> Any: ...
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the base class. Raises a ValueError if a number is NaN or infinite, among the `kwargs` too."""
+        check_finite_fields({**image_processor_dict, **kwargs})
+        return super().from_dict(image_processor_dict, **kwargs)
+
+    def _set_attributes(self, **kwargs: Any) -> None:
+        check_finite_fields({**vars(self), **kwargs})
+        super()._set_attributes(**kwargs)
+
+    def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
+        check_finite_fields(kwargs)
+        super()._validate_preprocess_kwargs(*args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings for `preprocessor_config.json`. If the code is saved along, `auto_map` names both backends."""

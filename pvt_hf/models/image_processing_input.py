@@ -20,6 +20,12 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 from .image_processing_bands import CHANNEL_COUNTS
 
 
+RAISE_LIMIT = (
+    "For larger images set PIL.Image.MAX_IMAGE_PIXELS or, for the commands of pvt_hf, the environment variable "
+    "PVT_HF_MAX_IMAGE_PIXELS."
+)
+
+
 def flatten_batch(images: Any, position: str = "images") -> list[tuple[str, Any]]:
     """Flattens nested lists and rank-4 arrays to (position, image) pairs, with positions such as `images[1][0]`."""
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", None) == 4:
@@ -36,26 +42,51 @@ def check_type(position: str, image: Any) -> None:
         )
 
 
+def open_file(file: Any) -> Image.Image:
+    """`Image.open` of a path or file object, which does not decode, with Pillow's limit as a limit.
+
+    A few kilobytes can hold an image that fills the memory. Pillow refuses more than twice `Image.MAX_IMAGE_PIXELS`
+    pixels, and only warns of fewer.
+
+    Raises:
+        PIL.Image.DecompressionBombError: more than `Image.MAX_IMAGE_PIXELS` pixels.
+        OSError: not an image file, or it cannot be read.
+    """
+    try:
+        image = Image.open(file)
+    except Image.DecompressionBombError as error:
+        raise Image.DecompressionBombError(f"{error} {RAISE_LIMIT}") from error
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise Image.DecompressionBombError(
+            f"An image of {image.width}x{image.height} pixels; at most {limit:,} pixels are decoded, because a few "
+            f"kilobytes can hold an image that fills the memory. {RAISE_LIMIT}"
+        )
+    return image
+
+
 def open_image(source: str | bytes) -> Image.Image:
     """Opens a local path, an http(s) URL, base64 text (also a data URL) or the bytes of a file, without decoding it.
 
     Transformers' `load_image` accepts the same strings, but drops the alpha channel and saturates 16-bit files.
 
     Raises:
-        ValueError: the source cannot be read, or it is not an image.
+        ValueError: the source cannot be read, is not an image, or has too many pixels, see `open_file`.
     """
     shown = f"{len(source)} bytes" if isinstance(source, bytes) else repr(source[:200])
     try:
         if isinstance(source, bytes):
-            return Image.open(BytesIO(source))
+            return open_file(BytesIO(source))
         if source.startswith(("http://", "https://")):
             response = httpx.get(source, follow_redirects=True, timeout=60)
-            return Image.open(BytesIO(response.raise_for_status().content))
+            return open_file(BytesIO(response.raise_for_status().content))
         if os.path.isfile(source):
-            return Image.open(source)
+            return open_file(source)
         text = source.partition(",")[2] if source.startswith("data:image/") else source
-        return Image.open(BytesIO(base64.b64decode(text)))
-    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL, Image.DecompressionBombError) as error:
+        return open_file(BytesIO(base64.b64decode(text)))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"cannot open {shown}: {error}") from error
+    except (OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
         raise ValueError(
             f"cannot open {shown} as an image ({error}). Expected an existing file, an http(s) URL, base64 text or the "
             "bytes of an image file."
@@ -257,6 +288,7 @@ __all__ = [
     "dtype_name",
     "flatten_batch",
     "is_rgb",
+    "open_file",
     "open_image",
     "to_channels_first",
     "to_numpy",

@@ -14,7 +14,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torchvision_available
 
 from .image_processing_backends import PvtBackendMixin, PvtPilBackend, PvtTorchvisionBackend
-from .image_processing_input import decode_image, is_rgb
+from .image_processing_input import decode_image, is_rgb, open_image
 from .image_processing_sizes import check_pixels, resized_size
 
 
@@ -86,6 +86,8 @@ class PvtImageProcessorMixin(PvtBackendMixin):
         if not (self.match_native and isinstance(source, (str, os.PathLike))):
             return super().fetch_images(source)
         source = os.fspath(source)
+        if os.path.isfile(source):
+            open_image(source)  # torchvision's decoder has no limit of its own
         try:
             return self.native_backend.fetch_images(source)
         except Exception as error:  # torchvision's and Pillow's decoders raise many types on damaged data

@@ -41,7 +41,7 @@ from .modeling_anchors import (
 )
 from .modeling_fpn import FeaturePyramidNetwork, FpnConv2d
 from .modeling_head import HeadPreTrainedModel
-from .modeling_rpn import RegionProposalNetwork
+from .modeling_rpn import RegionProposalNetwork, check_scores
 
 
 if is_torchvision_available():
@@ -363,6 +363,7 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         Returns:
             Highest score first: boxes (n, 4), xyxy in pixels; scores (n,); labels (n,).
         """
+        check_scores(scores)
         region, label = torch.where(scores > self.config.score_threshold)
         scores = scores[region, label]
         boxes = box_coder(self.config.box_code_std).decode_single(codes[region, label], proposals[region])

@@ -95,6 +95,8 @@ class RegionProposalNetwork(nn.Module):
                 level_scores.append(score)
                 level_numbers.append(torch.full_like(best, level))
             boxes, scores, levels = torch.cat(level_boxes), torch.cat(level_scores), torch.cat(level_numbers)
+            if not self.training:  # in training, the loss tells
+                check_scores(scores)
             usable = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1) & (scores > -torch.inf)
             boxes, scores, levels = boxes[usable], scores[usable], levels[usable]
             kept = batched_nms(boxes, scores, levels, self.config.rpn_nms_threshold)
@@ -135,4 +137,10 @@ class RegionProposalNetwork(nn.Module):
         return {"loss_rpn_classification": entropy / total, "loss_rpn_box": distance / total}
 
 
-__all__ = ["RegionProposalNetwork"]
+def check_scores(scores: torch.Tensor) -> None:
+    """Raises a ValueError for NaN, which is below every threshold: an image would seem to be empty."""
+    if scores.isnan().any():
+        raise ValueError("The model's scores are NaN: its weights or its pixel_values are damaged, or too large.")
+
+
+__all__ = ["RegionProposalNetwork", "check_scores"]

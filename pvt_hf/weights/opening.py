@@ -31,7 +31,7 @@ def open_complete(
 
     Raises:
         OSError: there is no such folder or Hub id, or it lacks a file.
-        ValueError: weights are missing, or a file of weights is damaged.
+        ValueError: weights are missing, NaN or infinite, or a file of weights is damaged.
     """
     check_model_path(model)
     try:
@@ -51,6 +51,14 @@ def open_complete(
         raise ValueError(
             f"{model} has weights of other shapes than its config.json describes: {shorten(names, limit=4)}. Give a "
             "folder whose files belong together."
+        )
+    not_finite = [
+        name for name, value in opened.state_dict().items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if not_finite:
+        raise ValueError(
+            f"The weights of {model} have values that are NaN or infinite: {shorten(not_finite, limit=4)}. Give a "
+            "checkpoint from before the training diverged, or copy the files again."
         )
     return opened.eval()
 

@@ -1,10 +1,11 @@
 """
-Decoding images as the image processors do, and holding samples out by name.
+Decoding images as the image processors do, with a limit on their pixels, and holding samples out by name.
 
     pytest tests/data/test_samples.py
 """
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from PIL import Image
 
 from pvt_hf.data.samples import BadSample, decode_rgb, is_held_out
 from pvt_hf.tasks.classification.streams import open_classification_stream
+from pvt_hf.tasks.detection.objects import mask_to_array
+from pvt_hf.tasks.detection.samples import decode_as_annotated
+from pvt_hf.tasks.segmentation.samples import decode_labels
 
 from ..support.classification_files import batches_of, ids_of, make_folder, picture, png
 
@@ -42,3 +46,51 @@ def test_holding_out_is_decided_by_name_alone(folder):
     assert [is_held_out(name, 0.3) for name in moved] == [name in held for name in names]
     kept = ids_of([batches_of(stream, keep=lambda name: not is_held_out(name, 0.3))])
     assert sorted(kept + held) == sorted(names)
+
+
+def flat(side: int) -> bytes:
+    """A file of a few kilobytes, with side x side pixels of one colour."""
+    buffer = io.BytesIO()
+    Image.new("P", (side, side)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def low_limit(monkeypatch):
+    """A hundredth of Pillow's limit, so that the test needs no memory."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900_000)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [949, 1300, 1400])  # Pillow itself only warns of the first two
+def test_small_files_of_huge_images(side, tmp_path, low_limit, monkeypatch):
+    content, file = flat(side), tmp_path / "huge.png"
+    file.write_bytes(content)
+    assert len(content) < 4000
+    sources = {"bytes": content, "path": None}, {"bytes": None, "path": str(file)}
+    for source in sources:
+        for decode in (decode_rgb, lambda value: decode_labels(value, 2, False), decode_as_annotated):
+            with pytest.raises(BadSample, match="MAX_IMAGE_PIXELS") as error:
+                decode(source)
+            assert f"{side}x{side}" in str(error.value) or f"{side * side} pixels" in str(error.value)
+        with pytest.raises(ValueError, match="MAX_IMAGE_PIXELS"):
+            mask_to_array(source, side, side)
+        monkeypatch.setenv("PVT_HF_MAX_IMAGE_PIXELS", str(side * side))  # the advice of the message
+        assert decode_rgb(source).size == (side, side)
+        monkeypatch.delenv("PVT_HF_MAX_IMAGE_PIXELS")
+        Image.MAX_IMAGE_PIXELS = 900_000
+    assert decode_rgb({"bytes": flat(948), "path": None}).getbbox() is None
+
+
+def test_a_limit_that_is_no_number(monkeypatch):
+    monkeypatch.setenv("PVT_HF_MAX_IMAGE_PIXELS", "2e8")
+    with pytest.raises(BadSample, match="PVT_HF_MAX_IMAGE_PIXELS is '2e8'; expected a number of pixels"):
+        decode_rgb({"bytes": flat(8), "path": None})
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    """Reading it would wait for a writer, for ever."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path):
+        with pytest.raises(BadSample, match="is not a regular file"):
+            decode_rgb({"bytes": None, "path": str(path)})

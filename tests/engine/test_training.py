@@ -209,7 +209,7 @@ def test_fine_tuning_a_checkpoint_on_a_folder_and_predicting(tmp_path):
          "--output_dir", str(tmp_path / "out")],
         check=False,
     )  # fmt: skip
-    assert result.returncode == 1 and "1 of 3 images could not be read" in result.stderr
+    assert result.returncode == 1 and "1 of 3 images could not be predicted" in result.stderr
     lines = result.stdout.splitlines()
     assert re.match(r".*leaf/3.jpg: leaf \d", lines[0]) and re.match(r".*apple/3.jpg: apple \d", lines[1])
     annotated = [Image.open(tmp_path / "out" / name) for name in ("3.classes.png", "3-2.classes.png")]

@@ -5,8 +5,11 @@ are the blend, legends of the classes that are there, and files that get in nobo
     python -m pytest tests/inference/test_predict.py
 """
 
+import copy
+import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -114,7 +117,7 @@ def test_images_of_many_kinds(segmenter, tmp_path, monkeypatch, capsys):
     end = predict(
         monkeypatch, *files, "--model", folder, "--task", "semantic-segmentation", "--output_dir", tmp_path / "out"
     )
-    assert end == "2 of 7 images could not be read."  # which Python prints, and exits with status 1
+    assert end == "2 of 7 images could not be predicted."  # which Python prints, and exits with status 1
     printed = capsys.readouterr()
     assert f"{tmp_path / 'broken.jpg'}: " in printed.err and f"{tmp_path / 'absent.png'}: " in printed.err
     names = [f"{name}.{ending}.png" for *_, name in images.values() for ending in ("overlay", "labels")]
@@ -191,3 +194,31 @@ def test_a_classifier_and_the_default_task(tmp_path, monkeypatch, capsys):
     assert end.startswith(f"--output_dir {tmp_path / 'a.png'} cannot be used as a folder")
     assert predict(monkeypatch, *arguments) is None
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.classes.png"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("threshold", "nan"), ("threshold", -0.1), ("threshold", 30), ("top_k", 0)]
+)
+def test_arguments_that_would_hide_every_answer(monkeypatch, capsys, option, value):
+    assert predict(monkeypatch, "photo.png", "--model", "absent", f"--{option}={value}") == 2
+    assert f"--{option} must be " in capsys.readouterr().err
+
+
+def test_answers_that_are_not_finite_write_nothing(segmenter, tmp_path, monkeypatch, capsys):
+    folder, model = segmenter
+    shutil.copytree(folder, tmp_path / "model")
+    picture(40, 40).save(tmp_path / "photo.png")
+    arguments = (tmp_path / "photo.png", "--model", tmp_path / "model", "--output_dir", tmp_path / "out")
+    damaged = copy.deepcopy(model)
+    damaged.head.classifier.weight.data.fill_(3e38)  # finite, but what it computes is not
+    damaged.save_pretrained(tmp_path / "model")
+    assert predict(monkeypatch, *arguments) == "1 of 1 images could not be predicted."
+    assert "photo.png: The model's logits are NaN or infinite" in capsys.readouterr().err
+    damaged.head.classifier.weight.data[0] = torch.nan
+    damaged.save_pretrained(tmp_path / "model")
+    assert "have values that are NaN or infinite: 'head.classifier.weight'" in predict(monkeypatch, *arguments)
+    config = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps({**config, "rescale_factor": float("nan")}))
+    assert "rescale_factor must be a finite number, got nan" in predict(monkeypatch, *arguments)
+    assert list((tmp_path / "out").iterdir()) == []

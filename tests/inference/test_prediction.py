@@ -1,15 +1,18 @@
 """
-`open_pipeline` reads the weights once, keeps its options, and says in one line why a checkpoint does not open.
+`open_pipeline` reads the weights once, keeps its options, and says in one line why a checkpoint does not open. Answers
+that are NaN or infinite are errors.
 
     python -m pytest tests/inference/test_prediction.py
 """
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
 import transformers.modeling_utils
+from PIL import Image
 from transformers import (
     AutoModelForImageClassification,
     ConvNextImageProcessor,
@@ -21,7 +24,7 @@ from transformers import (
 
 from pvt_hf import PvtModel
 from pvt_hf.families import FAMILIES
-from pvt_hf.inference.prediction import TASKS, open_pipeline, task_of
+from pvt_hf.inference.prediction import TASKS, find_objects, label_map, open_pipeline, task_of, top_classes
 
 from ..support.common import tiny_pvt_config
 from ..support.hub_kinds import KINDS
@@ -172,3 +175,29 @@ def test_every_family_is_predicted_by_its_pipeline(family):
     assert TASKS[task].pipeline in model.pipelines
     assert {auto_class.__name__ for auto_class in TASKS[task].auto_classes} & set(model.auto_classes)
     assert (task == "instance-segmentation") == family.masks
+
+
+def run_task(task: str, pipeline, image: Image.Image) -> None:
+    if task == "image-classification":
+        top_classes(pipeline, image, top_k=5)
+    elif task == "semantic-segmentation":
+        label_map(pipeline, image)
+    else:
+        find_objects(pipeline, image, 0.5, with_masks=task == "instance-segmentation")
+
+
+@pytest.mark.parametrize("name", ["classifier", "semantic_fpn", "retinanet", "mask_rcnn", "detr"])
+def test_answers_that_are_not_finite(folders, name):
+    """Else they were "cat nan%", class 0 everywhere, or no objects."""
+    task, pipeline = open_pipeline(str(folders / name))
+    image = Image.new("RGB", (64, 64), "red")
+    run_task(task, pipeline, image)
+    with torch.no_grad():
+        for parameter in pipeline.model.parameters():
+            parameter.mul_(1e30)  # finite, but what they compute is not
+    with pytest.raises(ValueError, match="^The model's .* are NaN.*: its weights"):
+        run_task(task, pipeline, image)
+    pipeline.image_processor.image_mean = [math.nan] * 3  # as a processor of Transformers takes it from its file
+    pipeline.image_processor._validate_preprocess_kwargs = lambda **settings: None
+    with pytest.raises(ValueError, match="gives pixels that are NaN or infinite: check its image_mean"):
+        run_task(task, pipeline, image)

@@ -221,6 +221,22 @@ def test_truncated_files_and_open_images(tmp_path, backend):
         processor_class()(closed)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [899, 400])  # Pillow itself only warns of the first
+def test_files_with_too_many_pixels(tmp_path, backend, monkeypatch, limit):
+    path, content = tmp_path / "image.png", encode(Image.fromarray(noise(30, 30)))
+    path.write_bytes(content)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    processor_class = CLASSES["pvt"][backend]
+    for processor in (processor_class(), processor_class.from_dict({})):
+        for source in (content, str(path), path):
+            with pytest.raises(ValueError, match=r"900|30x30.*set PIL.Image.MAX_IMAGE_PIXELS"):
+                processor(source)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # no limit
+        assert processor(content, return_tensors="pt").pixel_values.ndim == 4
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+
+
 def test_bad_position_in_a_batch_array(processor):
     batch = np.stack([noise(20, 30), with_value(np.nan)])
     with pytest.raises(ValueError, match=r"^images\[1\]: .*NaN"):

@@ -9,13 +9,8 @@ page shows is compared with pipelines and models called directly.
 """
 
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -29,9 +24,9 @@ from transformers import pipeline
 
 from pvt_hf.hub.upload import push
 
-from ..support.clean_process import REPOSITORY
 from ..support.hub_fixtures import TOKEN
 from ..support.hub_kinds import ANIMALS, KINDS
+from ..support.page_server import run_page
 
 
 pytest_plugins = ["tests.support.hub_fixtures"]
@@ -96,36 +91,11 @@ def files(tmp_path_factory):
 def served(files, hub, client):
     """The page's address, its log, and a log of other hosts that it contacted."""
     push(KINDS["classifier"].model(), KINDS["classifier"].make_processor(), "org/pvt-tiny", token=TOKEN)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(files / "hf"), "HF_HUB_DISABLE_XET": "1",
-        "GRADIO_TEMP_DIR": str(files / "gradio"), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    for name in ("HF_HUB_OFFLINE", "GRADIO_ANALYTICS_ENABLED", "GRADIO_SERVER_NAME", "HF_TOKEN"):
-        environment.pop(name, None)
     others = files / "others.log"
-    script = [REPOSITORY / "scripts" / "app.py", "--model", files / "classifier", "--port", str(port)]
-    with tempfile.NamedTemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-c", WATCHED, others, *script],
-            env=environment, cwd=files, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            while True:
-                assert process.poll() is None, Path(log.name).read_text()
-                with socket.socket() as there:
-                    if there.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                try:
-                    process.wait(0.2)
-                except subprocess.TimeoutExpired:
-                    pass
-            yield f"http://127.0.0.1:{port}", Path(log.name), others
-        finally:
-            process.kill()
-            process.wait()
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(files / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    model = ("--model", files / "classifier")
+    with run_page(files, *model, launcher=("-c", WATCHED, others), **environment) as (url, log):
+        yield url, log, others
 
 
 @pytest.fixture(scope="module")

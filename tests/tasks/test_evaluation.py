@@ -8,6 +8,7 @@ name, each sample once over two and three processes, equally many forward passes
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -420,3 +421,23 @@ def test_the_protocol_on_sides_that_do_not_divide():
     protocol(Image.new("RGB", (301, 999)))
     assert seen == [((224, 224), {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"})]
     assert protocol.steps.transforms[0](Image.new("RGB", (301, 999))).size == (256, int(256 * 999 / 301))
+
+
+def test_answers_that_are_not_finite(pvt, photos, tmp_path):
+    """NaN has a first class too: accuracies of such a model would be those of a guess."""
+    shutil.copytree(pvt, tmp_path / "model")
+    ViTImageProcessor(size={"height": 64, "width": 64}, image_std=[0.0] * 3).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"pixels that are NaN or infinite: check its image_mean.*Samples: '.*\.png'"):
+        evaluate(tmp_path / "model", photos)
+    model = PvtForImageClassification.from_pretrained(pvt)
+    with torch.no_grad():
+        model.classifier.weight.fill_(3e38)  # finite, but what it computes is not
+    model.save_pretrained(tmp_path / "model")
+    PvtImageProcessor.from_pretrained(pvt).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"logits are NaN or infinite.*range of float32\. .*Samples: '.*\.png'"):
+        evaluate(tmp_path / "model", photos)
+    with torch.no_grad():
+        model.classifier.weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="have values that are NaN or infinite: 'classifier.weight'"):
+        evaluate(tmp_path / "model", photos)

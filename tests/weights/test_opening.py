@@ -114,3 +114,11 @@ def test_paths_that_are_not_there_are_not_looked_up_on_the_hub(saved, tmp_path, 
     (tmp_path / "runs" / "loop_state.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="runs is a checkpoint to resume a training from"):
         check_model_path("runs")
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_that_are_not_finite_are_named(saved, value):
+    folder, _ = saved
+    change_weights(folder, lambda weights: weights["classifier.bias"].__setitem__(0, value))
+    with pytest.raises(ValueError, match=r"have values that are NaN or infinite: 'classifier.bias'\. Give a"):
+        open_complete(AutoModelForImageClassification, folder)

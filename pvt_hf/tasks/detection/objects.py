@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import datasets
 import numpy as np
 
 from ...data.label_counts import LabelCounts
-from ...data.samples import BadSample
+from ...data.samples import BadSample, open_encoded
 from ...models import image_processing_coco as coco
+from ...models.image_processing_input import decode_image
 from ...models.image_processing_masks import segmentation_to_mask, segmentation_to_rle
 
 
@@ -101,7 +101,7 @@ def mask_to_array(mask: Any, height: int, width: int) -> np.ndarray:
     if not _is_image(mask):
         return segmentation_to_mask(_parse(mask), height, width)
     try:
-        array = np.asarray(datasets.Image().decode_example(mask))
+        array = np.asarray(decode_image(open_encoded(mask), upright=True))
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
         raise ValueError(f"a mask that is not an image ({type(error).__name__}: {error})") from error
     if array.ndim != 2:

@@ -5,18 +5,15 @@ it is skipped; and from samples of different sizes to a batch.
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable
 from typing import Any
 
-import fsspec
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch.nn.functional import pad
 
 from ...data.label_counts import LabelCounts
-from ...data.samples import BadSample, decoding, require_class_names, sample_id, to_rgb
+from ...data.samples import BadSample, decoding, open_encoded, require_class_names, sample_id, to_rgb
 from ...data.streams import Stream
 from ...engine.task import Counted
 from ...models.image_processing_coco import Objects, clean_objects
@@ -48,7 +45,7 @@ def decode_as_annotated(
         BadSample: missing, empty, truncated, not an image, or not of the annotated size.
     """
     with decoding(value, "image"):
-        stored: Image.Image = Image.open(_open(value or {}))
+        stored = open_encoded(value or {})
         stored.load()
         orientation = stored.getexif().get(ExifTags.Base.Orientation, 1)
     image, annotated = stored, (width or stored.width, height or stored.height)
@@ -62,15 +59,6 @@ def decode_as_annotated(
         )
     with decoding(value, "image"):
         return to_rgb(image)
-
-
-def _open(value: dict[str, Any]) -> Any:
-    if value.get("bytes"):
-        return io.BytesIO(value["bytes"])
-    if os.path.exists(value["path"]):
-        return value["path"]
-    with fsspec.open(value["path"], "rb") as file:  # such as on the Hub
-        return io.BytesIO(file.read())
 
 
 class _DecodedSample:
@@ -284,7 +272,7 @@ def image_size(stream: Stream, example: dict[str, Any]) -> tuple[int, int]:
         return height, width
     value = example[stream.image_column]
     with decoding(value, "image"):
-        image = Image.open(_open(value or {}))
+        image = open_encoded(value or {})
         return image.height, image.width
 
 

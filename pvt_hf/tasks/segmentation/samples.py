@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
 
 from ...data.label_counts import LabelCounts
-from ...data.samples import BadSample, decode_rgb, decoding, require_class_names
+from ...data.samples import BadSample, decode_rgb, decoding, open_encoded, require_class_names
 from ...data.streams import Stream
 from ...engine.task import Counted
 from ...models.image_processing_semantic import IGNORE_LABEL, map_to_array, map_to_labels
@@ -41,7 +40,7 @@ def decode_labels(
             classes. The message gives them as they are in the mask.
     """
     with decoding(value, "mask"):
-        array = map_to_array(datasets.Image().decode_example(value), reduce_labels)
+        array = map_to_array(open_encoded(value or {}), reduce_labels)
         if mask_values:
             labels = values_to_labels(array, mask_values)
         else:
