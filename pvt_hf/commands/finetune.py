@@ -29,7 +29,7 @@ Fine-tunes a model of any task with Transformers' Trainer, on a stream of images
 - The steps follow from --num_train_epochs and the length of the stream; if that is unknown, give --max_steps.
 - --lora_rank 8 trains LoRA adapters (PEFT) and the classifier of an image classifier. `out` then has the adapter, and
   `out/merged` the whole model.
-- --resume_from_checkpoint out/checkpoint-200 continues with the next sample.
+- --resume_from_checkpoint latest, or out/checkpoint-200, continues with the next sample.
 
 Afterwards `out` has the model, its image processor, `all_results.json` and `trainer_state.json`. For long runs use the
 `train-...` commands, which add the paper's schedules, EMA, repeated augmentation and checkpoints that survive a crash.
@@ -82,5 +82,5 @@ def _parse(classes: Any, words: list[str] | None = None, others: bool = False, *
     parser.set_defaults(**defaults)
     try:
         return parser.parse_args_into_dataclasses(words, return_remaining_strings=others)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))

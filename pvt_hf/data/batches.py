@@ -25,7 +25,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from .label_counts import LabelCounts
 from .samples import BadSample, place, sample_id, stack
 from .seeding import seeded
-from .sharding import split_strategy
+from .sharding import shard_sizes, split_strategy, worker_sizes
 from .streams import Stream, StreamError
 from .windows import WindowReader, in_groups
 
@@ -111,6 +111,7 @@ class BatchStream(IterableDataset):
             part: split_dataset_by_node(stream.dataset, part, world_size, strategy=self.strategy)
             for part in self.part_of_repeat
         }
+        self._sizes: tuple[np.ndarray | None, np.ndarray | None] | None = None  # of the shards, and which are kept
         self._pending = 0  # samples in the unfinished batch
         self._state: dict[str, Any] | None = None
         self._resume: dict[str, Any] | None = None
@@ -118,6 +119,41 @@ class BatchStream(IterableDataset):
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next iteration, which decides about shuffling and augmentation."""
         self.epoch = epoch
+
+    def worker_sizes(self, epoch: int, num_workers: int, rank: int | None = None) -> list[int] | None:
+        """
+        Number of samples, usable or not, that each loader worker reads in an epoch; None if that is unknown.
+
+        Args:
+            rank: of the process; default: this one.
+        """
+        if self.repeats > 1:
+            return None
+        if self._sizes is None:
+            self._sizes = shard_sizes(self.stream), None
+            if self.keep is not None:
+                self._sizes = self._kept_sizes(self._sizes[0])
+        sizes, kept = self._sizes
+        if sizes is None:
+            return None
+        return worker_sizes(
+            sizes,
+            kept,
+            rank=self.rank if rank is None else rank,
+            world_size=self.world_size,
+            num_workers=num_workers,
+            strategy=self.strategy,
+            shuffle_seed=self._shuffle_seed(epoch),
+        )
+
+    def _kept_sizes(self, sizes: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The sizes, and which examples `keep` keeps. Their names are read only from a folder, where that is quick."""
+        if sizes is None or sizes.size == 0 or sizes.max() != 1 or sizes.min() != 1:
+            return None, None
+        first = next(iter(self.stream.dataset))[self.stream.image_column]
+        if not first or first.get("bytes"):
+            return None, None
+        return sizes, np.array([self._is_kept(example) for example in self.stream.dataset])
 
     def state_dict(self) -> dict[str, Any]:
         """The state after the last batch that was returned."""
@@ -226,10 +262,13 @@ class BatchStream(IterableDataset):
         # `datasets` keeps the epoch of a stream in memory that workers and other streams share: copied, so that two
         # workers cannot both set it. The epoch decides how shards are shuffled; in epoch 0 they are not.
         source = copy.deepcopy(self.parts[part])
-        source.set_epoch(0 if self.shuffle_window == 0 else 1 + self.epoch + 1_000_003 * self.seed)
+        source.set_epoch(self._shuffle_seed(self.epoch))
         if state is not None:
             source.load_state_dict(state)
         return source
+
+    def _shuffle_seed(self, epoch: int) -> int:
+        return 0 if self.shuffle_window == 0 else 1 + epoch + 1_000_003 * self.seed
 
     def _order(self, examples: list[dict[str, Any]], seed: list[int], pending: int) -> Sequence[int] | np.ndarray:
         """Indices of a window's examples in the order in which they are used."""
@@ -251,7 +290,7 @@ class BatchStream(IterableDataset):
             raise StreamError(
                 f"{position['bad']} of {position['seen']} samples of {self.stream.name} cannot be used, more than the "
                 f"allowed share of {self.max_bad_share:.2%} (of 100 or more). The last of them:\n{shown}\n"
-                "Repair or remove them, or raise max_bad_share."
+                "Repair or remove them, or raise --max_bad_share."
             )
 
 

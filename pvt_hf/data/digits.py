@@ -207,6 +207,13 @@ def _stream(
     return indices.map(render, input_columns="index", remove_columns="index", fn_kwargs=render_kwargs).cast(features)
 
 
+def shard_sizes(split: str, num_shards: int, length: int) -> tuple[int, ...]:
+    """Samples in each shard of [`digit_images`] and [`digit_scenes`]."""
+    indices = np.arange(length)
+    shards = (indices + indices // len(_split_indices(split))) % num_shards
+    return tuple(np.bincount(shards, minlength=num_shards).tolist())
+
+
 def _sample_indices(shards: list[int], num_shards: int, length: int, pass_length: int) -> Iterator[dict]:
     """
     Deals the indices below `length` out to the shards, one at a time.

@@ -23,9 +23,10 @@ ROW_COLUMN = "__row__"
 ROWS_PER_BATCH = 16
 
 
-def open_parquet(files: Sequence[Path], folder: Path) -> tuple[datasets.IterableDataset, int]:
+def open_parquet(files: Sequence[Path], folder: Path) -> tuple[datasets.IterableDataset, tuple[int, ...]]:
     """
-    The rows of some files, and their number. A column that is null in every row has the feature `Value("null")`.
+    The rows of some files, one shard per row group, and the number of rows in each shard. A column that is null in
+    every row has the feature `Value("null")`.
 
     Args:
         folder: images that are given as paths are looked for beside their file, and then here.
@@ -35,7 +36,7 @@ def open_parquet(files: Sequence[Path], folder: Path) -> tuple[datasets.Iterable
         pyarrow.ArrowException, OSError: a file cannot be read.
     """
     schemas, shards, null_columns = [], [], []
-    num_rows = 0
+    sizes: list[int] = []
     for file in files:
         with pq.ParquetFile(file) as opened:
             schemas.append(opened.schema_arrow)
@@ -44,10 +45,10 @@ def open_parquet(files: Sequence[Path], folder: Path) -> tuple[datasets.Iterable
                 row_group = opened.metadata.row_group(group)
                 if row_group.num_rows:
                     shards.append((str(file), group, start))
+                    sizes.append(row_group.num_rows)
                     null_columns.append(_null_columns(row_group))
                 start += row_group.num_rows
-            num_rows += start
-    if not num_rows:
+    if not sizes:
         raise ValueError(f"they have no rows ({len(files)} file(s)).")
     features = datasets.Features.from_arrow_schema(pa.unify_schemas(schemas, promote_options="permissive"))
     for column in set.intersection(*null_columns):
@@ -68,7 +69,7 @@ def open_parquet(files: Sequence[Path], folder: Path) -> tuple[datasets.Iterable
     )
     for name in paths:
         dataset = dataset.cast_column(name, datasets.Image())
-    return dataset, num_rows
+    return dataset, tuple(sizes)
 
 
 def _read_rows(

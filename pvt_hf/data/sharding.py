@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from datasets.utils.sharding import _shuffle_gen_kwargs
+
 from .streams import Stream
 
 
@@ -17,6 +20,52 @@ def split_strategy(num_shards: int, world_size: int) -> str:
     """
     even = num_shards % world_size == 0
     return "shards" if even or num_shards >= MANY_SHARDS * world_size else "examples"
+
+
+def shard_sizes(stream: Stream) -> np.ndarray | None:
+    """Examples in each shard of a stream, in order; None if unknown."""
+    num_shards = stream.dataset.num_shards
+    if stream.shard_sizes is not None and len(stream.shard_sizes) == num_shards:
+        return np.array(stream.shard_sizes)
+    if stream.num_samples == num_shards:  # a folder: each file is a shard
+        return np.ones(num_shards, dtype=int)
+    return np.array([stream.num_samples]) if num_shards == 1 and stream.num_samples is not None else None
+
+
+def worker_sizes(
+    sizes: np.ndarray,
+    kept: np.ndarray | None,
+    *,
+    rank: int,
+    world_size: int,
+    num_workers: int,
+    strategy: str,
+    shuffle_seed: int,
+) -> list[int]:
+    """
+    Number of examples that each loader worker of a process reads in one epoch, as `datasets` divides them.
+
+    Args:
+        sizes: examples in each shard.
+        kept: whether each example is used, if every shard has one; None: all are.
+        strategy: from [`split_strategy`].
+        shuffle_seed: the epoch given to `datasets`, by which it shuffles the shards; 0: it does not.
+    """
+    order = np.arange(len(sizes))
+    if shuffle_seed and (kept is not None or sizes.min() != sizes.max()):
+        shuffled = _shuffle_gen_kwargs(np.random.default_rng(shuffle_seed), {"shards": order.tolist()})
+        order = np.array(shuffled["shards"])
+    if strategy == "shards":
+        order, rank, world_size = order[rank::world_size], 0, 1
+    found = []
+    for worker in range(max(num_workers, 1)):
+        shards = order[worker :: max(num_workers, 1)]
+        if kept is None:
+            rounds, rest = divmod(int(sizes[shards].sum()), world_size)
+            found.append(rounds + (rest > rank))
+        else:
+            found.append(int(kept[shards][rank::world_size].sum()))
+    return found
 
 
 def describe_split(stream: Stream, world_size: int, num_workers: int, strategy: str) -> list[str]:

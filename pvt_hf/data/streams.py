@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from .digits import digit_scenes
+from .digits import digit_scenes, shard_sizes
 from .folders import LeftOut, files_below, inner_folder, known_split, split_folder, split_in
 from .parquet import open_parquet
 from .webdataset import check_complete
@@ -43,6 +43,7 @@ class Stream:
         class_names: names by label, if the source has them.
         num_samples: examples in one pass, if known.
         category_ids: the source's id for each label, if that is not the label itself: COCO's numbers have gaps.
+        shard_sizes: examples in each shard, in order; needed where they are not one per shard.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Stream:
     class_names: tuple[str, ...] | None = None
     num_samples: int | None = None
     category_ids: tuple[int | str, ...] | None = None
+    shard_sizes: tuple[int, ...] | None = None
 
     @property
     def image_column(self) -> str:
@@ -76,6 +78,7 @@ class Examples:
     num_samples: int | None = None
     class_names: tuple[str, ...] | None = None
     category_ids: tuple[int | str, ...] | None = None
+    shard_sizes: tuple[int, ...] | None = None
 
     @property
     def features(self) -> datasets.Features:
@@ -96,6 +99,7 @@ def make_stream(source: str, split: str, examples: Examples, columns: dict[str, 
         class_names=examples.class_names,
         num_samples=examples.num_samples,
         category_ids=examples.category_ids,
+        shard_sizes=examples.shard_sizes,
     )
 
 
@@ -175,7 +179,7 @@ def open_digit_scenes(split: str, image_size: int, digit_sizes: Sequence[int] = 
     dataset = digit_scenes(
         split, image_size, image_size, digit_sizes=digit_sizes or None, num_shards=16, length=num_samples
     )
-    return Examples(dataset, num_samples)
+    return Examples(dataset, num_samples, shard_sizes=shard_sizes(split, 16, num_samples))
 
 
 # Columns
@@ -231,8 +235,8 @@ def open_archives(folder: Path, split: str, left_out: LeftOut) -> Examples | Non
             files = _files_of_split(files, split)
         try:
             if builder == "parquet":
-                dataset, num_rows = open_parquet(files, folder)
-                return Examples(dataset, num_rows)
+                dataset, sizes = open_parquet(files, folder)
+                return Examples(dataset, sum(sizes), shard_sizes=sizes)
             for file in files:
                 check_complete(file)
             data_files = {split: [str(file) for file in files]}

@@ -1,6 +1,12 @@
 """
 Training checkpoints, from which a run resumes exactly. A checkpoint is either complete or absent.
 
+Exactly: with the same data, settings and number of processes, the run ends with the bits of an uninterrupted one. Data
+are compared by a fingerprint ([`pvt_hf.data.fingerprint`]). Image files that were repaired under the same names have
+the same one, so the run goes on at its sample, and reads them as they are now. Any other change of the data is refused;
+with `--resume_with_changed_data` the run goes on with the same weights, optimiser and schedule, and its epoch begins
+anew with the data as they are now.
+
 It is written to a hidden folder, which is renamed once every process has finished. So a kill or a full disk leaves the
 earlier checkpoints intact. Accelerate writes the model, the optimiser, the gradient scaler and each process's random
 states; each process's position in the stream and the loop's state are added here.
@@ -21,7 +27,8 @@ from accelerate import Accelerator
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from torch.distributed.checkpoint import CheckpointException
 
-from .processes import any_process
+from .disk import describe_write_error, tensor_bytes
+from .processes import any_process, gather_integers
 
 
 STATE_FILE = "loop_state.json"
@@ -31,7 +38,10 @@ FIXED_SETTINGS = (
     "samples_per_epoch", "mixed_precision", "ema_decay", "compile_backend",
 )  # fmt: skip
 # Settings that do not affect the result; others that differ are printed
-FREE_SETTINGS = {"output_dir", "resume_from_checkpoint", "save_every_steps", "save_total_limit", "report_to"}
+FREE_SETTINGS = {
+    "output_dir", "resume_from_checkpoint", "resume_with_changed_data", "save_every_steps", "save_total_limit",
+    "report_to",
+}  # fmt: skip
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -50,14 +60,13 @@ def latest_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def ensure_output_dir(output_dir: str | Path, resume_from_checkpoint: str) -> Path:
-    """Creates the folder. Raises a FileExistsError if it has checkpoints and the run does not resume."""
+    """Raises a FileExistsError if the folder has checkpoints and the run does not resume."""
     folder = Path(output_dir)
     if list_checkpoints(folder) and not resume_from_checkpoint:
         raise FileExistsError(
             f"{folder} has checkpoints of an earlier run: continue it with --resume_from_checkpoint latest, or choose "
             "another --output_dir."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -66,19 +75,22 @@ def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
     The checkpoint that `--resume_from_checkpoint` names.
 
     Args:
-        wanted: a folder, or "latest" for the newest in `output_dir`; None is returned if there is none yet.
+        wanted: a folder, or its name in `output_dir`; or "latest" for the newest one there. None is returned if there
+            is none yet.
 
     Raises:
         FileNotFoundError: the folder is not a complete checkpoint.
     """
     if wanted == "latest":
         return latest_checkpoint(output_dir)
-    if not (Path(wanted) / STATE_FILE).is_file():
+    found = next((path for path in (Path(wanted), Path(output_dir, wanted)) if (path / STATE_FILE).is_file()), None)
+    if found is None:
         known = ", ".join(str(path) for path in list_checkpoints(output_dir)) or "none"
         raise FileNotFoundError(
-            f"{wanted} is not a complete checkpoint (it has no {STATE_FILE}). Checkpoints in {output_dir}: {known}."
+            f"--resume_from_checkpoint {wanted}: there is no complete checkpoint (a folder with {STATE_FILE}). "
+            f"Checkpoints in {output_dir}: {known}."
         )
-    return Path(wanted)
+    return found
 
 
 def save_checkpoint(
@@ -89,8 +101,8 @@ def save_checkpoint(
     save_total_limit: int,
 ) -> Path:
     """
-    Saves `checkpoint-<step>`, and deletes the oldest ones beyond `save_total_limit` (0 keeps all). Every process has to
-    call this.
+    Saves `checkpoint-<step>`, and deletes the oldest ones beyond `save_total_limit` (0 keeps all), as well as those of
+    later steps: the run was resumed before them and goes another way. Every process has to call this.
 
     Args:
         loop_state: can be written as JSON; has "step".
@@ -103,9 +115,12 @@ def save_checkpoint(
     final = Path(output_dir) / f"checkpoint-{loop_state['step']:08d}"
     partial = final.with_name(f".{final.name}.partial")
 
+    needed = sum(size for (size,) in gather_integers(_checkpoint_bytes(accelerator)))
+
     def prepare() -> None:
         if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_leftovers(output_dir)
+            _remove_old(output_dir, save_total_limit)  # the limit may be lower than that of the run before
             partial.mkdir(parents=True)
 
     def write() -> None:
@@ -131,26 +146,50 @@ def save_checkpoint(
             error = caught
         # All processes continue or none: one that raised alone would leave the others waiting.
         if any_process(error is not None):
+            reason = "another process failed"
+            if error is not None:
+                reason = describe_write_error(partial if partial.is_dir() else Path(output_dir), error, needed)
+            accelerator.wait_for_everyone()  # each process has looked at the disk
             if accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
             kept = latest_checkpoint(output_dir) or "none"
-            reason = f"{type(error).__name__}: {error}" if error else "another process failed"
-            room = shutil.disk_usage(output_dir).free / 1e6
             raise OSError(
-                f"Could not save {final}: {reason}. {room:.1f} MB are free there. Last good checkpoint: {kept}. "
-                "Free some space (a lower --save_total_limit keeps fewer checkpoints) and continue with "
-                "--resume_from_checkpoint latest."
+                f"Could not save {final}: {reason}. Last good checkpoint: {kept}. Free some space (a lower "
+                "--save_total_limit keeps fewer checkpoints) and continue with --resume_from_checkpoint latest."
             )
     if accelerator.is_main_process:
-        replaced = None
         if final.exists():  # the run was resumed from an earlier step and has reached this one again
-            replaced = final.rename(final.with_name(f".{final.name}.replaced"))
+            final.rename(final.with_name(f".{final.name}.replaced"))
         partial.rename(final)
-        old = list_checkpoints(output_dir)[:-save_total_limit] if save_total_limit else []
-        for folder in [*old, *filter(None, [replaced])]:
-            shutil.rmtree(folder)
+        for later in later_checkpoints(output_dir, final):
+            shutil.rmtree(later)
+        remove_leftovers(output_dir)
+        _remove_old(output_dir, save_total_limit)
     accelerator.wait_for_everyone()
     return final
+
+
+def later_checkpoints(output_dir: str | Path, checkpoint: Path) -> list[Path]:
+    """The checkpoints in `output_dir` of later steps, if `checkpoint` is one of them."""
+    found = list_checkpoints(output_dir)
+    names = [path.name for path in found]
+    if checkpoint.name not in names or checkpoint.resolve().parent != Path(output_dir).resolve():
+        return []
+    return found[names.index(checkpoint.name) + 1 :]
+
+
+def _remove_old(output_dir: str | Path, save_total_limit: int) -> None:
+    for path in list_checkpoints(output_dir)[:-save_total_limit] if save_total_limit else []:
+        shutil.rmtree(path)
+
+
+def _checkpoint_bytes(accelerator: Accelerator) -> int:
+    """Bytes of this process's tensors in a checkpoint: those of the model count on the main process, or as shards."""
+    own_model = accelerator.is_main_process or accelerator.is_fsdp2
+    models = [model.state_dict() for model in accelerator._models] if own_model else []
+    optimizers = [list(each.state.values()) for each in accelerator._optimizers] if own_model else []
+    others = [each.state_dict() for each in accelerator._custom_objects] if accelerator.is_main_process else []
+    return tensor_bytes([models, optimizers, others])
 
 
 def remove_leftovers(output_dir: str | Path) -> None:
@@ -166,7 +205,7 @@ def load_checkpoint(
     Restores model, optimiser, gradient scaler and random states.
 
     Args:
-        begun: loop state of the new run; has "data_fingerprint" and "settings".
+        begun: loop state of the new run; has "data_fingerprint", "class_names", "num_samples" and "settings".
 
     Returns:
         The saved loop state and this process's loader state (None at the end of an epoch).
@@ -215,13 +254,24 @@ def _check_same_run(checkpoint: Path, saved: dict[str, Any], begun: dict[str, An
     Compares a checkpoint with the new run, and describes the settings that differ but may.
 
     Raises:
-        ValueError: the data or one of `FIXED_SETTINGS` differ, or the checkpoint is beyond the last epoch.
+        ValueError: the data differ (unless only samples do, and `--resume_with_changed_data` is given), one of
+            `FIXED_SETTINGS` differs, or the checkpoint is beyond the last epoch.
     """
     if saved["data_fingerprint"] != begun["data_fingerprint"]:
-        raise ValueError(
-            f"{checkpoint} was trained on other data: its fingerprint is {saved['data_fingerprint']}, that of the data "
-            f"now is {begun['data_fingerprint']}. Give the same --dataset and split, or start in another --output_dir."
-        )
+        same_classes = saved.get("class_names") == begun["class_names"]
+        if not same_classes or not begun["settings"]["resume_with_changed_data"]:
+            what = "the classes differ" if not same_classes else (
+                f"{saved.get('num_samples')} samples then, {begun['num_samples']} now, with the same classes"
+            )  # fmt: skip
+            way = "" if not same_classes else (
+                " If unusable samples were removed or repaired, add --resume_with_changed_data: the epoch then begins "
+                "anew with the data as they are now."
+            )  # fmt: skip
+            raise ValueError(
+                f"{checkpoint} was trained on other data: its fingerprint is {saved['data_fingerprint']}, that of the "
+                f"data now is {begun['data_fingerprint']} ({what}). Give the same --dataset and split, or start in "
+                f"another --output_dir.{way}"
+            )
     changed = {
         name: f"--{name} was {value!r}, is {begun['settings'][name]!r}"
         for name, value in saved["settings"].items()
@@ -232,5 +282,8 @@ def _check_same_run(checkpoint: Path, saved: dict[str, Any], begun: dict[str, An
         raise ValueError(f"{checkpoint} cannot be resumed exactly with other settings: {'; '.join(fixed)}.")
     epochs = begun["settings"]["epochs"]
     if not begun["settings"]["max_steps"] and saved["epoch"] > epochs:
-        raise ValueError(f"{checkpoint} was trained for {saved['epoch']} epochs, beyond --epochs {epochs}.")
+        raise ValueError(
+            f"{checkpoint} was trained for {saved['epoch']} epochs, beyond --epochs {epochs}: give a larger number, "
+            "or an earlier checkpoint."
+        )
     return list(changed.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from transformers import AutoImageProcessor, PreTrainedModel
 
 from ..data.batches import BatchStream, make_loader
 from ..data.label_counts import LabelCounts
-from ..data.streams import Stream, StreamError
+from ..data.streams import StreamError
 from ..metrics.reports import versions, without_nan, write_json
 from ..weights.opening import open_complete, shorten, weights_digest
 from .feed import Batch, stream_error_message
@@ -148,7 +147,7 @@ def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
             collate=task.collate_evaluation,
         )
         save = part.save if accelerator.is_main_process else None
-        with Monitor(accelerator, stream, part.title, skipped) as monitor:
+        with Monitor(accelerator, batches, settings.num_workers, part.title, skipped) as monitor:
             metrics = evaluate(accelerator, model, batches, settings.num_workers, part.evaluation, monitor, save, guard)
         metrics["images_per_second"] = monitor.images_per_second()
         accelerator.print(part.table(metrics))
@@ -195,17 +194,21 @@ class Monitor:
     batch of this process.
 
     Args:
-        stream: the stream that is evaluated, for its length.
+        batches: this process's part of the stream, for its length.
+        num_workers: loader processes.
         title: label of the progress bar.
         skipped: updated with the names of skipped samples and the reasons.
     """
 
-    def __init__(self, accelerator: Accelerator, stream: Stream, title: str, skipped: dict[str, str]):
+    def __init__(
+        self, accelerator: Accelerator, batches: BatchStream, num_workers: int, title: str, skipped: dict[str, str]
+    ):
+        sizes = batches.worker_sizes(0, num_workers)
         self.skipped = skipped
         self.start: float | None = None
         self.images, self.seconds = 0, 0.0
         self.bar = tqdm(
-            total=stream.num_samples and math.ceil(stream.num_samples / accelerator.num_processes),
+            total=None if sizes is None else sum(sizes),
             disable=not (accelerator.is_main_process and sys.stderr.isatty()),
             unit="image",
             desc=title,
@@ -227,7 +230,7 @@ class Monitor:
             self.images, self.seconds = self.images + images, time.perf_counter() - self.start
         elif images:  # not the first batch, which includes starting loader processes and selecting kernels
             self.start = time.perf_counter()
-        self.bar.update(images)
+        self.bar.update(images + len(batch["skipped"]))
 
     def images_per_second(self) -> float | None:
         """Images per second over all processes, without the first batch; None if there is no second one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,21 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..data.batches import BatchStream
 from ..data.streams import StreamError
 from ..metrics.reports import without_nan
 from ..weights.opening import open_complete
+from .disk import describe_write_error, tensor_bytes
+from .epochs import EpochLengths
 from .evaluation import Monitor, evaluate
 from .feed import Batch, TrainingStream
 from .guard import LabelGuard
+from .lock import lock_output_dir
 from .processes import check_world_size, share_buffers, synchronize_batch_norm
 from .run import build_model, evaluation_batches, look_at_labels, open_streams, samples_to_train_on, training_batches
 from .settings import FinetuneSettings
@@ -40,18 +48,47 @@ def default_arguments(task: Task) -> dict[str, Any]:
     }
 
 
-class SavePosition(TrainerCallback):
-    """Saves the position in the stream with every checkpoint."""
-
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if not args.save_only_model:
-            checkpoint = f"{args.output_dir}/checkpoint-{state.global_step}"
-            torch.save(kwargs["train_dataloader"].state_dict(), position_file(checkpoint, args))
+def position_file(checkpoint: str | Path, process_index: int) -> Path:
+    """The position in the stream. Each process has its own."""
+    return Path(checkpoint, f"stream_{process_index}.pt")
 
 
-def position_file(checkpoint: str, training: TrainingArguments) -> Path:
-    """Each process has its own."""
-    return Path(checkpoint, f"stream_{training.process_index}.pt")
+def missing_file(checkpoint: Path, world_size: int) -> str:
+    """The first file that a checkpoint lacks for an exact resume by `world_size` processes; "" if it is complete."""
+    ranks = range(world_size)
+    states = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in ranks]
+    # Trainer writes its own state last.
+    names = [*(position_file("", rank).name for rank in ranks), *states, TRAINER_STATE_NAME]
+    return next((name for name in names if not (checkpoint / name).is_file()), "")
+
+
+def find_resumable(training: TrainingArguments) -> str | None:
+    """
+    The folder that `--resume_from_checkpoint` names: a path, a name in the output folder, or "latest" for the newest
+    complete checkpoint there. None if nothing is to be resumed.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, or it is not complete.
+    """
+    wanted, output_dir, world_size = training.resume_from_checkpoint, str(training.output_dir), training.world_size
+    if not wanted:
+        return None
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    folders.sort(key=lambda path: int(path.name.rpartition("-")[2]))
+    complete = [str(path) for path in folders if not missing_file(path, world_size)]
+    if wanted == "latest":
+        return complete[-1] if complete else None
+    found = next((path for path in (Path(wanted), Path(output_dir, wanted)) if path.is_dir()), None)
+    missing = found and missing_file(found, world_size)
+    if found is None or missing:
+        problem = "there is no such folder"
+        if missing:
+            problem = f"it has no {missing}: it was saved by another number of processes, or saving was cut off"
+        raise FileNotFoundError(
+            f"--resume_from_checkpoint {wanted}: {problem}. Checkpoints in {output_dir} that {world_size} process(es) "
+            f"can resume: {', '.join(complete) or 'none'}."
+        )
+    return str(found)
 
 
 class StreamTrainer(Trainer):
@@ -66,13 +103,39 @@ class StreamTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.add_callback(SavePosition())
         self.loss, self.evaluation, self.guard = loss, evaluation, guard
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
         self.skipped: dict[str, str] = {}
 
     def get_train_dataloader(self) -> Any:
         return self.train_dataset  # not prepared by Accelerate, which would send each process a part of the batches
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """
+        Saves a checkpoint with the positions in the stream. They are there before Trainer's own state, the last file,
+        and before Trainer deletes older checkpoints. So one that a kill cut off is recognised, and not the only one.
+        """
+        stream: Any = self.train_dataset
+        checkpoint = Path(str(self.args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        try:
+            if self.args.should_save:
+                shutil.rmtree(checkpoint, ignore_errors=True)  # of an earlier run, or cut off
+                checkpoint.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            if not self.args.save_only_model:
+                torch.save(stream.state_dict(), position_file(checkpoint, self.args.process_index))
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library reports a full disk in its own way
+            optimizer: Any = self.optimizer
+            needed = tensor_bytes([model.state_dict(), list(optimizer.state.values())])
+            reason = describe_write_error(checkpoint, error, needed)
+            if self.args.should_save:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+            raise OSError(
+                f"Could not save {checkpoint}: {reason}. Free some space, and continue with --resume_from_checkpoint "
+                "latest."
+            ) from error
 
     def compute_loss(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
         return self.loss(model, inputs)
@@ -82,11 +145,11 @@ class StreamTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model).eval()
         batches: Any = self.eval_dataset
         share_buffers(self.accelerator, model)
-        with Monitor(self.accelerator, batches.stream, "evaluation", self.skipped) as monitor:
+        num_workers = self.args.dataloader_num_workers
+        with Monitor(self.accelerator, batches, num_workers, "evaluation", self.skipped) as monitor:
             metrics = evaluate(
-                self.accelerator, model, batches, self.args.dataloader_num_workers, self.evaluation, monitor,
-                guard=self.guard,
-            )  # fmt: skip
+                self.accelerator, model, batches, num_workers, self.evaluation, monitor, guard=self.guard
+            )
         metrics = {f"{metric_key_prefix}_{name.removeprefix('eval_')}": value for name, value in metrics.items()}
         defined = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self.log(defined)
@@ -154,7 +217,7 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
         seed=training.seed,
         shuffle_window=options.shuffle_window,
     )
-    training.max_steps = training_steps(training, samples_to_train_on(train_stream, settings), train_stream.name)
+    training.max_steps = training_steps(training, train_batches, samples_to_train_on(train_stream, settings))
     training.ignore_data_skip = True  # the stream resumes by itself
     return StreamTrainer(
         model,
@@ -182,21 +245,26 @@ def finetune(task: Task, settings: Any, options: FinetuneSettings, training: Tra
         The metrics of that evaluation, with None where one is undefined.
 
     Raises:
-        OSError, ValueError: as [`make_trainer`]; or the checkpoint to resume from is of fewer processes.
+        BlockingIOError: another training writes into the output folder.
+        OSError, ValueError: as [`make_trainer`]; or the checkpoint to resume from is not complete, or is of another
+            number of processes; or a checkpoint cannot be written.
         StreamError: the data cannot be read, or do not fill a batch.
     """
     check_processes(training)
+    with lock_output_dir(str(training.output_dir), training.distributed_state):
+        return _finetune(task, settings, options, training)
+
+
+def _finetune(task: Task, settings: Any, options: FinetuneSettings, training: TrainingArguments) -> dict[str, Any]:
     set_seed(training.seed)
+    checkpoint = find_resumable(training)
     trainer = make_trainer(task, settings, options, training)
     stream: Any = trainer.train_dataset
-    checkpoint = training.resume_from_checkpoint
     if checkpoint:
-        file = position_file(checkpoint, training)
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"There is no {file}: resume from a checkpoint of as many processes as there are now."
-            )
-        stream.load_state_dict(torch.load(file, weights_only=True))
+        trainer.accelerator.print(f"Resuming from {checkpoint}.")
+        stream.load_state_dict(torch.load(position_file(checkpoint, training.process_index), weights_only=True))
+    elif training.resume_from_checkpoint:
+        trainer.accelerator.print(f"No complete checkpoint in {training.output_dir} yet: starting from the beginning.")
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step == 0:
         raise StreamError(
@@ -231,14 +299,25 @@ def check_processes(training: TrainingArguments) -> None:
         )
 
 
-def training_steps(training: TrainingArguments, num_samples: int | None, name: str) -> int:
-    """--max_steps, or the steps of --num_train_epochs. Raises a ValueError if neither is known."""
+def training_steps(training: TrainingArguments, batches: BatchStream, num_samples: int | None) -> int:
+    """
+    --max_steps, or the steps of --num_train_epochs.
+
+    Args:
+        batches: the training stream of any of the processes.
+        num_samples: samples in one epoch over all processes; None if unknown.
+
+    Raises:
+        ValueError: neither is known, or the stream is too short for a step.
+    """
     if training.max_steps > 0:
         return training.max_steps
-    if not num_samples:
-        raise ValueError(f"{name} does not say how many samples it has: give --max_steps.")
-    per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    return max(math.ceil(training.num_train_epochs * (num_samples // per_step)), 1)
+    if num_samples is None:
+        raise ValueError(f"{batches.stream.name} does not say how many samples it has: give --max_steps.")
+    lengths = EpochLengths(batches, num_samples, training.gradient_accumulation_steps, training.dataloader_num_workers)
+    whole = int(training.num_train_epochs)
+    part = math.ceil((training.num_train_epochs - whole) * lengths.steps(whole))
+    return max(lengths.total(0, whole) + part, 1)
 
 
 def add_lora(model: PreTrainedModel, rank: int, targets: str) -> torch.nn.Module:

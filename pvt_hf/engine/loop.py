@@ -30,15 +30,23 @@ from ..data.fingerprint import stream_fingerprint
 from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
 from ..metrics.reports import format_metrics
-from .checkpoints import find_checkpoint, latest_checkpoint, load_checkpoint, remove_leftovers, save_checkpoint
+from .checkpoints import (
+    find_checkpoint,
+    later_checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
+from .epochs import EpochLengths
 from .feed import Batch, Feed, SampleCounts, Status
 from .finite import FiniteSteps, gradient_norm, poison, whole
 from .fsdp import prepare_sharded
 from .guard import LabelGuard
-from .optimizer import DropPathSchedule, make_schedule, parameter_groups
+from .optimizer import DropPathSchedule, change_length, make_schedule, parameter_groups
 from .processes import gather_integers, share_buffers
 from .settings import TrainingSettings
-from .state import StopSignal, TrainingState, steps_per_epoch
+from .state import StopSignal, TrainingState
 
 
 ComputeLoss = Callable[[nn.Module, Batch], torch.Tensor]
@@ -115,20 +123,28 @@ class _Training:
     ):
         self.accelerator, self.settings, self.batches, self.num_samples = accelerator, settings, batches, num_samples
         self.compute_loss, self.evaluate, self.best_metric, self.guard = compute_loss, evaluate, best_metric, guard
-        self.steps_per_epoch = steps_per_epoch(settings, num_samples, accelerator.num_processes)
-        self.total_steps = settings.max_steps or self.steps_per_epoch * settings.epochs
+        self.lengths = EpochLengths(
+            batches, num_samples, settings.gradient_accumulation_steps, settings.num_workers, settings.samples_per_epoch
+        )
+        self.total_steps = settings.max_steps or self.lengths.total(0, settings.epochs)
         often = min(max(self.total_steps // LOG_ENTRIES, 1), LOG_EVERY_STEPS)
         self.log_every_steps = settings.log_every_steps or often
-        # Whether an epoch ends after a set number of steps, rather than with the samples
-        self.has_own_length = settings.samples_per_epoch > 0 or settings.repeated_augmentation > 1
         self._prepare(model)
         self.counts = SampleCounts()
-        self.state = TrainingState(accelerator.num_processes, stream_fingerprint(batches.stream), asdict(settings))
+        stream = batches.stream
+        self.state = TrainingState(
+            accelerator.num_processes,
+            stream_fingerprint(stream),
+            None if stream.class_names is None else list(stream.class_names),
+            stream.num_samples,
+            asdict(settings),
+        )
         self.stream_state: dict[str, Any] | None = None
         if settings.resume_from_checkpoint:
             self._resume()
         if accelerator.is_main_process:
             remove_leftovers(settings.output_dir)
+        self._announce_length()
         self.finite_steps = FiniteSteps(self.state.step)
         self.stop = StopSignal()
         self.interrupted: str | None = None
@@ -141,6 +157,35 @@ class _Training:
             unit="step",
             smoothing=0.05,
         )
+        self._change_length()
+
+    def _announce_length(self) -> None:
+        settings, lengths = self.settings, self.lengths
+        steps, samples = lengths.steps(0), lengths.samples(0)
+        about = "" if lengths.exact else "about "
+        unused = f" of {samples}" if samples is not None and samples != steps * lengths.per_step else ""
+        passes = "" if settings.max_steps else f" in {settings.epochs} epoch(s)"
+        self.accelerator.print(
+            f"An epoch has {about}{steps} steps of {lengths.per_step} samples, {steps * lengths.per_step}{unused}. "
+            f"{'' if settings.max_steps else about}{self.total_steps} steps{passes}."
+        )
+
+    def _change_length(self) -> None:
+        """
+        Adapts the rest of the training to the steps that the epochs have had so far: unusable samples leave fewer than
+        planned. The result depends on the state alone, so a resumed run has the same schedule.
+        """
+        settings, state, lengths = self.settings, self.state, self.lengths
+        if settings.max_steps:
+            return
+        rest = lengths.total(state.epoch, settings.epochs, state.missing_steps)
+        self.total_steps = self.progress.total = state.epoch_start + rest
+        change_length(self.scheduler, self.total_steps, self._decay_steps())
+        self.progress.refresh()
+
+    def _decay_steps(self) -> list[int]:
+        """The steps of `--decay_epochs`, which may have fractions."""
+        return [round(epoch * self.lengths.steps(0)) for epoch in self.settings.decay_epochs]
 
     def _prepare(self, model: PreTrainedModel) -> None:
         """Puts the model on its device, and makes the optimiser, the schedules and the moving average."""
@@ -158,7 +203,7 @@ class _Training:
         )
         # The fused implementation can skip a step by a flag on the device (see `_step`).
         optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-        warmup_steps = settings.warmup_steps or round(settings.warmup_epochs * self.steps_per_epoch)
+        warmup_steps = settings.warmup_steps or round(settings.warmup_epochs * self.lengths.steps(0))
         if warmup_steps >= self.total_steps:
             accelerator.print(
                 f"warning: the warm-up of {warmup_steps} steps is not shorter than the training of {self.total_steps}, "
@@ -173,7 +218,7 @@ class _Training:
             settings.warmup_learning_rate,
             settings.min_learning_rate,
             settings.poly_power,
-            [round(epoch * self.steps_per_epoch) for epoch in settings.decay_epochs],
+            self._decay_steps(),
         )
         prepare: Any = prepare_sharded if settings.fsdp else Accelerator.prepare
         self.model, self.optimizer = prepare(accelerator, model, optimizer)
@@ -192,8 +237,16 @@ class _Training:
             return
         saved, self.stream_state = load_checkpoint(accelerator, checkpoint, asdict(self.state))
         self.counts = SampleCounts.from_dict(saved.pop("counts")[accelerator.process_index])
-        self.state = TrainingState(**{**saved, "settings": asdict(settings)})
+        data = {name: getattr(self.state, name) for name in ("data_fingerprint", "class_names", "num_samples")}
+        changed = saved["data_fingerprint"] != data["data_fingerprint"]
+        self.state = TrainingState(**{**saved, **data, "settings": asdict(settings)})
         accelerator.print(f"Resumed from {checkpoint} (epoch {self.state.epoch}, step {self.state.step}).")
+        if changed and self.stream_state is not None:
+            self.state.epoch_start, self.stream_state = self.state.step, None
+            accelerator.print("The data have changed: the epoch begins anew, so this resume is not exact.")
+        if later := later_checkpoints(settings.output_dir, checkpoint):
+            names = ", ".join(path.name for path in later)
+            accelerator.print(f"{names}: later than this one, so deleted when the next checkpoint is saved.")
 
     def run(self) -> tuple[PreTrainedModel, dict[str, Any]]:
         """See [`train`]."""
@@ -246,22 +299,31 @@ class _Training:
             if state.step:  # nothing is worth keeping before that, and the folder stays free for a new start
                 self._save(feed.stream_state)
             kept = latest_checkpoint(settings.output_dir)
-            way = f"continue from {kept} with --resume_from_checkpoint latest" if kept else "start again"
+            way = "start again"
+            if kept:
+                way = (
+                    f"continue from {kept} with --resume_from_checkpoint latest; after removing samples, also with "
+                    "--resume_with_changed_data"
+                )
             raise StreamError(f"{error}\nStopped at step {state.step}: repair the data and {way}.") from error
         if feed.stopped:
             self.interrupted = self.stop.received or "a signal to another process"
-            self._save(feed.stream_state)
+            if state.step:
+                self._save(feed.stream_state)
             return
         if state.step == state.epoch_start:
+            where = " and another --output_dir" if state.step else ""  # there are checkpoints of the other size
             raise ValueError(
                 f"{self.batches.stream.name} did not fill a single step of {settings.batch_size} samples per process "
                 f"({self.counts.skipped} skipped, {self.counts.dropped} left over): use a smaller --batch_size or "
-                "fewer --num_workers."
+                f"fewer --num_workers{where}."
             )
         if self.guard is not None and state.epoch == 0:
             labels = LabelCounts.total(gather_object([self.counts.labels]))
             self.guard.finish(labels, whole=self._steps_left_in_epoch() != 0)
+        state.missing_steps = self.lengths.steps(state.epoch) - (state.step - state.epoch_start)
         state.epoch, state.epoch_start = state.epoch + 1, state.step
+        self._change_length()
         state.evaluation_due = self._is_finished() or state.epoch % settings.eval_every_epochs == 0
         if state.evaluation_due:
             self._save(None)  # the evaluation may take long, and the run may be killed meanwhile
@@ -269,8 +331,8 @@ class _Training:
     def _steps_left_in_epoch(self) -> int | None:
         """Most steps until the epoch ends, whether or not samples are left; None if only the samples end it."""
         limits = []
-        if self.has_own_length:
-            limits.append(self.state.epoch_start + self.steps_per_epoch - self.state.step)
+        if self.lengths.limit is not None:
+            limits.append(self.state.epoch_start + self.lengths.limit - self.state.step)
         if self.settings.max_steps:
             limits.append(self.total_steps - self.state.step)
         return min(limits, default=None)
@@ -351,10 +413,11 @@ class _Training:
                 else "none, only the gradients overflow"
             )
             row = f", like the {MAX_NONFINITE_IN_A_ROW - 1} before it: the training diverges" if diverges else ""
+            kept = latest_checkpoint(self.settings.output_dir)
             raise FloatingPointError(
                 f"The loss of step {step} is not finite{row}. Samples: {names}. Last good checkpoint: "
-                f"{latest_checkpoint(self.settings.output_dir) or 'none'}. Try a lower --learning_rate, or "
-                "--max_grad_norm."
+                f"{kept or 'none'}. Try a lower --learning_rate, or --max_grad_norm, "
+                f"{'with --resume_from_checkpoint latest' if kept else 'from the beginning'}."
             )
 
     def _log(self, loss: torch.Tensor) -> None:
@@ -439,7 +502,7 @@ class _Training:
             name: sum((part[name] for part in parts), [] if name == "skipped_samples" else 0)
             for name in ("trained", "skipped", "dropped", "skipped_samples")
         }
-        if self.batches.keep is None and not self.has_own_length and not self.settings.max_steps:
+        if self.batches.keep is None and self.lengths.limit is None and not self.settings.max_steps:
             # From the length of the stream: when one process runs out, others may leave samples unread.
             assert self.num_samples is not None  # otherwise there is a --samples_per_epoch
             totals["dropped"] = self.num_samples * self.state.epoch - totals["trained"] - totals["skipped"]

@@ -84,6 +84,14 @@ def make_schedule(
     return CosineLRScheduler(optimizer, **shared)
 
 
+def change_length(scheduler: Any, total_steps: int, decay_steps: Sequence[int] = ()) -> None:
+    """Lays a schedule of [`make_schedule`] out for another number of steps, or other `decay_steps`."""
+    if isinstance(scheduler, MultiStepLRScheduler):
+        scheduler.decay_t = [step + 1 for step in decay_steps]
+    else:
+        scheduler.t_initial = total_steps
+
+
 class DropPathSchedule:
     """
     Keeps the drop-path rates at 0 in the first `zero_epochs` epochs, and then restores them.

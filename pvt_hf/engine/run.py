@@ -28,6 +28,7 @@ from ..data.streams import Stream
 from .checkpoints import ensure_output_dir
 from .evaluation import evaluate
 from .guard import LabelGuard
+from .lock import lock_output_dir
 from .loop import train as train_loop
 from .processes import make_accelerator, quiet_progress_bars, synchronize_batch_norm
 from .run_files import describe_run, save_run, start_trackers
@@ -48,10 +49,16 @@ def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
         The content of `run.json`: a description of the run and the report of [`pvt_hf.engine.loop.train`].
 
     Raises:
+        BlockingIOError: another training writes into the folder.
         FileExistsError: the folder has checkpoints, and the run does not resume.
         FloatingPointError, OSError, StreamError, ValueError: see [`pvt_hf.engine.loop.train`] and the task's methods.
     """
     accelerator = make_accelerator(settings)
+    with lock_output_dir(settings.output_dir, accelerator):
+        return _train(task, settings, accelerator)
+
+
+def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> dict[str, Any]:
     output_dir = ensure_output_dir(settings.output_dir, settings.resume_from_checkpoint)
     processor = task.build_processor(settings)
     train_stream, eval_stream = open_streams(task, settings, processor)
@@ -74,7 +81,7 @@ def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
         task, settings, eval_sample, accelerator, task.eval_batch_size or settings.batch_size
     )
     num_samples = samples_to_train_on(train_stream, settings)
-    _announce(accelerator, settings, model, train_batches, eval_batches, len(class_names), num_samples)
+    _announce(accelerator, settings, model, train_batches, eval_batches, len(class_names))
     start_trackers(accelerator, settings)
     evaluation = task.evaluation(settings, model, processor, len(class_names))
     trained, report = train_loop(
@@ -93,7 +100,12 @@ def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
     report = describe_run(accelerator, settings) | report
     if report["interrupted"]:
         accelerator.print(
-            f"Stopped by {report['interrupted']}. A checkpoint is saved: continue with --resume_from_checkpoint latest."
+            f"Stopped by {report['interrupted']} at step {report['steps']}. "
+            + (
+                "A checkpoint is saved: continue with --resume_from_checkpoint latest."
+                if report["steps"]
+                else "Nothing is saved yet: start again with the same command."
+            )
         )
     else:
         weights = accelerator.get_state_dict(trained)  # on all processes, because each may hold a shard
@@ -248,13 +260,11 @@ def _announce(
     train_batches: BatchStream,
     eval_batches: BatchStream,
     num_labels: int,
-    num_samples: int | None,
 ) -> None:
-    """Prints the model, the amount of data, the processes, and how the streams are split over them."""
+    """Prints the model, the processes, and how the streams are split over them."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     accelerator.print(
-        f"Training {type(model).__name__} ({parameters:,} parameters, {num_labels} classes) on "
-        f"{settings.samples_per_epoch or num_samples or 'an unknown number of'} samples, "
+        f"Training {type(model).__name__} ({parameters:,} parameters, {num_labels} classes), "
         f"{accelerator.num_processes} x {accelerator.device.type}."
     )
     for batches in (train_batches,) if settings.eval_share else (train_batches, eval_batches):

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..metrics.reports import versions, write_json
 from .curves import plot_curves
+from .disk import describe_write_error, tensor_bytes
 from .settings import TrainingSettings
 
 
@@ -71,10 +72,11 @@ def save_run(
         plot_curves(report["history"], partial / "curves.png")
         write_json(partial / "run.json", report)
     except Exception as error:  # a full disk is an OSError, a RuntimeError (torch) or a SafetensorError
+        reason = describe_write_error(partial if partial.is_dir() else output_dir, error, tensor_bytes(weights))
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
-            f"Could not save the model in {output_dir}: {type(error).__name__}: {error}. Free some space and "
-            "repeat the command with --resume_from_checkpoint latest: nothing is trained again."
+            f"Could not save the model in {output_dir}: {reason}. Free some space and repeat the command with "
+            "--resume_from_checkpoint latest: nothing is trained again."
         ) from error
     for file in partial.iterdir():
         os.replace(file, output_dir / file.name)

@@ -182,6 +182,11 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
     save_every_steps: int = option(0, "Optimiser steps between checkpoints, e.g. 1000; 0: only one per epoch.")
     save_total_limit: int = option(2, "Number of checkpoints to keep; 0: all.")
     resume_from_checkpoint: str = option("", "Checkpoint folder to resume from, or latest; '': start anew.")
+    resume_with_changed_data: bool = option(
+        False,
+        "Resume although the training data changed, for example because unusable samples were removed. The epoch "
+        "begins anew, with the data as they are now.",
+    )
     skip_nonfinite: bool = option(False, "Skip optimiser steps with a NaN or infinite loss, instead of stopping.")
     log_every_steps: int = option(
         0,
@@ -244,12 +249,13 @@ class EvaluationSettings(DeviceSettings):
         check_at_least(self, 1, "batch_size")
 
 
-def parse_overrides(flag: str, text: str, config: str) -> dict[str, Any]:
+def parse_overrides(flag: str, text: str, config: str, other: tuple[str, str] | None = None) -> dict[str, Any]:
     """
     Parses the value of `--flag`: a JSON object with fields of a configuration.
 
     Args:
         config: the configuration's class, "file.Class". It is imported only if there are fields.
+        other: another flag and its configuration, which may have the fields that this one lacks.
 
     Raises:
         ValueError: `text` is not a JSON object, or has a field that the configuration lacks.
@@ -266,10 +272,10 @@ def parse_overrides(flag: str, text: str, config: str) -> dict[str, Any]:
     known = {field.name for field in fields(config_class)} - {"model_type"}
     for name in sorted(set(values) - known):
         similar = difflib.get_close_matches(name, known)
-        raise ValueError(
-            f"--{flag} sets {name}, which {config_class.__name__} does not have"
-            f"{f'; did you mean {similar[0]}?' if similar else '.'}"
-        )
+        advice = f"; did you mean {similar[0]}?" if similar else "."
+        if other is not None and name in {field.name for field in fields(load(other[1]))}:
+            advice = f". {load(other[1]).__name__} has it: give it to --{other[0]}."
+        raise ValueError(f"--{flag} sets {name}, which {config_class.__name__} does not have{advice}")
     return values
 
 

@@ -1,12 +1,10 @@
-"""What the training loop keeps track of: its progress, the length of an epoch, and requests to stop."""
+"""What the training loop keeps track of: its progress, and requests to stop."""
 
 from __future__ import annotations
 
 import signal
 from dataclasses import dataclass, field
 from typing import Any
-
-from .settings import TrainingSettings
 
 
 @dataclass
@@ -17,10 +15,13 @@ class TrainingState:
     Attributes:
         world_size: number of processes.
         data_fingerprint: of the training stream, see [`pvt_hf.data.fingerprint.stream_fingerprint`].
+        class_names: of the training stream, if it has any.
+        num_samples: of the training stream; None if unknown.
         settings: all arguments of the run.
         step: optimiser steps taken, including those skipped because of a loss that is not finite.
         epoch: completed epochs.
         epoch_start: value of `step` when the current epoch began.
+        missing_steps: steps by which the last epoch was shorter than planned, because of unusable samples.
         evaluation_due: an epoch has ended, but its evaluation has not.
         nonfinite_steps: steps skipped because the loss or the gradients were not finite.
         nonfinite_in_a_row: how many of these were the most recent steps.
@@ -31,39 +32,18 @@ class TrainingState:
 
     world_size: int
     data_fingerprint: str
+    class_names: list[str] | None
+    num_samples: int | None
     settings: dict[str, Any]
     step: int = 0
     epoch: int = 0
     epoch_start: int = 0
+    missing_steps: int = 0
     evaluation_due: bool = False
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
-
-
-def steps_per_epoch(settings: TrainingSettings, num_samples: int | None, world_size: int) -> int:
-    """
-    Optimiser steps in one epoch, all with full batches.
-
-    Args:
-        num_samples: samples in one epoch, over all processes; None if unknown. `--samples_per_epoch` overrides it.
-
-    Raises:
-        ValueError: the stream is empty, its length is unknown, or it is too short for a single step.
-    """
-    if num_samples == 0:
-        raise ValueError("The training stream is empty.")
-    num_samples = settings.samples_per_epoch or num_samples
-    if num_samples is None:
-        raise ValueError("The length of the training stream is unknown: give --samples_per_epoch.")
-    per_step = settings.batch_size * settings.gradient_accumulation_steps * world_size
-    if num_samples < per_step:
-        raise ValueError(
-            f"{num_samples} samples do not fill one step of {per_step} (batch size x accumulation x processes): "
-            "use a smaller --batch_size."
-        )
-    return num_samples // per_step
 
 
 class StopSignal:

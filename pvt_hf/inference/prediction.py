@@ -22,7 +22,8 @@ from transformers import (
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ..engine.finite import check_answers, check_pixels
-from ..weights.opening import check_model_path, open_complete
+from ..weights.opening import open_complete
+from ..weights.paths import check_model_path
 
 
 class Task(NamedTuple):

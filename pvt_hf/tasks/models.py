@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from ..families import Family, load
 from ..weights.backbone import load_pretrained_backbone
 from ..weights.official import load_official_checkpoint
-from ..weights.opening import check_model_path, open_complete
+from ..weights.opening import open_complete
+from ..weights.paths import check_model_path
 from ..weights.variants import get_config
 from .labels import label_fields
 from .settings import HeadSettings, read_overrides

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..engine.settings import Settings, check_side, option, parse_overrides
 from ..families import FAMILIES, load
+from ..weights.paths import check_model_path
 from ..weights.variants import get_config
 
 
@@ -18,6 +19,11 @@ class CheckpointSettings(Settings):
     drop_path_rate: float = option(
         0.1, "Drop path: probability of dropping the last block; it rises from 0 with depth, e.g. 0.3."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model:
+            check_model_path(self.model)
 
 
 @dataclass(kw_only=True)
@@ -87,8 +93,9 @@ def read_overrides(settings: HeadSettings, config: str) -> tuple[dict[str, Any],
     Parses `--config_overrides` and `--backbone_overrides`: fields of the head's configuration, "file.Class", and of the
     backbone's. Raises a ValueError for invalid JSON, for fields that do not exist, and for invalid values.
     """
-    head = parse_overrides("config_overrides", settings.config_overrides, config)
-    backbone = parse_overrides("backbone_overrides", settings.backbone_overrides, FAMILIES["pvt"].config)
+    flags = ("config_overrides", config), ("backbone_overrides", FAMILIES["pvt"].config)
+    head = parse_overrides(flags[0][0], settings.config_overrides, flags[0][1], other=flags[1])
+    backbone = parse_overrides(flags[1][0], settings.backbone_overrides, flags[1][1], other=flags[0])
     if head and not settings.model:  # the class need not be imported without any fields
         load(config)(**head)
     if backbone and settings.variant:

@@ -11,16 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.modeling_utils import PreTrainedModel
 
-
-def check_model_path(model: str | Path) -> None:
-    """
-    Refuses a path without a folder, before it is looked up on the Hub, where the error message would mislead.
-
-    Raises:
-        FileNotFoundError: `model` begins like a path (with `.`, `/` or `~`) and is not a folder.
-    """
-    if str(model).startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise FileNotFoundError(f"There is no model folder {model}: give a folder with config.json, or a Hub id.")
+from .paths import check_model_path
 
 
 def open_complete(

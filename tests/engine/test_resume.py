@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pvt_hf.data.streams import StreamError
 from pvt_hf.engine import loop
 from pvt_hf.engine.checkpoints import list_checkpoints
 
@@ -169,6 +170,72 @@ def test_what_has_changed_is_printed(tmp_path, capsys):
     assert "Settings changed since checkpoint-00000006: --learning_rate was 0.001, is 0.01." in capsys.readouterr().out
     train_here(photos, tmp_path / "run", learning_rate=1e-2, resume_from_checkpoint="latest")
     assert "The training is already complete" in capsys.readouterr().out
+
+
+def test_after_unusable_samples_were_removed_or_repaired(tmp_path, capsys):
+    """As the messages advise. Repaired in place, the resume is exact; after a removal it has to be asked for."""
+    photos = make_photos(tmp_path / "photos", 16)
+    broken = photos / "leaf" / "12.jpg"
+    content = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    options = {"save_every_steps": 1, "save_total_limit": 0, "max_bad_share": 0.0}
+    with pytest.raises(StreamError, match="step 2: repair the data and continue.*--resume_with_changed_data"):
+        train_here(photos, tmp_path / "run", **options)
+    shutil.copytree(tmp_path / "run", tmp_path / "removed")
+    broken.write_bytes(content)
+    repaired, _ = train_here(photos, tmp_path / "run", resume_from_checkpoint="latest", **options)
+    straight, _ = train_here(photos, tmp_path / "straight", **options)
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, repaired.state_dict()[name]), name
+
+    broken.unlink()
+    resume = {"resume_from_checkpoint": "latest", **options}
+    with pytest.raises(ValueError, match=r"32 samples then, 31 now, with the same classes.*resume_with_changed_data"):
+        train_here(photos, tmp_path / "removed", **resume)
+    capsys.readouterr()
+    seen = []
+    _, report = train_here(
+        photos, tmp_path / "removed", lambda model, batch: seen.extend(batch["labels"].tolist()),
+        resume_with_changed_data=True, **resume,
+    )  # fmt: skip
+    assert "the epoch begins anew, so this resume is not exact" in capsys.readouterr().out
+    # Two steps before, and two whole epochs of the 31 that are left: apples come first, unshuffled.
+    assert report["steps"] == 2 + 2 * 3 and seen == 2 * ([0] * 16 + [1] * 8)
+    train_here(photos, tmp_path / "removed", resume_from_checkpoint="latest", **options)  # now these are its data
+
+    (photos / "leaf").rename(photos / "pear")
+    with pytest.raises(ValueError, match="trained on other data: .*the classes differ") as error:
+        train_here(photos, tmp_path / "removed", resume_with_changed_data=True, **resume)
+    assert "--resume_with_changed_data" not in str(error.value)
+
+
+def test_resumed_from_an_earlier_checkpoint_the_later_ones_go(tmp_path, capsys):
+    """They would be taken for the latest, and kept in place of those that the run saves now."""
+    photos = make_photos(tmp_path / "photos", 16)
+    train_here(photos, tmp_path / "run", save_every_steps=1, save_total_limit=0)
+    capsys.readouterr()
+    train_here(
+        photos, tmp_path / "run", epochs=1, save_every_steps=1, save_total_limit=1,
+        resume_from_checkpoint="checkpoint-00000002",
+    )  # fmt: skip
+    assert "checkpoint-00000007, checkpoint-00000008: later than this one" in capsys.readouterr().out
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-00000004"]
+    with pytest.raises(FileNotFoundError, match="checkpoint-48: there is no complete.*run/checkpoint-00000004"):
+        train_here(photos, tmp_path / "run", resume_from_checkpoint="checkpoint-48")
+
+
+def test_a_signal_before_the_first_step_saves_nothing(tmp_path, monkeypatch):
+    photos = make_photos(tmp_path / "photos", 16)
+
+    class Stopped(loop.StopSignal):
+        def __enter__(self):
+            super().__enter__()
+            os.kill(os.getpid(), signal.SIGTERM)
+            return self
+
+    monkeypatch.setattr(loop, "StopSignal", Stopped)
+    _, report = train_here(photos, tmp_path / "run")
+    assert report["interrupted"] == "SIGTERM" and report["steps"] == 0 and list_checkpoints(tmp_path / "run") == []
 
 
 def test_killed_in_an_evaluation_only_the_evaluation_is_done_again(tmp_path, monkeypatch):

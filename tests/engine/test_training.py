@@ -129,6 +129,20 @@ def test_recipes_and_flags(tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
+def test_fields_of_the_backbone_and_of_the_head(capsys):
+    for flag, fields, words in (
+        ("config_overrides", '{"depths": [1, 1, 1, 1]}', "PvtConfig has it: give it to --backbone_overrides"),
+        ("backbone_overrides", '{"fpn_channels": 8}', "SemanticFpnConfig has it: give it to --config_overrides"),
+        ("config_overrides", '{"fpn_chanels": 8}', "did you mean fpn_channels?"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_arguments(SegmentationSettings, [f"--{flag}", fields, "--output_dir", "o", "--dataset", "d"])
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_arguments(SegmentationSettings, ["--model", "a/b/checkpoint-48", "--output_dir", "o", "--dataset", "d"])
+    assert "There is no model folder a/b/checkpoint-48" in capsys.readouterr().err
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(SegmentationSettings, ["--help"], description="Trains.\n    indented")

@@ -381,7 +381,7 @@ def test_images_per_second_leave_the_first_batch_out(monkeypatch):
     clock = iter([100.0, 102.0, 104.0])
     monkeypatch.setattr(engine_evaluation.time, "perf_counter", lambda: next(clock))
     alone = SimpleNamespace(num_processes=1, is_main_process=False)
-    with engine_evaluation.Monitor(alone, SimpleNamespace(num_samples=None), "title", {}) as monitor:
+    with engine_evaluation.Monitor(alone, SimpleNamespace(worker_sizes=lambda *given: None), 0, "title", {}) as monitor:
         monitor({"skipped": []})  # does not start the clock
         for size in (8, 8, 4):
             monitor({"sample_ids": ["x"] * size, "skipped": []})

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from pvt_hf import PvtForImageClassification
-from pvt_hf.weights.opening import check_model_path, open_complete, shorten, weights_digest
+from pvt_hf.weights.opening import open_complete, shorten, weights_digest
+from pvt_hf.weights.paths import check_model_path
 
 from ..support.common import randomize, tiny_pvt_config
 
@@ -95,6 +96,24 @@ def test_long_lists_of_names_are_cut():
     assert shorten(["a", "b"], limit=2) == "'a', 'b'"
     assert shorten(["a", "b", "c"], limit=2) == "'a', 'b' and 1 more"
     assert shorten([]) == "none"
+
+
+def test_paths_that_are_not_there_are_not_looked_up_on_the_hub(saved, tmp_path, monkeypatch):
+    folder, _ = saved
+    monkeypatch.chdir(tmp_path)
+    folder.rename(tmp_path / "checkpoint-40")
+    for name in ("checkpoint-48", "./checkpoint-48", "checkpoint-48/", str(tmp_path / "checkpoint-48")):
+        with pytest.raises(FileNotFoundError, match=f"There is no model folder {name} .there are .*checkpoint-40"):
+            check_model_path(name)
+    (tmp_path / "runs").mkdir()
+    for name in ("runs/checkpoint-48", "a/b/checkpoint-48", "a/b/c", "a\\b"):
+        with pytest.raises(FileNotFoundError, match="There is no model folder"):
+            check_model_path(name)
+    for name in ("org/checkpoint-48", "gpt2", "org/pvt-tiny", str(tmp_path / "checkpoint-40")):
+        check_model_path(name)
+    (tmp_path / "runs" / "loop_state.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="runs is a checkpoint to resume a training from"):
+        check_model_path("runs")
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from ...data.digits import digit_images
+from ...data.digits import digit_images, shard_sizes
 from ...data.folders import (
     LeftOut,
     find_split,
@@ -92,7 +92,8 @@ def open_classification_stream(
 def _open_digits(split: str, image_size: int) -> Examples:
     split = "test" if split == "validation" else split
     num_samples = 1442 * DIGIT_RENDERINGS if split == "train" else 355
-    return Examples(digit_images(split, image_size=image_size, num_shards=16, length=num_samples), num_samples)
+    dataset = digit_images(split, image_size=image_size, num_shards=16, length=num_samples)
+    return Examples(dataset, num_samples, shard_sizes=shard_sizes(split, 16, num_samples))
 
 
 def _open_folder(folder: Path, split: str, left_out: LeftOut) -> Examples:

@@ -114,7 +114,7 @@ def open_detection_stream(
     if keep_empty or stream.category_ids is not None:  # COCO folders are filtered already
         return stream
     filtered = stream.dataset.filter(_has_objects, fn_kwargs={"column": objects_column})
-    return replace(stream, dataset=filtered, num_samples=None)
+    return replace(stream, dataset=filtered, num_samples=None, shard_sizes=None)
 
 
 def inner_objects(value: Any) -> Any:
