@@ -2,6 +2,9 @@
 
 import argparse
 import re
+from pathlib import Path
+
+from ..weights.paths import check_model_path
 
 
 # Those of `pvt_hf.weights.variants.VARIANTS` and `pvt_hf.families.FAMILIES`
@@ -50,6 +53,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
+    try:
+        if arguments.model and not Path(arguments.model).is_file():
+            check_model_path(arguments.model)
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from None
 
     from ..hub.model_info import describe_model, open_checkpoint, open_variant
 

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ..weights.paths import check_model_path
+
 
 # Those of `pvt_hf.inference.prediction.TASKS`
 TASKS = ("image-classification", "instance-segmentation", "object-detection", "semantic-segmentation")
@@ -61,6 +63,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    try:
+        check_model_path(arguments.model)
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from None
 
     from ..inference.files import predict_files
 

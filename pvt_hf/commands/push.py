@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from transformers.hf_argparser import HfArgumentParser
@@ -50,6 +51,8 @@ class Arguments:
 def main() -> int:
     parser = HfArgumentParser(cast(Any, Arguments), description=__doc__, formatter_class=HelpFormatter)
     (arguments,) = parser.parse_args_into_dataclasses()
+    if not Path(arguments.model).is_dir():
+        parser.error(f"--model {arguments.model}: there is no such folder. Train a model, or convert one, first.")
 
     from ..hub.upload import push_folder
 

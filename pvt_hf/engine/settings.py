@@ -14,11 +14,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers.hf_argparser import HfArgumentParser
 
+from ..data.paths import check_dataset_path
 from ..families import load
+from ..weights.paths import check_model_path
 from .recipes import ENDINGS, find_recipe, read_recipe
 
 
@@ -61,6 +64,19 @@ def check_share(settings: Any, *names: str) -> None:
             raise ValueError(f"--{name} must be between 0 and 1, got {getattr(settings, name)}.")
 
 
+def _check_output_dir(output_dir: str, resume_from_checkpoint: str) -> None:
+    """Raises an OSError if the folder cannot be one, or if there is no such checkpoint."""
+    if Path(output_dir).exists() and not Path(output_dir).is_dir():
+        raise NotADirectoryError(f"--output_dir {output_dir} is a file: give a folder.")
+    checkpoint = resume_from_checkpoint
+    if checkpoint in ("", "latest") or Path(checkpoint).is_dir() or Path(output_dir, checkpoint).is_dir():
+        return
+    known = ", ".join(sorted(path.name for path in Path(output_dir).glob("checkpoint-*"))) or "none"
+    raise FileNotFoundError(
+        f"--resume_from_checkpoint {checkpoint}: there is no such folder. Checkpoints in {output_dir}: {known}."
+    )
+
+
 class Settings:
     """Base class of all settings."""
 
@@ -99,6 +115,7 @@ class DataSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_dataset_path(self.dataset)
         check_share(self, "max_bad_share")
 
 
@@ -201,6 +218,7 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
             self, 0, "max_steps", "max_grad_norm", "drop_path_zero_epochs", "shuffle_window", "samples_per_epoch",
             "save_every_steps", "save_total_limit", "log_every_steps",
         )  # fmt: skip
+        _check_output_dir(self.output_dir, self.resume_from_checkpoint)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must be at least 0 and below 1, got {self.ema_decay}.")
         if self.fsdp and (self.ema_decay or self.channels_last or self.compile_backend):
@@ -246,6 +264,7 @@ class EvaluationSettings(DeviceSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_model_path(self.model)
         check_at_least(self, 1, "batch_size")
 
 

@@ -1,0 +1,25 @@
+"""Whether a data set's name is a path here or may be one on the Hub. Imports nothing heavy: arguments are checked."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def check_dataset_path(source: str) -> None:
+    """
+    Refuses a path that does not exist, before it is looked up on the Hub, where the error message would mislead.
+
+    Raises:
+        FileNotFoundError: `source` looks like a path, and there is nothing; or it is empty.
+    """
+    if Path(source).exists():
+        return
+    if not source.startswith((".", "/", "~")) and re.fullmatch(r"[^/\\]+(/[^/\\]+)?", source):
+        return  # built in, or may be on the Hub
+    parent = Path(source).parent
+    there = sorted(path.name for path in parent.iterdir() if path.is_dir())[:6] if source and parent.is_dir() else []
+    found = f" ({parent} has {', '.join(there)})" if there else ""
+    raise FileNotFoundError(
+        f"--dataset {source!r}: there is no such folder{found}. Give a folder, or a Hub id such as org/name."
+    )
