@@ -58,6 +58,8 @@ class LabelGuard:
         Args:
             whole: whether the pass covered all of the stream.
         """
+        if not counts.samples:  # no batch was full, which is another error
+            return
         if not self.finished:
             self._report(counts, self.name if whole else f"{self.name}, first epoch", whole, name_absent=True)
         elif not counts.usable and whole:  # found out when masks were decoded

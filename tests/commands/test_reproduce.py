@@ -53,6 +53,7 @@ def test_cost(run, tmp_path, capsys):
     assert line.split()[1:7] == ["22.0", "21.5", "-0.5", "6.1", "6.1", "="]
 
 
+@pytest.mark.slow
 def test_figure_6(run, tmp_path, capsys):
     """One measurement in a process of its own, as all are."""
     run("figure6", "--models", "PVT-Small", "--sizes", 64, "--repeats", 1, "--threads", 1, "--output_dir", tmp_path)

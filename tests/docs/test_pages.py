@@ -7,6 +7,7 @@ smaller images, so that an example finds what those before it have written.
     python -m pytest tests/docs/test_pages.py -m slow    # runs them
 """
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -93,8 +95,26 @@ class Reached(Exception):
     """A command has read its arguments and begins to work."""
 
 
+def make_paths(words: list[str]) -> None:
+    """The folders and files that a command line names: paths that do not exist are refused at once."""
+    for path in (Path(word) for word in [*words, "coco"] if re.fullmatch(r"[\w.-]+(/[\w.-]+)*", word)):
+        if path.suffix:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        elif "/" in str(path) or str(path) == "coco":
+            path.mkdir(parents=True, exist_ok=True)
+
+
 def read_arguments(words: list[str], patch: pytest.MonkeyPatch) -> None:
-    """Runs `pvt-hf WORDS` until its work begins. An AssertionError says which arguments it refuses."""
+    """
+    Runs `pvt-hf WORDS` in a new folder until its work begins. An AssertionError says which arguments it refuses.
+    """
+    with TemporaryDirectory() as folder, contextlib.chdir(folder):
+        make_paths(words)
+        _read_arguments(words, patch)
+
+
+def _read_arguments(words: list[str], patch: pytest.MonkeyPatch) -> None:
     task = words[1] if len(words) > 1 else ""
 
     def begin(*arguments: object, **options: object) -> None:

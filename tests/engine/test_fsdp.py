@@ -44,6 +44,9 @@ from ..support.common import FP32_TOLERANCE, random_images, tiny_pvt_config
 from ..support.warm_processes import run
 
 
+pytestmark = pytest.mark.slow  # two processes train and evaluate a dozen times
+
+
 RUN = {
     "dataset": "digits",
     "eval_split": "test",
@@ -107,10 +110,10 @@ class PoisonedLoss(MixedLoss):
         return loss * torch.nan if PoisonedLoss.calls == 6 and os.environ["RANK"] == "1" else loss
 
 
-def uneven_evaluation(accelerator, model, batches, num_workers, evaluation):
+def uneven_evaluation(accelerator, model, batches, num_workers, evaluation, **keywords):
     """Twice the number of forward passes on the second process: in each, all processes have to gather the weights."""
     batches.batch_size = 64 // (1 + accelerator.process_index)
-    return evaluate(accelerator, model, batches, num_workers, evaluation)
+    return evaluate(accelerator, model, batches, num_workers, evaluation, **keywords)
 
 
 def observed_train(accelerator, settings, *arguments, **keywords):
@@ -208,7 +211,8 @@ def runs(tmp_path_factory) -> Path:
     assert first.returncode != 0 and "Signal 9 (SIGKILL)" in first.stderr, first.stdout[-2000:] + first.stderr[-4000:]
     # What the kill leaves: a folder under a hidden name, and the checkpoints before it.
     assert sorted(path.name for path in (root / "killed").iterdir()) == [
-        ".checkpoint-00000012.partial", "checkpoint-00000004", "checkpoint-00000006", "checkpoint-00000008",
+        ".checkpoint-00000012.partial", ".training.lock",
+        "checkpoint-00000004", "checkpoint-00000006", "checkpoint-00000008",
     ]  # fmt: skip
     second = launch("resumed", root)
     assert second.returncode == 0, second.stdout[-2000:] + second.stderr[-4000:]

@@ -158,7 +158,7 @@ def references(root):
     return references | {"shards": references["classifier"]}
 
 
-@pytest.mark.parametrize("mode", ["stranger", "package", "offline"])
+@pytest.mark.parametrize("mode", ["stranger", "package", pytest.param("offline", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", [*KINDS, "shards"])
 def test_it_opens_and_computes_the_same(kind, mode, references, request):
     result, reference = request.getfixturevalue(mode), references[kind]

@@ -188,7 +188,7 @@ def test_a_classifier_and_the_default_task(tmp_path, monkeypatch, capsys):
     end = predict(monkeypatch, *arguments, "--task", "semantic-segmentation")
     assert end == f"{tmp_path / 'model'} holds a PvtForImageClassification, which cannot do semantic-segmentation."
     end = predict(monkeypatch, tmp_path / "a.png", "--model", tmp_path / "none", "--output_dir", tmp_path / "out")
-    assert end.startswith(f"Cannot load {tmp_path / 'none'}: There is no model folder ") and "\n" not in end
+    assert end.startswith(f"error: There is no model folder {tmp_path / 'none'}") and "\n" not in end
     assert not (tmp_path / "out").exists()
     end = predict(monkeypatch, *arguments[:-1], tmp_path / "a.png")
     assert end.startswith(f"--output_dir {tmp_path / 'a.png'} cannot be used as a folder")

@@ -24,11 +24,11 @@ assert type(AutoConfig.for_model("semantic_fpn")) is pvt_hf.SemanticFpnConfig in
 @pytest.mark.parametrize(
     "first",
     [
-        "import pvt_hf; from transformers import AutoBackbone",
+        pytest.param("import pvt_hf; from transformers import AutoBackbone", marks=pytest.mark.slow),
         "import pvt_hf; import transformers.modeling_utils",
-        "from transformers import pipeline; import pvt_hf",
-        "import transformers.modeling_utils; import pvt_hf",
-        "from pvt_hf.models.configuration_head import HeadConfig",
+        pytest.param("from transformers import pipeline; import pvt_hf", marks=pytest.mark.slow),
+        pytest.param("import transformers.modeling_utils; import pvt_hf", marks=pytest.mark.slow),
+        pytest.param("from pvt_hf.models.configuration_head import HeadConfig", marks=pytest.mark.slow),
         "from pvt_hf.models.modeling_pvt_detr import PvtDetrForObjectDetection",
         "import pvt_hf; from transformers import DetrConfig",
     ],

@@ -150,6 +150,7 @@ def test_gradients_that_disagree_are_not_timed(module, run_here, monkeypatch):
     assert code == 1 and [row["mode"] for row in content["rows"]] == ["forward"]
 
 
+@pytest.mark.slow
 def test_graph_breaks_are_counted(module, run_here, monkeypatch):
     def forward_with_a_break(*arguments, **keywords):
         torch._dynamo.graph_break()
@@ -190,6 +191,7 @@ def test_no_row_starts_when_the_time_is_over(run_here, capsys):
     assert "Incomplete: 0 of 4 rows were measured." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_rows_so_far(tmp_path):
     output = tmp_path / "report.json"
     batch_sizes = ["--batch_sizes", *["1"] * 200]

@@ -108,7 +108,7 @@ def straight(scenes, tmp_path_factory):
 def test_what_a_run_leaves_behind(straight):
     folder, report, printed = straight
     assert {path.name for path in (folder / "run").iterdir() if path.is_file()} == {
-        "config.json", "model.safetensors", "preprocessor_config.json", "run.json", "curves.png",
+        ".training.lock", "config.json", "model.safetensors", "preprocessor_config.json", "run.json", "curves.png",
     }  # fmt: skip
     assert json.loads((folder / "run" / "run.json").read_text(), parse_constant=pytest.fail) == report
     config = json.loads((folder / "run" / "config.json").read_text())
