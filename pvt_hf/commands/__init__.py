@@ -41,6 +41,16 @@ COMMANDS = {
 }
 
 
+# Packages of the extras, by the names that are imported
+EXTRAS = {
+    **dict.fromkeys(
+        ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn", "timm", "torchdata", "torchvision"), "train"
+    ),
+    "pycocotools": "detection",
+    "gradio": "demo",
+}
+
+
 def main() -> None:
     """Runs the command that the first argument names."""
     import pvt_hf
@@ -64,4 +74,12 @@ def main() -> None:
         )
     command = COMMANDS[name]
     sys.argv = [f"pvt-hf {name}", *arguments]  # argparse and run.json name the program by its first word
-    raise SystemExit(import_module(f".{command.module}", __name__).main(*command.arguments))
+    try:
+        raise SystemExit(import_module(f".{command.module}", __name__).main(*command.arguments))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise SystemExit(
+            f'error: pvt-hf {name} needs {package}, which is not installed: pip install "pvt-hf[{EXTRAS[package]}]"'
+        ) from None

@@ -6,14 +6,16 @@ is imported.
 """
 
 import json
+import re
 import sys
+import tomllib
 
 import pytest
 
 import pvt_hf
-from pvt_hf.commands import COMMANDS, main
+from pvt_hf.commands import COMMANDS, EXTRAS, main
 
-from ..support.clean_process import run_python
+from ..support.clean_process import REPOSITORY, run_python
 
 
 # Runs `pvt-hf` with each of the command lines and notes status, output and what was imported.
@@ -88,6 +90,36 @@ def test_wrong_arguments_import_nothing_heavy():
         ["predict", "a.jpg"],
     )
     assert [(status, heavy) for status, _, heavy in answers] == [(2, [])] * 5, answers
+
+
+@pytest.mark.parametrize(
+    ("words", "package", "extra"),
+    [
+        (["train-image-classification", "--dataset", "digits", "--output_dir", "o"], "datasets", "train"),
+        (["app"], "gradio", "demo"),
+    ],
+)
+def test_a_missing_extra_is_named(words, package, extra, tmp_path):
+    code = f"""
+        import sys
+        sys.modules[{package!r}] = None  # as if it were not installed
+        sys.argv = ["pvt-hf", *{words!r}]
+        from pvt_hf.commands import main
+        try:
+            main()
+        except SystemExit as end:
+            print(end.code)
+    """
+    assert f'needs {package}, which is not installed: pip install "pvt-hf[{extra}]"' in run_python(code).stdout
+
+
+def test_the_extras_are_those_of_the_package():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for package, extra in EXTRAS.items():
+        names = {
+            re.split(r"[><=\[ ]", requirement)[0].replace("scikit-learn", "sklearn") for requirement in project[extra]
+        }
+        assert package in names, (package, extra)
 
 
 def test_a_module_runs_for_launchers():
