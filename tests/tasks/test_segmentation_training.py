@@ -169,7 +169,11 @@ def test_broken_off_and_resumed_ends_with_the_same_bits(straight, scenes, tmp_pa
     segmentation_loss, evaluate = segmentation.segmentation_loss, engine_run.evaluate
     monkeypatch.setattr(segmentation, "segmentation_loss", break_off)
     if broken_at == 8:
-        monkeypatch.setattr(engine_run, "evaluate", lambda *args: evaluate(*args) if len(calls) < 8 else break_off())
+        monkeypatch.setattr(
+            engine_run,
+            "evaluate",
+            lambda *args, **keywords: evaluate(*args, **keywords) if len(calls) < 8 else break_off(),
+        )
     with pytest.raises(RuntimeError, match="power cut"):
         train_here(scenes, tmp_path / "run", backbone=classifier, save_every_steps=1)
     monkeypatch.undo()
