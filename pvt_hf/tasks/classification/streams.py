@@ -82,7 +82,8 @@ def open_classification_stream(
     features = examples.features
     check_columns(source, features, image_column, label_column)
     columns = {"image": image_column or find_image_column(source, features)}
-    label_column = label_column or next((name for name in LABEL_COLUMNS if name in features), None)
+    by_name = {name.casefold(): name for name in features}
+    label_column = label_column or next((by_name[name] for name in LABEL_COLUMNS if name in by_name), None)
     if label_column:
         columns["label"] = label_column
     if class_names is None and isinstance(features.get(label_column), datasets.ClassLabel):
