@@ -41,6 +41,15 @@ def host_of(url: str) -> str:
         return ""
 
 
+def forwarded_names(request: Request) -> Iterator[str]:
+    """The hosts and addresses that a proxy or tunnel says the request was for and from, whatever host it names now."""
+    for header in ("x-forwarded-host", "x-forwarded-for", "x-real-ip"):
+        for value in ",".join(request.headers.getlist(header)).split(","):
+            name = value.strip()
+            if name:
+                yield name if is_loopback(name) else host_of(f"//{name}")
+
+
 def is_uploaded(path: Any) -> bool:
     """
     Whether `path` is a file in Gradio's upload folder, where its answers lie too. Links count as what they lead to. A
@@ -136,7 +145,7 @@ class Gate:
         """The answer to a request that does not reach the server."""
         # "origin" is the web site whose script makes the request
         sites = [str(request.url), *request.headers.getlist("origin")]
-        if self.local and not all(is_loopback(host_of(site)) for site in sites):
+        if self.local and not all(map(is_loopback, [*map(host_of, sites), *forwarded_names(request)])):
             text = "This page serves its own machine only. To let others in, start it with --host and --model."
             return PlainTextResponse(text, 403)
         path = request.scope["path"]

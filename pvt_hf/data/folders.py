@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
+import unicodedata
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
@@ -85,9 +86,51 @@ class LeftOut:
 # Names
 
 
+def composed(name: str) -> str:
+    """A name with each accented letter as one character. macOS and its archives often have two: e and the accent."""
+    return unicodedata.normalize("NFC", name)
+
+
+def folded(name: str) -> str:
+    """A name in the form in which names are compared: without regard to case and to how accents are stored."""
+    return composed(composed(name).casefold())
+
+
 def plain(name: str) -> str:
     """A name without case and separators: "Img_Dir" and "imgdir" are the same."""
-    return re.sub(r"[\W_]+", "", name.casefold())
+    return re.sub(r"[\W_]+", "", folded(name))
+
+
+class Finder:
+    """Finds files that annotations name, also if they are spelled otherwise here ([`folded`]). Lists a folder once."""
+
+    def __init__(self) -> None:
+        self.folders: dict[Path, Path | None] = {}
+        self.names: dict[Path, dict[str, list[str]]] = {}
+
+    def file(self, path: Path) -> Path | None:
+        """The file with this path, or else the only one that is spelled otherwise; None if there is none."""
+        folder = self.folder(path.parent)
+        return None if folder is None else self._entry(folder, path.name)
+
+    def folder(self, path: Path) -> Path | None:
+        """As [`file`], for a folder."""
+        if path not in self.folders:
+            found: Path | None = path
+            if not path.is_dir():
+                parent = self.folder(path.parent) if path.parent != path else None
+                found = None if parent is None else self._entry(parent, path.name)
+                found = found if found is not None and found.is_dir() else None
+            self.folders[path] = found
+        return self.folders[path]
+
+    def _entry(self, folder: Path, name: str) -> Path | None:
+        if folder not in self.names:
+            self.names[folder] = defaultdict(list)
+            for entry in os.listdir(folder):
+                self.names[folder][folded(entry)].append(entry)
+        alike = self.names[folder].get(folded(name), [])
+        return folder / (name if name in alike else alike[0]) if name in alike or len(alike) == 1 else None
 
 
 def known_split(split: str) -> str | None:
@@ -152,6 +195,9 @@ def _best_named(candidates: list[tuple[Path, str, str | None]], split: str) -> P
             f"{best[0].parent} has more than one {split!r}: {', '.join(path.name for path in best)}. Give the exact "
             "name of one of them as the split, or rename the others."
         )
+    others = ", ".join(sorted(path.name for path in ranks if path not in best))
+    if others:
+        warn_once(f"{best[0].parent}: for the split {split!r}, {best[0].name} is read, and not {others}.")
     return best[0] if best else None
 
 

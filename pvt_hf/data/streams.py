@@ -22,6 +22,8 @@ from .parquet import open_parquet
 from .webdataset import check_complete
 
 
+# Rows that are looked at to find out what a column of bytes has: the first ones may be damaged
+ROWS_LOOKED_AT = 16
 # How Arrow stores bytes
 BINARY_TYPES = ("binary", "large_binary", "binary_view")
 
@@ -142,9 +144,9 @@ def _open_hub(source: str, split: str) -> Examples:
 def _with_usual_types(dataset: datasets.IterableDataset) -> datasets.IterableDataset:
     """Casts columns that other programs than `datasets` wrote: images to `Image`, booleans to two classes."""
     binary = [name for name, feature in dataset.features.items() if getattr(feature, "dtype", "") in BINARY_TYPES]
-    first: dict[str, Any] = next(iter(dataset.decode(False).take(1)), {}) if binary else {}
+    rows = list(dataset.decode(False).take(ROWS_LOOKED_AT)) if binary else []
     for name, feature in dataset.features.items():
-        if _is_image_without_metadata(feature) or (name in binary and _is_image(first.get(name))):
+        if _is_image_without_metadata(feature) or (name in binary and _are_images([row.get(name) for row in rows])):
             dataset = dataset.cast_column(name, datasets.Image())
         elif getattr(feature, "dtype", None) == "bool":
             dataset = dataset.cast_column(name, datasets.ClassLabel(names=["false", "true"]))
@@ -156,10 +158,14 @@ def _is_image_without_metadata(feature: Any) -> bool:
     return isinstance(feature, dict) and getattr(feature.get("bytes"), "dtype", None) in BINARY_TYPES
 
 
-def _is_image(value: Any) -> bool:
-    """Whether bytes begin like an image; None, which says nothing, counts as one."""
-    if value is None:
-        return True
+def _are_images(values: list[bytes | None]) -> bool:
+    """Whether any of these bytes are an image. Nulls and empty bytes say nothing; if there is nothing else, yes."""
+    content = [value for value in values if value]
+    return not content or any(map(_is_image, content))
+
+
+def _is_image(value: bytes) -> bool:
+    """Whether bytes begin like an image."""
     try:
         Image.open(io.BytesIO(value))
     except Exception:  # Pillow's decoders raise a dozen types on damaged data

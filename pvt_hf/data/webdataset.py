@@ -7,6 +7,8 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
+from .log import warn_once
+
 
 # Tars are written in blocks of 512 bytes, end with two blocks of zeros, and are usually filled up to 20 blocks.
 BLOCK = 512
@@ -16,7 +18,8 @@ RECORD = 20 * BLOCK
 def check_complete(file: Path) -> None:
     """
     Checks that a tar was not cut off. A file with the usual end is not read any further; of others, the members are
-    looked through.
+    looked through. One that ends after a member, but without the mark of an end, is only warned about, because some
+    programs write no mark.
 
     Raises:
         ValueError: it ends in the middle of a member, has no members, or is not a tar.
@@ -38,8 +41,11 @@ def check_complete(file: Path) -> None:
                         raise EOFError("unexpected end of data")
             # An incomplete header ends a tar for tarfile, like blocks of zeros
             tar.fileobj.seek(tar.offset)
-            if any(tar.fileobj.read(2 * BLOCK)):
+            end = tar.fileobj.read(2 * BLOCK)
+            if any(end):
                 raise EOFError("unexpected end of data")
+            if not end:
+                warn_once(f"{file} has no mark at its end: it may have been cut off after its last member, {last}.")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(
             f"{file} is not a complete tar: {type(error).__name__}: {error}; the last member that was found is {last}. "

@@ -322,3 +322,30 @@ def test_not_an_image(tmp_path):
         ClassificationSample(open_classification_stream(source), Image.Image.copy, NAMES)(
             {"image": {"bytes": b"none", "path": None}, "label": 0}
         )
+
+
+def test_a_tar_without_a_mark_at_its_end_is_warned_about(tar, caplog):
+    check_complete(tar)
+    assert not caplog.text
+    with tarfile.open(tar) as opened:
+        cut = opened.getmembers()[2].offset  # after the first sample
+    tar.write_bytes(tar.read_bytes()[:cut])
+    check_complete(tar)
+    assert "train-1.tar has no mark at its end: it may have been cut off after its last member, 0.cls" in caplog.text
+
+
+@pytest.mark.parametrize("first", [b"", b"damaged"])
+def test_the_first_bytes_may_be_no_image(first, tmp_path):
+    images = [first, *IMAGES[1:]]
+    stream = open_classification_stream(write(tmp_path, {"image": images, "label": LABELS}))
+    assert [example["image"]["bytes"] for example in stream.dataset] == images
+
+
+def test_bytes_beside_nulls_are_no_images(tmp_path):
+    features = [None, *[b"\0" * 64] * (COUNT - 1)]
+    source = write(tmp_path, {"photo": pa.array(IMAGES), "feature": features, "label": LABELS})
+    assert read_labels(source) == LABELS
+
+
+def test_case_of_label_columns_does_not_matter(tmp_path):
+    assert read_labels(write(tmp_path, {"Image": IMAGES, "Label": LABELS})) == LABELS

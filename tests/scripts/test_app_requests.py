@@ -194,6 +194,14 @@ def test_it_listens_to_this_machine_only(page, visitor):
     # A tunnel or a proxy before the page, or a web site that has redirected its own name to this machine
     for host, status in (("page.example", 403), ("127.0.0.1.example", 403), ("localhost:80", 200), ("[::1]", 200)):
         assert visitor.http.get("/", headers={"host": host}).status_code == status, host
+    # One that names this machine as the host, as nginx does
+    for name, value, status in (
+        ("x-forwarded-host", "page.example", 403), ("x-forwarded-for", "203.0.113.9", 403),
+        ("x-forwarded-for", "127.0.0.1, 203.0.113.9:80", 403), ("x-real-ip", "2001:db8::1", 403),
+        ("x-forwarded-host", "localhost:80", 200),
+        ("x-forwarded-for", "::1, 127.0.0.1:5", 200), ("x-forwarded-for", "", 200),
+    ):  # fmt: skip
+        assert visitor.http.get("/", headers={name: value}).status_code == status, (name, value)
     for origin, status in (
         ("https://page.example", 403),
         ("null", 403),

@@ -15,8 +15,10 @@ import datasets
 from ...data.digits import digit_images, shard_sizes
 from ...data.folders import (
     LeftOut,
+    composed,
     find_split,
     find_split_file,
+    folded,
     image_files,
     inner_folder,
     list_folder,
@@ -80,7 +82,8 @@ def open_classification_stream(
     features = examples.features
     check_columns(source, features, image_column, label_column)
     columns = {"image": image_column or find_image_column(source, features)}
-    label_column = label_column or next((name for name in LABEL_COLUMNS if name in features), None)
+    by_name = {name.casefold(): name for name in features}
+    label_column = label_column or next((by_name[name] for name in LABEL_COLUMNS if name in by_name), None)
     if label_column:
         columns["label"] = label_column
     if class_names is None and isinstance(features.get(label_column), datasets.ClassLabel):
@@ -104,7 +107,7 @@ def _open_folder(folder: Path, split: str, left_out: LeftOut) -> Examples:
     training = root if root == folder else _find_splits(subfolders(folder, left_out), "train")[1]
     unsaid = LeftOut()  # what the training split leaves out is reported when that is opened
     spelling = [path.name for path in subfolders(inner_folder(training, unsaid), unsaid)] if training else []
-    return _open_image_folder(root, {name.casefold(): name for name in spelling}, left_out)
+    return _open_image_folder(root, {folded(name): composed(name) for name in spelling}, left_out)
 
 
 def _find_splits(folders: list[Path], split: str) -> tuple[list[Path], Path | None]:
@@ -156,14 +159,17 @@ def _open_image_folder(root: Path, spelling: dict[str, str], left_out: LeftOut) 
     `datasets`' own "imagefolder" makes a single shard, class after class, which no shuffle buffer mixes.
 
     Args:
-        spelling: the names of classes as the training split spells them, by their `casefold()`.
+        spelling: the names of classes as the training split spells them, by their [`folded`] names.
     """
     folders, loose_files = list_folder(root, left_out)
     by_class: dict[str, Path] = {}
     for path in folders:
-        other = by_class.setdefault(spelling.get(path.name.casefold(), path.name), path)
+        other = by_class.setdefault(spelling.get(folded(path.name), composed(path.name)), path)
         if other != path:
-            raise ValueError(f"{root}: {other.name} and {path.name} differ only in case: one class or two? Rename one.")
+            raise ValueError(
+                f"{root}: {other.name} and {path.name} differ only in case or in how accents are stored: one class or "
+                "two? Rename one."
+            )
     class_names = sorted(by_class)
     files, labels = [], []
     for label, name in enumerate(class_names):

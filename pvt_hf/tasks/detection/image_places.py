@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ...data.folders import Finder
+
 
 # Image files that are looked for in a folder before it counts as the wrong one
 FILES_TRIED = 100
@@ -29,7 +31,8 @@ def find_image_files(names: Sequence[str], folders: Sequence[Path]) -> tuple[lis
 
     A name's folder is looked for below each of `folders`, whole and then without its first parts: data/train/a.png
     may be train/a.png or a.png there. An absolute path that exists is used first. All names with the same folder are in
-    one place, so that few files are looked for and not every one.
+    one place, which is looked for with a few of them. Files that are spelled otherwise are found, too
+    ([`pvt_hf.data.folders.Finder`]), also with %20 for a blank.
 
     Args:
         names: as in the annotations.
@@ -45,7 +48,8 @@ def find_image_files(names: Sequence[str], folders: Sequence[Path]) -> tuple[lis
         parent, _, base = name.rpartition("/")
         if len(members[parent]) < FILES_TRIED:
             members[parent].append(base)
-    places = {parent: _find_place(parent, bases, folders) for parent, bases in members.items()}
+    finder = Finder()
+    places = {parent: _find_place(parent, bases, folders, finder) for parent, bases in members.items()}
     if not any(places.values()):
         raise FileNotFoundError(
             f"None of the {len(names)} image(s), {', '.join(names[:3])} ..., is in any of "
@@ -58,16 +62,23 @@ def find_image_files(names: Sequence[str], folders: Sequence[Path]) -> tuple[lis
         place = places[parent]
         if place is None:
             lost.append(name)
-        file = str((place or folders[0] / parent.lstrip("/")) / base)
+        path = (place or folders[0] / parent.lstrip("/")) / base
+        file = str((_find_file(path, finder) if place else None) or path)
         if taken.setdefault(file, name).lstrip("/") != name.lstrip("/"):
             raise ValueError(f"{taken[file]} and {name} would both be the file {file}: keep the folders of the images.")
         files.append(file)
     return files, lost
 
 
-def _find_place(parent: str, bases: list[str], folders: Sequence[Path]) -> Path | None:
+def _find_file(path: Path, finder: Finder) -> Path | None:
+    return finder.file(path) or (finder.file(path.with_name(unquote(path.name))) if "%" in path.name else None)
+
+
+def _find_place(parent: str, bases: list[str], folders: Sequence[Path], finder: Finder) -> Path | None:
     """The folder in which any of the files `bases` is, for the folder `parent` of the annotations."""
     parts = parent.strip("/").split("/") if parent.strip("/") else []
     places = [Path(parent)] if parent.startswith("/") else []
     places += [folder.joinpath(*parts[depth:]) for depth in range(len(parts) + 1) for folder in folders]
-    return next((place for place in places if any((place / base).is_file() for base in bases)), None)
+    exact = (place for place in places if any((place / base).is_file() for base in bases))
+    spelled_otherwise = (place for place in places if any(_find_file(place / base, finder) for base in bases))
+    return next(exact, None) or next(spelled_otherwise, None)

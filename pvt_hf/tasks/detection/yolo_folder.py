@@ -24,6 +24,7 @@ from PIL import ExifTags, Image
 
 from ...data.folders import (
     SPLIT_NAMES,
+    Finder,
     LeftOut,
     child,
     files_below,
@@ -67,7 +68,8 @@ class YoloSplit:
 
 def find_yolo_data(folder: Path) -> Path | None:
     """The YAML file of a data set in YOLO's layout, which has `names` and a split; None if there is none."""
-    files = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")], key=lambda file: (file.stem != "data", file.name))
+    files = [file for file in folder.iterdir() if file.suffix.lower() in (".yaml", ".yml")]
+    files.sort(key=lambda file: (file.stem.lower() != "data", file.name))
     return next((file for file in files if _read_yaml(file) is not None), None)
 
 
@@ -99,7 +101,8 @@ def read_yolo_data(file: Path, split: str, left_out: LeftOut) -> YoloSplit:
 
 def find_class_list(folder: Path) -> Path | None:
     """The file with a class name per line of a data set without a YAML file; None if there is none."""
-    return next((folder / name for name in NAME_FILES if (folder / name).is_file()), None)
+    found = (Finder().file(folder / name) for name in NAME_FILES)
+    return next((file for file in found if file is not None and file.is_file()), None)
 
 
 def find_yolo_folders(folder: Path, split: str, left_out: LeftOut) -> YoloSplit | None:
@@ -123,7 +126,7 @@ def find_yolo_folders(folder: Path, split: str, left_out: LeftOut) -> YoloSplit 
 
 def _image_files(folder: Path, left_out: LeftOut) -> list[Path]:
     """The images below a folder; labels may lie beside them."""
-    return readable_images([file for file in files_below(folder, left_out) if file.suffix != ".txt"], left_out)
+    return readable_images([file for file in files_below(folder, left_out) if file.suffix.lower() != ".txt"], left_out)
 
 
 def open_yolo(found: YoloSplit, keep_empty: bool, keep_unused_classes: bool = True) -> Examples:
@@ -144,10 +147,11 @@ def open_yolo(found: YoloSplit, keep_empty: bool, keep_unused_classes: bool = Tr
         raise FileNotFoundError(f"{found.root}: the split has no images.")
     rows, files, counts = [], [], Counter[int | str]()
     missing = repeated = 0
+    finder = Finder()
     for image in found.images:
-        labels = label_file(image)
-        missing += not labels.is_file()
-        objects = _read_labels(labels, found) if labels.is_file() else []
+        labels = finder.file(label_file(image))
+        missing += labels is None
+        objects = _read_labels(labels, found) if labels is not None else []
         different = list({json.dumps(entry): entry for entry in objects}.values())
         repeated += len(objects) - len(different)
         counts.update(entry["category"] for entry in different)
@@ -194,7 +198,7 @@ def _read_yaml(file: Path) -> dict[str, Any] | None:
     try:
         content = yaml.load(file.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError) as error:
-        if file.stem == "data":
+        if file.stem.lower() == "data":
             raise ValueError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
         return None
     if not isinstance(content, dict):

@@ -23,6 +23,7 @@ from ...data.folders import (
     files_below,
     find_split,
     find_split_file,
+    folded,
     image_files,
     inner_folder,
     not_divided,
@@ -98,7 +99,7 @@ def _split_or_whole(folder: Path, split: str, left_out: LeftOut) -> Path | None:
 
 
 def _read_list(folder: Path, split: str, left_out: LeftOut) -> set[str] | None:
-    """The names in Pascal VOC's list of a split, in lower case, without folders and endings; None without lists."""
+    """The names in Pascal VOC's list of a split, as [`folded`], without folders and endings; None without lists."""
     files = [file for file in files_below(folder, left_out) if file.suffix.lower() == ".txt"]
     if not files:
         return None
@@ -109,7 +110,7 @@ def _read_list(folder: Path, split: str, left_out: LeftOut) -> set[str] | None:
         raise FileNotFoundError(f"{folder} has no {split}.txt; it has {', '.join(path.name for path in files)}.")
     lines = file.read_text(encoding="utf-8-sig").splitlines()
     paths = [line.split()[0].replace("\\", "/") for line in lines if line.strip()]
-    return {_without_ending(path.rpartition("/")[2]).casefold() for path in paths}
+    return {folded(_without_ending(path.rpartition("/")[2])) for path in paths}
 
 
 def _pairs_of_split(root: Path, left_out: LeftOut) -> Pairs | None:
@@ -157,7 +158,7 @@ def pair(image_folder: Path, mask_folder: Path, left_out: LeftOut, names: Collec
     The images below one folder and their masks below another, in the same subfolders.
 
     Args:
-        names: only images of these names, in lower case and without endings.
+        names: only images of these names, as [`folded`] and without endings.
 
     Raises:
         FileNotFoundError: no image has a mask.
@@ -165,9 +166,9 @@ def pair(image_folder: Path, mask_folder: Path, left_out: LeftOut, names: Collec
     """
     images = image_files(image_folder, left_out)
     if names is not None:
-        for name in sorted(set(names) - {file.stem.casefold() for file in images}):
+        for name in sorted(set(names) - {folded(file.stem) for file in images}):
             left_out.add("names in the list that have no image", image_folder / name)
-        images = [file for file in images if file.stem.casefold() in names]
+        images = [file for file in images if folded(file.stem) in names]
     files = files_below(mask_folder, left_out)
     masks = _mask_files(files, left_out)
     # The list of VOC names some of the masks, and the others are not left out by mistake.
@@ -220,8 +221,8 @@ def _pair_files(
 
 
 def _key(file: Path, name: str, folder: Path) -> tuple[str, str]:
-    """The subfolder of a file, and a name, without regard to case."""
-    return str(file.parent.relative_to(folder)).casefold(), name.casefold()
+    """The subfolder of a file, and a name, without regard to case and to how accents are stored."""
+    return folded(str(file.parent.relative_to(folder))), folded(name)
 
 
 def _without_ending(name: str) -> str:

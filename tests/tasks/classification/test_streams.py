@@ -6,6 +6,7 @@ Opening labelled images, from real files made on the spot: folders, parquet file
 
 import io
 import tarfile
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -187,3 +188,21 @@ def test_parquet_of_another_program_has_images_without_the_metadata(tmp_path):
     assert (stream.image_column, stream.num_samples) == ("image", 3)
     images = [decode_rgb(example["image"]) for example in stream.dataset]
     assert [image.size for image in images] == [(40, 36)] * 3 and images[0].getpixel((5, 5)) == (9, 8, 7)
+
+
+def test_accents_stored_in_two_ways_are_one_class(tmp_path):
+    one, two = (unicodedata.normalize(form, "Café") for form in ("NFC", "NFD"))
+    make_folder(tmp_path / "train", {two: 2, "tea": 1})
+    make_folder(tmp_path / "val", {one: 1, "tea": 1}, start=50)
+    for split in ("train", "validation"):
+        assert open_classification_stream(str(tmp_path), split).class_names == (one, "tea")
+    make_folder(tmp_path / "train", {one: 1}, start=70)
+    with pytest.raises(ValueError, match="how accents are stored"):
+        open_classification_stream(str(tmp_path))
+
+
+def test_a_second_folder_for_a_split_is_named(tmp_path, caplog):
+    make_folder(tmp_path / "train", {"cat": 1, "dog": 1})
+    make_folder(tmp_path / "train (1)", {"cat": 1, "dog": 1}, start=50)
+    open_classification_stream(str(tmp_path))
+    assert "for the split 'train', train is read, and not train (1)." in caplog.text

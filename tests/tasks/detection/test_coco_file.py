@@ -117,6 +117,29 @@ def test_what_tools_write_is_read(change, source):
     assert_usual(read(open_detection_stream(source(change))))
 
 
+@pytest.mark.parametrize(
+    ("here", "annotated"), [("{}.PNG", "{}.png"), ("É {}.png", "e\u0301 {}.png"), ("E\u0301 {}.PNG", "é%20{}.png")]
+)
+def test_names_that_are_spelled_otherwise_here(here, annotated, source, tmp_path):
+    def change(content):
+        for image in content["images"]:
+            folder, _, name = image["file_name"].rpartition("/")
+            image["file_name"] = f"{folder}/{annotated.format(name.removesuffix('.png'))}".lstrip("/")
+
+    path = source(change)
+    for file in list((tmp_path / "images").rglob("*.png")):
+        file.rename(file.with_name(here.format(file.stem)))
+    assert len(read(open_detection_stream(path))) == len(SIZES)
+
+
+def test_two_files_that_an_image_may_be(source, tmp_path):
+    path = source(lambda content: content["images"][0].update(file_name="Twin.png"))
+    for name in ("TWIN.png", "twin.png"):
+        (tmp_path / "images" / name).write_bytes(b"")
+    files = [example["image"]["path"] for example in open_detection_stream(path).dataset]
+    assert str(tmp_path / "images" / "Twin.png") in files  # neither of them
+
+
 def test_url_instead_of_a_file_name(source):
     def change(content):
         for image in content["images"]:

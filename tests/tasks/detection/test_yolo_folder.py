@@ -253,3 +253,28 @@ def test_evaluation(tmp_path):
     )
     (annotation,) = target["annotations"]
     assert annotation["category_id"] == 2 and annotation["area"] == pytest.approx(16 * 20)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "ending", "yaml_file"),
+    [
+        ("images/train", "labels/train", ".TXT", "data.yaml"),
+        ("Images/Train", "labels/train", ".txt", "Data.YAML"),
+        ("images/train", "LABELS/Train", ".txt", "dataset.YML"),
+        ("images/train", "Labels/train", ".Txt", "data.yaml"),
+    ],
+)
+def test_case_does_not_matter(images, labels, ending, yaml_file, tmp_path):
+    write_split(tmp_path / images, tmp_path / labels)
+    for file in list((tmp_path / labels).rglob("*.txt")):
+        file.rename(file.with_suffix(ending))
+    (tmp_path / yaml_file).write_text(yaml.safe_dump({"train": images, "names": NAMES}))
+    stream = open_detection_stream(str(tmp_path))
+    assert stream.class_names == tuple(NAMES)
+    assert_usual(stream)
+
+
+def test_the_list_of_classes_in_another_case(tmp_path):
+    write_split(tmp_path / "images", tmp_path / "labels")
+    (tmp_path / "Classes.txt").write_text("\n".join(NAMES))
+    assert open_detection_stream(str(tmp_path)).class_names == tuple(NAMES)

@@ -5,6 +5,8 @@ the spot. The images tell which mask is theirs, so that a wrong pair shows.
     pytest tests/tasks/segmentation/test_folders.py
 """
 
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -205,3 +207,10 @@ def test_masks_that_do_not_fit(tmp_path):
         open_segmentation_stream(str(tmp_path))
     write_mask(tmp_path / "masks" / "a.png", mask(1))
     assert_pairs(tmp_path, "train", [1])
+
+
+def test_accents_stored_in_two_ways(tmp_path):
+    for seed, name in ((1, "é"), (2, "b")):
+        write_image(tmp_path / "images" / f"{unicodedata.normalize('NFD', name)}.png", seed)
+        write_mask(tmp_path / "masks" / f"{unicodedata.normalize('NFC', name)}.png", mask(seed))
+    assert_pairs(tmp_path, "train", [1, 2])
