@@ -21,8 +21,9 @@ page loads nothing from other hosts and sends them nothing. Needs the extras `de
 
 Who may use the page:
 
-- Without --host, this machine only. The page listens at 127.0.0.1 and refuses requests that name another host, as a
-  tunnel or a proxy makes them. On the page, any folder of this machine and any Hub id can be opened.
+- Without --host, this machine only. The page listens at 127.0.0.1 and refuses requests that name another host or were
+  forwarded from one, as a tunnel or a proxy makes them. On the page, any folder of this machine and any Hub id can be
+  opened.
 - With --host, everybody who reaches that address. Only the checkpoints of --model can be opened.
 
 Visitors get no file of this machine but those that they upload; these are deleted when the page ends. The page has no

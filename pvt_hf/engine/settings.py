@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -82,6 +83,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Checks the values. Each class calls `super().__post_init__()`, and then checks its own."""
+        for name, value in vars(self).items():
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise ValueError(f"--{name} must be finite, got {value}.")
 
 
 @dataclass(kw_only=True)

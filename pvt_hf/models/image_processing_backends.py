@@ -5,6 +5,7 @@ input handling of `image_processing_input`. Imports without torchvision.
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,17 @@ from .image_processing_input import (
 )
 
 
+def check_numbers(fields: Mapping[str, Any]) -> None:
+    """Raises a ValueError for settings of an image processor that are no finite numbers, or that divide by zero."""
+    check_finite_fields(fields)
+    for name in ("image_mean", "image_std", "rescale_factor"):
+        value = fields.get(name)
+        if any(isinstance(number, str) for number in (value if isinstance(value, (list, tuple)) else [value])):
+            raise ValueError(f"{name} must be a number, or numbers, got {value!r}.")
+    if fields.get("rescale_factor") == 0:
+        raise ValueError("rescale_factor must not be 0.")
+
+
 class PvtBackendMixin(BaseImageProcessor):
     """What all image processors of both backends share: common settings, reading of images, saving."""
 
@@ -48,15 +60,15 @@ class PvtBackendMixin(BaseImageProcessor):
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in the base class. Raises a ValueError if a number is NaN or infinite, among the `kwargs` too."""
-        check_finite_fields({**image_processor_dict, **kwargs})
+        check_numbers({**image_processor_dict, **kwargs})
         return super().from_dict(image_processor_dict, **kwargs)
 
     def _set_attributes(self, **kwargs: Any) -> None:
-        check_finite_fields({**vars(self), **kwargs})
+        check_numbers({**vars(self), **kwargs})
         super()._set_attributes(**kwargs)
 
     def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
-        check_finite_fields(kwargs)
+        check_numbers(kwargs)
         super()._validate_preprocess_kwargs(*args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:

@@ -117,6 +117,10 @@ def test_recipes_and_flags(tmp_path, capsys):
         (["--max_bad_share", "5"], "--max_bad_share must be between 0 and 1, got 5.0"),
         (["--min_scale", "2"], "--min_scale must be above 0 and at most 1, got 2.0"),
         (["--mixup", "-0.8"], "--mixup must not be negative, got -0.8"),
+        (["--learning_rate", "nan"], "--learning_rate must be finite, got nan"),
+        (["--learning_rate", "inf"], "--learning_rate must be finite, got inf"),
+        (["--weight_decay", "nan"], "--weight_decay must be finite, got nan"),
+        (["--schedule", "step", "--decay_epochs", "1", "nan"], "--decay_epochs must be finite, got"),
         ([str(tmp_path / "no.yaml")], "there is no recipe"),
         (
             ["--learning_rat", "1", "--epochs", "2", "--lerning_rate", "3"],

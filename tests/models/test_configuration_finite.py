@@ -100,3 +100,19 @@ def test_numbers_of_any_kind():
         with pytest.raises(ValueError, match="^field.* must be a finite number"):
             check_finite_fields({"field": value})
     check_finite_fields({"a": 10**400, "b": "nan", "c": None, "d": True, "e": [0.5, {"f": np.arange(3)}], "g": float})
+
+
+@pytest.mark.parametrize("path", PROCESSORS)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rescale_factor", 0), ("rescale_factor", 0.0), ("image_mean", ["NaN", 0, 0]), ("image_std", "1")],
+)
+def test_settings_of_a_processor_that_cannot_be_used(path, field, value):
+    processor = PROCESSORS[path]()
+    for use in (
+        lambda: PROCESSORS[path](**{field: value}),
+        lambda: PROCESSORS[path].from_dict({**processor.to_dict(), field: value}),
+        lambda: processor(random_images(1, 40, 40).clamp(0, 1)[0], **{field: value}),
+    ):
+        with pytest.raises((ValueError, TypeError, StrictDataclassError), match=field):
+            use()

@@ -64,6 +64,8 @@ def read_coco_file(file: Path, keep_empty: bool) -> CocoFile:
         categories = _read_categories(content["categories"])
         images = _by_id(content["images"])
         annotations, strays = _group(content["annotations"], images)
+        if annotations and not categories:
+            raise ValueError("the list of categories is empty, but there are annotations: list every class")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     del content

@@ -7,6 +7,7 @@ Each process reads the file once, before any worker starts, into an Arrow table 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def open_coco_files(
         image_files, lost = find_image_files(content.names, image_folders) if content.names else ([], [])
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"{file}: {error}") from error
-    _report(file, content, lost)
+    _report(file, content, lost, image_files)
     categories = used_classes(str(file), content.categories, content.counts, keep_unused_classes)
     dataset = datasets.IterableDataset.from_generator(
         _read_rows,
@@ -138,11 +139,17 @@ def open_coco_files(
     return Examples(dataset, len(image_files), tuple(categories.values()), tuple(categories))
 
 
-def _report(file: Path, content: CocoFile, lost: list[str]) -> None:
+def _report(file: Path, content: CocoFile, lost: list[str], image_files: list[str]) -> None:
     if content.strays:
         warn_once(f"{file}: {content.strays} annotation(s) left out: their image_id is that of no image in the file.")
     if lost:
         warn_once(f"{file}: the folders of {len(lost)} image(s) were not found, e.g. {', '.join(lost[:3])}.")
+    repeated = [name for name, count in Counter(image_files).items() if count > 1]
+    if repeated:
+        warn_once(
+            f"{file}: {len(repeated)} file(s) belong to several images, e.g. {', '.join(repeated[:3])}, each "
+            "with its own objects. If they are one image, give all its annotations the same image_id."
+        )
     unknown = [category for category in content.counts if category not in content.categories]
     if unknown:
         warn_once(

@@ -222,6 +222,7 @@ def again(part, index, **fields):
         (lambda content: content.update(images={}), "wrong images"),
         (lambda content: content.update(annotations=[7]), "wrong annotations"),
         (lambda content: content.pop("categories"), "it has no categories"),
+        (lambda content: content.update(categories=[]), "the list of categories is empty, but there are annotations"),
     ],
 )
 def test_what_cannot_be_meant_is_named_before_training(change, words, source):
@@ -284,6 +285,11 @@ def test_what_is_left_out_is_said(source, warned):
     text = "\n".join(warned)
     assert "1 annotation(s) left out" in text and "not among the categories: 17" in text
     assert "the folders of 1 image(s) were not found, e.g. nowhere/c.png" in text
+
+
+def test_a_file_of_several_images_is_named(source, warned):
+    open_detection_stream(source(lambda content: content["images"][0].update(file_name=".\\a.png")))
+    assert any("1 file(s) belong to several images" in line and "a.png" in line for line in warned)
 
 
 class Perfect:
