@@ -120,8 +120,6 @@ def parse_arguments() -> Arguments:
     (arguments,) = parser.parse_args_into_dataclasses()
     if (arguments.checkpoint is None) == (arguments.variant is None):
         parser.error("give either --checkpoint FILE or --variant NAME")
-    if arguments.checkpoint is not None and not Path(arguments.checkpoint).is_file():
-        parser.error(f"--checkpoint {arguments.checkpoint}: there is no such file.")
     if arguments.output is None and arguments.push is None:
         parser.error("give --output FOLDER, --push REPOSITORY, or both")
     return arguments
@@ -129,6 +127,9 @@ def parse_arguments() -> Arguments:
 
 def main() -> int:
     arguments = parse_arguments()
+    if arguments.checkpoint is not None and not Path(arguments.checkpoint).is_file():
+        print(f"error: No checkpoint at {arguments.checkpoint}.", file=sys.stderr)
+        return 1
 
     from safetensors import SafetensorError
 

@@ -73,10 +73,10 @@ def test_training_and_fine_tuning_are_refused_before_anything_is_read(tmp_path, 
     from pvt_hf.engine.finetuning import finetune
 
     task = get_task("image-classification")
-    settings = task.training_settings(output_dir=str(tmp_path), dataset="no/such/data", cpu=True)
+    settings = task.training_settings(output_dir=str(tmp_path), dataset="no-such/data", cpu=True)
     with pytest.raises(BlockingIOError, match=f"process {holder.pid} "):
         train(task, settings)
-    words = ["--model", "org/none", "--dataset", "no/such/data", "--output_dir", str(tmp_path), "--use_cpu"]
+    words = ["--model", "org/none", "--dataset", "no-such/data", "--output_dir", str(tmp_path), "--use_cpu"]
     with pytest.raises(BlockingIOError, match=f"process {holder.pid} "):
         finetune(*parse_arguments(task.name, words))
 

@@ -220,7 +220,7 @@ def test_resumed_from_an_earlier_checkpoint_the_later_ones_go(tmp_path, capsys):
     )  # fmt: skip
     assert "checkpoint-00000007, checkpoint-00000008: later than this one" in capsys.readouterr().out
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-00000004"]
-    with pytest.raises(FileNotFoundError, match="checkpoint-48: there is no complete.*run/checkpoint-00000004"):
+    with pytest.raises(FileNotFoundError, match="checkpoint-48: there is no such folder.*checkpoint-00000004"):
         train_here(photos, tmp_path / "run", resume_from_checkpoint="checkpoint-48")
 
 

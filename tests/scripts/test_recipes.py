@@ -85,6 +85,14 @@ def header(name: str) -> str:
     return " ".join(" ".join(line.lstrip("#") for line in lines if line.startswith("#")).split())
 
 
+@pytest.fixture(autouse=True)
+def data_sets(tmp_path, monkeypatch):
+    """The folders that the recipes name: a data set that does not exist is refused."""
+    for folder in ("coco", "ADEChallengeData2016"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
 def parse(name: str, *flags: str):
     """The settings of the script that the recipe's header calls."""
     (settings_class,) = (SETTINGS[script] for script in SETTINGS if f"scripts/{script}" in header(name))
