@@ -52,9 +52,7 @@ def main() -> int:
     parser = HfArgumentParser(cast(Any, Arguments), description=__doc__, formatter_class=HelpFormatter)
     (arguments,) = parser.parse_args_into_dataclasses()
     if not Path(arguments.model).is_dir():
-        print(
-            f"error: --model {arguments.model} is not a folder: train a model, or convert one, first.", file=sys.stderr
-        )
+        print(f"error: there is no folder {arguments.model}: train a model, or convert one, first.", file=sys.stderr)
         return 1
 
     from ..hub.upload import push_folder
