@@ -13,9 +13,8 @@ demo: $(INSTALLED)
 app: $(INSTALLED)
 	$(BIN)/python scripts/app.py
 
-# Processes of one thread each: three for two cores, because many tests wait for processes that they start.
-# tests/conftest.py starts long files first.
-PYTEST := -q -n 3 --dist loadscope --no-loadscope-reorder --durations 25 --durations-min 1
+# Two processes of one thread each suit two cores better than one of two. tests/conftest.py starts long files first.
+PYTEST := -q -n 2 --dist loadscope --no-loadscope-reorder --durations 25 --durations-min 1
 FAST := not slow and not gpu and not network
 
 test: $(INSTALLED) browser

@@ -171,6 +171,7 @@ def make_cards(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_the_command_writes_these_files(make_cards, tmp_path, capsys):
     assert make_cards("--output_dir", tmp_path) == 0
     assert {file.stem: file.read_bytes() for file in tmp_path.iterdir()} == {

@@ -186,6 +186,7 @@ def test_labels_that_can_be():
     check_detection_labels([empty, label([4], [[0.5, 0.5, 1.0, 1.0]])], 2, 5)
 
 
+@pytest.mark.slow
 def test_a_thousand_objects_hold_no_table_of_all_overlaps():
     """1,000 objects and 201,600 anchors would be 0.8 GB of overlaps; some 32 objects' are held at once."""
     maps = [torch.empty(1, 1, *grid) for grid in ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))]

@@ -83,9 +83,8 @@ def test_a_vanilla_trainer_loads_every_tensor(tmp_path):
     assert_equal(begin.weights, last)
 
 
-@pytest.mark.parametrize(
-    "backbone", [name if name == "pvt" else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_files_keep_the_names_of_transformers(backbone, tmp_path):
     """Plain DETR opens ours and we open its; `load_state_dict` takes both forms of names, also in shards."""
     model = tiny_head("detr", backbone=backbone)

@@ -29,6 +29,7 @@ def run_here(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_rows_follow_from_the_seconds(run_here, capsys):
     code, report = run_here("--modes", "plain", "checkpointing")
     assert code == 0 and report["complete"] and [row["mode"] for row in report["rows"]] == ["plain", "checkpointing"]

@@ -1,7 +1,7 @@
 """
 Writes tests/DURATIONS.md from pytest's output. tests/conftest.py uses it to run long files first.
 
-    make test-all PYTEST="-q -n 2 --dist loadscope --no-loadscope-reorder --durations 0 -vv" > log
+    make test PYTEST="-q -n 2 --dist loadscope --no-loadscope-reorder --durations 0 -vv" > log
     python -m tests.support.durations "2 cores, nothing else running" < log
 """
 
@@ -26,7 +26,7 @@ def report(output: str, machine: str) -> str:
     lines = [
         "# How long the tests take",
         "",
-        f"{date.today()}, `make test-all`, {machine}: {float(wall[1]) / 60:.1f} minutes on the clock in two processes. "
+        f"{date.today()}, `make test`, {machine}: {float(wall[1]) / 60:.1f} minutes on the clock in two processes. "
         "Written by `tests/support/durations.py`.",
         "",
         "| seconds | file |",
