@@ -59,12 +59,20 @@ def parse_arguments() -> argparse.Namespace:
     if not 1 <= arguments.port <= 65_535:
         parser.error(f"--port must be from 1 to 65535, got {arguments.port}.")
     try:
-        socket.getaddrinfo(arguments.host.strip("[]"), arguments.port)
+        address = socket.getaddrinfo(arguments.host.strip("[]"), arguments.port, type=socket.SOCK_STREAM)[0]
         for model in arguments.model:
             check_model_path(model)
     except (OSError, UnicodeError) as error:
         host = f"--host {arguments.host!r} is no address of this machine: " if isinstance(error, HOST_ERRORS) else ""
         parser.error(f"{host}{error}")
+    with socket.socket(address[0]) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(address[4])
+        except OSError as error:
+            parser.error(
+                f"cannot serve at {arguments.host}:{arguments.port} ({error.strerror}): choose another --port."
+            )
     return arguments
 
 

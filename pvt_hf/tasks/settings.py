@@ -63,6 +63,8 @@ class HeadSettings(ModelSettings):
         super().__post_init__()
         if self.model and self.backbone:
             raise ValueError("--backbone is for a new model, and --model has its own backbone. Give one of them.")
+        if self.backbone.endswith(".pth") and not Path(self.backbone).is_file():
+            raise FileNotFoundError(f"--backbone {self.backbone}: there is no such file.")
         if self.backbone and not Path(self.backbone).is_file():
             check_model_path(self.backbone)
 

@@ -4,15 +4,17 @@ Mistakes in the arguments of every command are answered before anything heavy is
     pytest tests/commands/test_argument_mistakes.py
 """
 
-import json
 import os
+import socket
+import sys
 
 import pytest
 
+from pvt_hf.commands import main
 from pvt_hf.engine.output_paths import check_output_file, check_output_folder
 from pvt_hf.engine.recipes import find_recipe, read_recipe
 
-from .test_commands import PROGRAM, run_python
+from ..support.command_lines import answers_of
 
 
 TRAIN = ["train-image-classification", "--output_dir", "{}/out"]
@@ -38,6 +40,7 @@ MISTAKES = [
     ([TRAIN[0], "{}/empty", *TRAIN[1:]], "{}/empty is a folder and not a recipe: give it as --dataset {}/empty"),
     (["train-object-detection", *TRAIN[1:], "--variant", "pvt"], "invalid choice: 'pvt'"),
     (["train-semantic-segmentation", *TRAIN[1:], "--backbone", "{}/empty"], "{}/empty has no config.json"),
+    (["train-object-detection", *TRAIN[1:], "--backbone", "{}/a.pth"], "--backbone {}/a.pth: there is no such file"),
     ([*FINETUNE, "--shuffle_window", "-5"], "--shuffle_window must not be negative"),
     ([*FINETUNE, "--lora_rank", "-1"], "--lora_rank must not be negative"),
     ([*FINETUNE, "--learning_rate", "nan"], "--learning_rate must be finite"),
@@ -82,7 +85,7 @@ def folder(tmp_path_factory):
 def answers(folder):
     """Those of `MISTAKES`, from one process."""
     lines = [[word.format(*[folder] * word.count("{}")) for word in words] for words, _ in MISTAKES]
-    return json.loads(run_python(PROGRAM, json.dumps(lines)).stdout)
+    return answers_of(*lines)
 
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[" ".join(words) for words, _ in MISTAKES])
@@ -92,6 +95,17 @@ def test_a_mistake_is_named_at_once(number, folder, answers):
     assert status not in (0, None) and heavy == []
     assert message.replace("{}", str(folder)) in f"{status} {text}"
     assert not (folder / "out").exists() and list((folder / "empty").iterdir()) == []
+
+
+def test_a_port_that_is_in_use(monkeypatch, capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        monkeypatch.setattr(sys, "argv", ["pvt-hf", "app", "--port", port])
+        with pytest.raises(SystemExit):
+            main()
+    assert f"cannot serve at 127.0.0.1:{port} (Address already in use): choose another" in capsys.readouterr().err
 
 
 def test_folders_that_can_be_written(tmp_path, monkeypatch):
