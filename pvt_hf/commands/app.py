@@ -2,11 +2,14 @@
 
 import argparse
 import os
+import socket
 from pathlib import Path
 
+from ..weights.paths import check_model_path
 from .app_addresses import is_loopback
 
 
+HOST_ERRORS = (socket.gaierror, UnicodeError)
 DEMO = [f"outputs/demo/{name}" for name in ("detector", "segmenter", "model")]  # written by `make demo`
 DESCRIPTION = """
 A web page to try a model: drop an image and see its classes, segmentation or objects, and the attention maps.
@@ -53,6 +56,23 @@ def parse_arguments() -> argparse.Namespace:
     arguments.model = arguments.model or [folder for folder in DEMO if Path(folder, "config.json").is_file()]
     if not arguments.model and not is_loopback(arguments.host):
         parser.error(f"a page at --host {arguments.host} offers the checkpoints of --model only: give at least one.")
+    if not 1 <= arguments.port <= 65_535:
+        parser.error(f"--port must be from 1 to 65535, got {arguments.port}.")
+    try:
+        address = socket.getaddrinfo(arguments.host.strip("[]"), arguments.port, type=socket.SOCK_STREAM)[0]
+        for model in arguments.model:
+            check_model_path(model)
+    except (OSError, UnicodeError) as error:
+        host = f"--host {arguments.host!r} is no address of this machine: " if isinstance(error, HOST_ERRORS) else ""
+        parser.error(f"{host}{error}")
+    with socket.socket(address[0]) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind(address[4])
+        except OSError as error:
+            parser.error(
+                f"cannot serve at {arguments.host}:{arguments.port} ({error.strerror}): choose another --port."
+            )
     return arguments
 
 

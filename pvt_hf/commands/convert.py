@@ -20,7 +20,9 @@ from typing import Any, cast
 
 from transformers.hf_argparser import HfArgumentParser
 
+from ..engine.output_paths import check_output_folder
 from ..engine.settings import HelpFormatter
+from ..weights.paths import check_repo_id
 from ..weights.variants import VARIANTS, get_variant
 
 
@@ -122,6 +124,12 @@ def parse_arguments() -> Arguments:
         parser.error("give either --checkpoint FILE or --variant NAME")
     if arguments.output is None and arguments.push is None:
         parser.error("give --output FOLDER, --push REPOSITORY, or both")
+    if arguments.num_attention_heads and (
+        len(arguments.num_attention_heads) != 4 or min(arguments.num_attention_heads) < 1
+    ):
+        parser.error(f"--num_attention_heads: expected four numbers from 1, got {arguments.num_attention_heads}")
+    if arguments.image_size and (len(arguments.image_size) > 2 or min(arguments.image_size) < 1):
+        parser.error(f"--image_size: expected one or two numbers from 1, got {arguments.image_size}")
     return arguments
 
 
@@ -129,6 +137,14 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.checkpoint is not None and not Path(arguments.checkpoint).is_file():
         print(f"error: No checkpoint at {arguments.checkpoint}.", file=sys.stderr)
+        return 1
+    try:
+        if arguments.output:
+            check_output_folder("output", arguments.output)
+        if arguments.push:
+            check_repo_id(arguments.push)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
     from safetensors import SafetensorError

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from typing import Any
 
 from transformers.hf_argparser import HfArgumentParser
 
-from ..engine.settings import FinetuneSettings, HelpFormatter, split_task
+from ..engine.settings import FinetuneSettings, HelpFormatter, TrainerSettings, describe_unknown, split_task
 from ..tasks import TASKS, finetuning_settings, get_task
 
 
@@ -53,9 +54,9 @@ def main() -> None:
 
 
 def check_arguments(name: str) -> None:
-    """Exits with a message if the task's own arguments are wrong, before `TrainingArguments` is imported."""
+    """Exits with a message if arguments are wrong, before `TrainingArguments` is imported."""
     if not {"-h", "--help"} & set(sys.argv):
-        _parse((finetuning_settings(name), FinetuneSettings), others=True)
+        _parse((finetuning_settings(name), FinetuneSettings, TrainerSettings), others=True)
 
 
 def parse_arguments(name: str, words: list[str] | None = None) -> tuple[Any, Any, Any, Any]:
@@ -81,6 +82,9 @@ def _parse(classes: Any, words: list[str] | None = None, others: bool = False, *
     parser.usage = "%(prog)s [--argument value ...]"
     parser.set_defaults(**defaults)
     try:
-        return parser.parse_args_into_dataclasses(words, return_remaining_strings=others)
+        *parsed, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+        if rest and not others:
+            raise ValueError(describe_unknown(rest, [field.name for one in classes for field in fields(one)]))
+        return parsed
     except (OSError, ValueError) as error:
         parser.error(str(error))

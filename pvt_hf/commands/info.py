@@ -10,6 +10,7 @@ from ..weights.paths import check_model_path
 # Those of `pvt_hf.weights.variants.VARIANTS` and `pvt_hf.families.FAMILIES`
 VARIANTS = ("pvt-tiny", "pvt-small", "pvt-medium", "pvt-large", "pvt-small-wide")
 ARCHITECTURES = ("pvt", "semantic_fpn", "trans2seg", "retinanet", "mask_rcnn", "detr")
+LARGEST_SIDE = 16_384  # as in `pvt_hf.engine.settings`
 DESCRIPTION = """
 Says what a model is: its classes, parameters and multiply-adds of its parts, memory of its weights and whether they are
 complete, what its image processor does, and which tasks and pipelines it serves.
@@ -29,7 +30,10 @@ def parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if match is None or int(match[1]) < 1 or int(match[2] or 1) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: give one like 512 or 800x1280 (height x width).")
-    return int(match[1]), int(match[2] or match[1])
+    height, width = int(match[1]), int(match[2] or match[1])
+    if max(height, width) > LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r}: a side may have at most {LARGEST_SIDE:,} pixels.")
+    return height, width
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,7 +60,7 @@ def main() -> int:
     try:
         if arguments.model and not Path(arguments.model).is_file():
             check_model_path(arguments.model)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise SystemExit(f"error: {error}") from None
 
     from ..hub.model_info import describe_model, open_checkpoint, open_variant

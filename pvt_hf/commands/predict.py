@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ..engine.output_paths import check_output_folder
 from ..weights.paths import check_model_path
 
 
@@ -61,12 +62,22 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def _reason(image: str) -> str:
+    """Why there is no image file."""
+    if not Path(image).is_dir():
+        return f"there is no file {image}."
+    return f"{image} is a folder: name its image files, such as {Path(image) / '*.jpg'}."
+
+
 def main() -> None:
     arguments = parse_arguments()
     try:
         check_model_path(arguments.model)
-    except FileNotFoundError as error:
+        check_output_folder("output_dir", arguments.output_dir)
+    except OSError as error:
         raise SystemExit(f"error: {error}") from None
+    if not any(Path(image).is_file() for image in arguments.images):
+        raise SystemExit("\n".join(f"error: {_reason(image)}" for image in arguments.images))
 
     from ..inference.files import predict_files
 

@@ -18,6 +18,7 @@ from typing import Any, cast
 from transformers.hf_argparser import HfArgumentParser
 
 from ..engine.settings import HelpFormatter
+from ..weights.paths import check_model_path, check_repo_id
 
 
 @dataclass
@@ -53,6 +54,14 @@ def main() -> int:
     (arguments,) = parser.parse_args_into_dataclasses()
     if not Path(arguments.model).is_dir():
         print(f"error: there is no folder {arguments.model}: train a model, or convert one, first.", file=sys.stderr)
+        return 1
+    try:
+        check_repo_id(arguments.repo)
+        check_model_path(arguments.model)
+        if arguments.evaluation and not Path(arguments.evaluation).is_file():
+            raise FileNotFoundError(f"There is no JSON file {arguments.evaluation}.")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
     from ..hub.upload import push_folder

@@ -12,9 +12,12 @@ def check_dataset_path(source: str) -> None:
 
     Raises:
         FileNotFoundError: `source` looks like a path, and there is nothing; or it is empty.
+        NotADirectoryError: it is a file.
     """
-    if Path(source).exists():
+    if source and Path(source).is_dir():
         return
+    if source and Path(source).exists():
+        raise NotADirectoryError(f"--dataset {source} is a file: give a folder of images, parquet files or tars.")
     if not source.startswith((".", "/", "~")) and re.fullmatch(r"[^/\\]+(/[^/\\]+)?", source):
         return  # built in, or may be on the Hub
     parent = Path(source).parent

@@ -26,6 +26,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from torch.distributed.checkpoint import CheckpointException
+from transformers.trainer import TRAINER_STATE_NAME
 
 from .disk import describe_write_error, tensor_bytes
 from .processes import any_process, gather_integers
@@ -60,9 +61,10 @@ def latest_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def ensure_output_dir(output_dir: str | Path, resume_from_checkpoint: str) -> Path:
-    """Raises a FileExistsError if the folder has checkpoints and the run does not resume."""
+    """Raises a FileExistsError if the folder has checkpoints, of any command, and the run does not resume."""
     folder = Path(output_dir)
-    if list_checkpoints(folder) and not resume_from_checkpoint:
+    there = [file for name in (STATE_FILE, TRAINER_STATE_NAME) for file in folder.glob(f"checkpoint-*/{name}")]
+    if there and not resume_from_checkpoint:
         raise FileExistsError(
             f"{folder} has checkpoints of an earlier run: continue it with --resume_from_checkpoint latest, or choose "
             "another --output_dir."

@@ -20,6 +20,7 @@ from ..data.batches import BatchStream
 from ..data.streams import StreamError
 from ..metrics.reports import without_nan
 from ..weights.opening import open_complete
+from .checkpoints import ensure_output_dir
 from .disk import describe_write_error, tensor_bytes
 from .epochs import EpochLengths
 from .evaluation import Monitor, evaluate
@@ -246,6 +247,7 @@ def finetune(task: Task, settings: Any, options: FinetuneSettings, training: Tra
 
     Raises:
         BlockingIOError: another training writes into the output folder.
+        FileExistsError: the output folder has checkpoints, and none is to be resumed.
         OSError, ValueError: as [`make_trainer`]; or the checkpoint to resume from is not complete, or is of another
             number of processes; or a checkpoint cannot be written.
         StreamError: the data cannot be read, or do not fill a batch.
@@ -257,6 +259,7 @@ def finetune(task: Task, settings: Any, options: FinetuneSettings, training: Tra
 
 def _finetune(task: Task, settings: Any, options: FinetuneSettings, training: TrainingArguments) -> dict[str, Any]:
     set_seed(training.seed)
+    ensure_output_dir(str(training.output_dir), training.resume_from_checkpoint or "")
     checkpoint = find_resumable(training)
     trainer = make_trainer(task, settings, options, training)
     stream: Any = trainer.train_dataset

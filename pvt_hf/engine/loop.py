@@ -505,7 +505,9 @@ class _Training:
         if self.batches.keep is None and self.lengths.limit is None and not self.settings.max_steps:
             # From the length of the stream: when one process runs out, others may leave samples unread.
             assert self.num_samples is not None  # otherwise there is a --samples_per_epoch
-            totals["dropped"] = self.num_samples * self.state.epoch - totals["trained"] - totals["skipped"]
+            left = self.num_samples * self.state.epoch - totals["trained"] - totals["skipped"]
+            if left >= 0:  # else earlier epochs were longer (--resume_with_changed_data)
+                totals["dropped"] = left
         return totals
 
     def _report(self) -> dict[str, Any]:

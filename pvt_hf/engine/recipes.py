@@ -27,6 +27,8 @@ def find_recipe(name: str) -> Path:
         return Path(name)
     names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
     if name not in names:
+        if Path(name).is_dir():
+            raise FileNotFoundError(f"{name} is a folder and not a recipe: give it as --dataset {name}.")
         similar = get_close_matches(name, names, n=1)
         hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(names)}."
         raise FileNotFoundError(f"there is no recipe {name} in this package; {hint} A file's name ends in .yaml.")
@@ -63,9 +65,14 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 def _read_mapping(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} must have `argument: value` lines, got a {type(values).__name__}.")
+    names = [name.value for name, _ in yaml.compose(text).value]  # of two lines with one name, the last would win
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{file} sets {', '.join(repeated)} more than once: keep one of the lines.")
     return values

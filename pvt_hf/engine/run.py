@@ -149,8 +149,8 @@ def build_model(task: Task, settings: Any, class_names: tuple[str, ...]) -> PreT
     if (channels := getattr(config, "num_channels", 3)) != 3:
         raise ValueError(
             f"The model takes images of {channels} channels (num_channels), but images are read as RGB here. Train it "
-            "with Transformers' Trainer on what its image processor prepares, as README shows, or set num_channels to "
-            "3."
+            "with Transformers' Trainer on what its image processor prepares (docs/classification.md), or "
+            "set num_channels to 3."
         )
     return model
 

@@ -23,12 +23,19 @@ from transformers.hf_argparser import HfArgumentParser
 from ..data.paths import check_dataset_path
 from ..families import load
 from ..weights.paths import check_model_path
+from .output_paths import check_output_file, check_output_folder
 from .recipes import ENDINGS, find_recipe, read_recipe
 
 
 Arguments = TypeVar("Arguments")
 # Of an image, in pixels. A larger one is a mistake: even this takes 3 GB as a tensor.
 LARGEST_SIDE = 16_384
+# Of NumPy's random generator; each process adds its number.
+LARGEST_SEED = 2**31
+# Those of Accelerate
+TRACKERS = (
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb",
+)  # fmt: skip
 
 
 def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -65,10 +72,9 @@ def check_share(settings: Any, *names: str) -> None:
             raise ValueError(f"--{name} must be between 0 and 1, got {getattr(settings, name)}.")
 
 
-def _check_output_dir(output_dir: str, resume_from_checkpoint: str) -> None:
-    """Raises an OSError if the folder cannot be one, or if there is no such checkpoint."""
-    if Path(output_dir).exists() and not Path(output_dir).is_dir():
-        raise NotADirectoryError(f"--output_dir {output_dir} is a file: give a folder.")
+def check_output_dir(output_dir: str, resume_from_checkpoint: str) -> None:
+    """Raises an OSError if the folder cannot be written, or if there is no such checkpoint."""
+    check_output_folder("output_dir", output_dir)
     checkpoint = resume_from_checkpoint
     if checkpoint in ("", "latest") or Path(checkpoint).is_dir() or Path(output_dir, checkpoint).is_dir():
         return
@@ -122,6 +128,8 @@ class DataSettings(Settings):
         super().__post_init__()
         check_dataset_path(self.dataset)
         check_share(self, "max_bad_share")
+        if self.class_names.endswith(".txt") and not Path(self.class_names).is_file():
+            raise FileNotFoundError(f"--class_names {self.class_names}: there is no such file.")
 
 
 @dataclass(kw_only=True)
@@ -221,9 +229,14 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
         check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs")
         check_at_least(
             self, 0, "max_steps", "max_grad_norm", "drop_path_zero_epochs", "shuffle_window", "samples_per_epoch",
-            "save_every_steps", "save_total_limit", "log_every_steps",
+            "save_every_steps", "save_total_limit", "log_every_steps", "seed",
         )  # fmt: skip
-        _check_output_dir(self.output_dir, self.resume_from_checkpoint)
+        if self.seed > LARGEST_SEED:
+            raise ValueError(f"--seed must be at most {LARGEST_SEED}, got {self.seed}.")
+        for name in self.report_to.split(","):
+            if name.strip() not in ("", "none", *TRACKERS):
+                raise ValueError(f"--report_to {name.strip()} is unknown: choose of {', '.join(TRACKERS)}.")
+        check_output_dir(self.output_dir, self.resume_from_checkpoint)
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must be at least 0 and below 1, got {self.ema_decay}.")
         if self.fsdp and (self.ema_decay or self.channels_last or self.compile_backend):
@@ -249,12 +262,35 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
 
 
 @dataclass
-class FinetuneSettings:
+class FinetuneSettings(Settings):
     """Arguments of fine-tuning with Transformers' `Trainer`, besides the task's and Trainer's own."""
 
     shuffle_window: int = option(1000, "Samples that each loader process reads ahead to shuffle; 0: source order.")
     lora_rank: int = option(0, "Train LoRA adapters of this rank instead of all weights, e.g. 8; 0: all weights.")
     lora_targets: str = option("query,value", "Layers that get an adapter, by the endings of their names.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 0, "shuffle_window", "lora_rank")
+
+
+@dataclass
+class TrainerSettings(Settings):
+    """Those of Trainer's arguments that are checked before `TrainingArguments` is imported, which takes seconds."""
+
+    output_dir: str = option("trainer_output", "As in `TrainingArguments`.")
+    resume_from_checkpoint: str = option("", "As in `TrainingArguments`.")
+    learning_rate: float = option(5e-5, "As in `TrainingArguments`.")
+    max_steps: int = option(-1, "As in `TrainingArguments`.")
+    num_train_epochs: float = option(3.0, "As in `TrainingArguments`.")
+    per_device_train_batch_size: int = option(8, "As in `TrainingArguments`.")
+    per_device_eval_batch_size: int = option(8, "As in `TrainingArguments`.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 1, "per_device_train_batch_size", "per_device_eval_batch_size")
+        check_at_least(self, 0, "learning_rate", "num_train_epochs")
+        check_output_dir(self.output_dir, self.resume_from_checkpoint)
 
 
 @dataclass(kw_only=True)
@@ -271,6 +307,8 @@ class EvaluationSettings(DeviceSettings):
         super().__post_init__()
         check_model_path(self.model)
         check_at_least(self, 1, "batch_size")
+        if self.output:
+            check_output_file("output", self.output)
 
 
 def parse_overrides(flag: str, text: str, config: str, other: tuple[str, str] | None = None) -> dict[str, Any]:
@@ -330,11 +368,13 @@ def parse_arguments(
             values = read_recipe(find_recipe(recipe))
             unknown = sorted(set(values) - set(names))
             if unknown:
-                raise ValueError(f"{recipe} sets {', '.join(unknown)}, which this command does not have.")
+                similar = difflib.get_close_matches(unknown[0], names, n=1)
+                advice = f"; did you mean {similar[0]}?" if similar else "."
+                raise ValueError(f"{recipe} sets {', '.join(unknown)}, which this command does not have{advice}")
             words = [part for name, value in values.items() for part in _flag(name, value)] + words
         parsed, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
         if rest:
-            raise ValueError(_describe_unknown(rest, names))
+            raise ValueError(describe_unknown(rest, names))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return parsed
@@ -372,7 +412,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return action.help if action.default in (None, "", []) else super()._get_help_string(action)
 
 
-def _describe_unknown(words: list[str], names: list[str]) -> str:
+def describe_unknown(words: list[str], names: list[str]) -> str:
     """The error for words of the command line that are not arguments or values."""
     if words[0].endswith(ENDINGS):
         return f"the recipe has to come first, before all arguments: {words[0]} --argument value ..."

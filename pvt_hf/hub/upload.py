@@ -14,10 +14,11 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx, validate_repo_id
+from huggingface_hub.utils import httpx
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 
+from ..weights.paths import check_repo_id
 from .card import build_card
 from .repository import open_folder, read_object, save_repository
 
@@ -162,17 +163,6 @@ def push_folder(folder: str | Path, repo_id: str, *, evaluation_file: str | Path
         evaluation=read_object(Path(evaluation_file)) if evaluation_file else None,
         **options,
     )
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Raises a ValueError unless `repo_id` is "organisation-or-user/name", in characters that the Hub allows."""
-    try:
-        validate_repo_id(repo_id)
-        reason = "" if repo_id.count("/") == 1 else "it has no slash"
-    except ValueError as error:
-        reason = str(error)
-    if reason:
-        raise ValueError(f"{repo_id!r} is not a repository name, expected org/name, such as me/pvt-small: {reason}")
 
 
 def check_target(repo_id: str, token: str | None = None) -> str:

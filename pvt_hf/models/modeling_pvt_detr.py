@@ -150,6 +150,11 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
             ValueError: the mask has another size, or marks a whole image as padding; labels have wrong types, shapes or
                 values; or the backbone refuses its input.
         """
+        if pixel_values is not None and pixel_values.ndim != 4:  # DETR reads the shape before the backbone checks it
+            raise ValueError(
+                f"pixel_values must have the four dimensions (batch, channels, height, width), got shape "
+                f"{tuple(pixel_values.shape)}: a single image needs a batch of one, `pixel_values[None]`."
+            )
         if pixel_mask is not None:
             image_sizes_of(pixel_values, pixel_mask)  # for its checks: DETR would resize a mask of another size
         if labels is not None:

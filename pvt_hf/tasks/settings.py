@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..engine.settings import Settings, check_side, option, parse_overrides
 from ..families import FAMILIES, load
 from ..weights.paths import check_model_path
-from ..weights.variants import get_config
+from ..weights.variants import VARIANTS, get_config
 
 
 @dataclass(kw_only=True)
@@ -30,7 +31,7 @@ class CheckpointSettings(Settings):
 class ModelSettings(CheckpointSettings):
     """The model to train: a checkpoint, or a new PVT."""
 
-    variant: str = option("pvt-tiny", "PVT to build if --model is not given, e.g. pvt-small.")
+    variant: str = option("pvt-tiny", "PVT to build if --model is not given.", choices=[*VARIANTS])
     config_overrides: str = option(
         "{}", "Configuration fields of the new model to change, as JSON, e.g. '{\"hidden_dropout_prob\": 0.1}'."
     )
@@ -40,7 +41,9 @@ class ModelSettings(CheckpointSettings):
 class HeadSettings(ModelSettings):
     """The model to train: a checkpoint, or a new head on a backbone."""
 
-    variant: str = option("pvt-tiny", "PVT to build as backbone, e.g. pvt-small; '': the architecture of --backbone.")
+    variant: str = option(
+        "pvt-tiny", "PVT to build as backbone; '': the architecture of --backbone.", choices=["", *VARIANTS]
+    )
     config_overrides: str = option(
         "{}", "Configuration fields of the new head to change, as JSON, e.g. '{\"fpn_channels\": 128}'."
     )
@@ -60,13 +63,19 @@ class HeadSettings(ModelSettings):
         super().__post_init__()
         if self.model and self.backbone:
             raise ValueError("--backbone is for a new model, and --model has its own backbone. Give one of them.")
+        if self.backbone.endswith(".pth") and not Path(self.backbone).is_file():
+            raise FileNotFoundError(f"--backbone {self.backbone}: there is no such file.")
+        if self.backbone and not Path(self.backbone).is_file():
+            check_model_path(self.backbone)
 
 
 @dataclass(kw_only=True)
 class HeadFinetuning(HeadSettings):
     """The model to fine-tune: a checkpoint, or a new head on a trained backbone."""
 
-    variant: str = option("", "PVT to load --backbone into, e.g. pvt-small; default: the architecture of --backbone.")
+    variant: str = option(
+        "", "PVT to load --backbone into; default: the architecture of --backbone.", choices=["", *VARIANTS]
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

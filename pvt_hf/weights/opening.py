@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def open_complete(
 
     Raises:
         OSError: there is no such folder or Hub id, or it lacks a file.
-        ValueError: weights are missing, NaN or infinite, or a file of weights is damaged.
+        ValueError: weights are missing, NaN or infinite, or a file of weights is damaged; or the Auto class has no such
+            model.
     """
     check_model_path(model)
     try:
@@ -40,6 +42,16 @@ def open_complete(
         )
     except SafetensorError as error:
         raise ValueError(f"The weights of {model} cannot be read: {error}") from error
+    except ValueError as error:
+        unfit = re.match(
+            r"Unrecognized configuration class <class '.*?(\w+)'> for this kind of AutoModel: (\w+)", str(error)
+        )
+        if unfit is None:
+            raise
+        # Transformers would list all models that are.
+        raise ValueError(
+            f"{model} has a {unfit[1]}, which is no model for {unfit[2]}: choose the model's task."
+        ) from None
     if loaded["missing_keys"]:
         raise ValueError(
             f"{model} is not a complete {type(opened).__name__}: it has no weights for "

@@ -5,7 +5,6 @@ is imported.
     pytest tests/commands/test_commands.py
 """
 
-import json
 import re
 import sys
 import tomllib
@@ -16,31 +15,7 @@ import pvt_hf
 from pvt_hf.commands import COMMANDS, EXTRAS, main
 
 from ..support.clean_process import REPOSITORY, run_python
-
-
-# Runs `pvt-hf` with each of the command lines and notes status, output and what was imported.
-PROGRAM = """
-import contextlib, io, json, sys
-from pvt_hf.commands import main
-
-answers = []
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["pvt-hf", *words]
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-    heavy = sorted({"torch", "datasets", "accelerate", "gradio", "timm"} & set(sys.modules))
-    answers.append([status, output.getvalue(), heavy])
-print(json.dumps(answers))
-"""
-
-
-def answers_of(*command_lines):
-    return json.loads(run_python(PROGRAM, json.dumps(command_lines)).stdout)
+from ..support.command_lines import answers_of
 
 
 def test_help_of_every_command_imports_nothing_heavy():

@@ -96,13 +96,14 @@ class Reached(Exception):
 
 
 def make_paths(words: list[str]) -> None:
-    """The folders and files that a command line names: paths that do not exist are refused at once."""
-    for path in (Path(word) for word in [*words, "coco"] if re.fullmatch(r"[\w.-]+(/[\w.-]+)*", word)):
+    """The folders and files that a command line, or its recipe, names: paths that do not exist are refused at once."""
+    for path in (Path(word) for word in [*words, "coco", "pvt_small.pth"] if re.fullmatch(r"[\w.-]+(/[\w.-]+)*", word)):
         if path.suffix:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         elif "/" in str(path) or str(path) == "coco":
             path.mkdir(parents=True, exist_ok=True)
+            (path / "config.json").touch()  # a folder without it is no model
 
 
 def read_arguments(words: list[str], patch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from transformers import TrainerState
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
 from pvt_hf.commands.finetune import parse_arguments
 from pvt_hf.engine import disk, finetuning
+from pvt_hf.engine.checkpoints import ensure_output_dir
 
 from ..support.common import tiny_pvt_config
 from ..support.training_runs import make_photos
@@ -99,6 +100,18 @@ def test_a_kill_in_a_save_resumes_at_the_sample_of_the_one_before(arguments, tmp
 def test_checkpoints_that_are_not_there(arguments, tmp_path):
     with pytest.raises(FileNotFoundError, match="checkpoint-48: there is no such folder. .* can resume: none"):
         finetuning.finetune(*arguments(tmp_path, "--max_steps", 1, "--resume_from_checkpoint", "checkpoint-48"))
+
+
+@pytest.mark.parametrize("file", ["trainer_state.json", "loop_state.json"])
+def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(arguments, tmp_path, file):
+    (tmp_path / "checkpoint-8").mkdir()
+    (tmp_path / "checkpoint-8" / file).write_text("{}")
+    with pytest.raises(FileExistsError, match="has checkpoints of an earlier run: .*--resume_from_checkpoint latest"):
+        finetuning.finetune(*arguments(tmp_path, "--max_steps", 1))
+    with pytest.raises(FileExistsError, match="has checkpoints of an earlier run"):
+        ensure_output_dir(tmp_path, "")
+    assert ensure_output_dir(tmp_path, "latest") == tmp_path
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["checkpoint-8"]
 
 
 def test_a_full_disk_is_named(arguments, tmp_path, monkeypatch):

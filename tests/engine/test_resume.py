@@ -201,6 +201,7 @@ def test_after_unusable_samples_were_removed_or_repaired(tmp_path, capsys):
     assert "the epoch begins anew, so this resume is not exact" in capsys.readouterr().out
     # Two steps before, and two whole epochs of the 31 that are left: apples come first, unshuffled.
     assert report["steps"] == 2 + 2 * 3 and seen == 2 * ([0] * 16 + [1] * 8)
+    assert report["dropped"] >= 0
     train_here(photos, tmp_path / "removed", resume_from_checkpoint="latest", **options)  # now these are its data
 
     (photos / "leaf").rename(photos / "pear")

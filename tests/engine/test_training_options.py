@@ -142,7 +142,7 @@ def test_clipping_bounds_the_gradient(photos, tmp_path, monkeypatch):
 def test_what_a_cpu_or_this_environment_does_not_have(tmp_path):
     for flags, words in (
         ({"mixed_precision": "fp16"}, "fp16 needs a GPU"),
-        ({"report_to": "tensorboard,nonsense"}, "nonsense is not installed"),
+        ({"report_to": "tensorboard,clearml"}, "clearml is not installed"),
     ):
         with pytest.raises(ValueError, match=words):
             make_accelerator(ClassificationSettings(output_dir=str(tmp_path), cpu=True, **flags))

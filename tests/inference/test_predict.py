@@ -191,7 +191,7 @@ def test_a_classifier_and_the_default_task(tmp_path, monkeypatch, capsys):
     assert end.startswith(f"error: There is no model folder {tmp_path / 'none'}") and "\n" not in end
     assert not (tmp_path / "out").exists()
     end = predict(monkeypatch, *arguments[:-1], tmp_path / "a.png")
-    assert end.startswith(f"--output_dir {tmp_path / 'a.png'} cannot be used as a folder")
+    assert end == f"error: --output_dir {tmp_path / 'a.png'} is a file: give a folder."
     assert predict(monkeypatch, *arguments) is None
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.classes.png"]
 

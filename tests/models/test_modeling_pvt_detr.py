@@ -170,6 +170,8 @@ def test_resnet_as_in_the_baseline_of_the_paper():
 
 def test_labels_and_masks_that_cannot_be():
     model = tiny_head("detr")
+    with pytest.raises(ValueError, match="a single image needs a batch of one"):
+        model(random_images(1, 64, 64)[0])
     one_pixel = {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 1 / 64, 1 / 64]])}
     for label in (7, -1):  # the contract tries 6, which is "no object"
         with pytest.raises(ValueError, match="num_labels 6"):

@@ -87,7 +87,9 @@ def header(name: str) -> str:
 
 @pytest.fixture(autouse=True)
 def data_sets(tmp_path, monkeypatch):
-    """The folders that the recipes name: a data set that does not exist is refused."""
+    """The data sets and official weights that the recipes name: what does not exist is refused."""
+    for name in ("tiny", "small", "medium", "large"):
+        (tmp_path / f"pvt_{name}.pth").touch()
     for folder in ("coco", "ADEChallengeData2016"):
         (tmp_path / folder).mkdir()
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from pvt_hf import PvtForImageClassification
 from pvt_hf.weights.opening import open_complete, shorten, weights_digest
@@ -77,6 +77,29 @@ def test_damaged_weights_and_absent_folders(saved):
     (folder / "model.safetensors").write_bytes(b"\xff" * 1000)
     with pytest.raises(ValueError, match="The weights of .* cannot be read"):
         open_complete(PvtForImageClassification, folder)
+
+
+def test_a_model_for_another_task(saved):
+    folder, _ = saved
+    with pytest.raises(
+        ValueError, match="has a PvtConfig, which is no model for AutoModelForSemanticSegmentation: ch"
+    ) as e:
+        open_complete(AutoModelForSemanticSegmentation, folder)
+    assert "Beit" not in str(e.value)
+
+
+def test_folders_and_files_without_a_model(saved, tmp_path):
+    folder, _ = saved
+    check_model_path(folder)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    check_model_path(tmp_path / "adapter")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty has no config.json, so it is no model folder"):
+        check_model_path(tmp_path / "empty")
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match="weights.pth is a file: .*pvt-hf convert"):
+        check_model_path(tmp_path / "weights.pth")
 
 
 def test_the_digest_covers_names_and_bytes():

@@ -1,0 +1,129 @@
+"""
+Mistakes in the arguments of every command are answered before anything heavy is imported.
+
+    pytest tests/commands/test_argument_mistakes.py
+"""
+
+import os
+import socket
+import sys
+
+import pytest
+
+from pvt_hf.commands import main
+from pvt_hf.engine.output_paths import check_output_file, check_output_folder
+from pvt_hf.engine.recipes import find_recipe, read_recipe
+
+from ..support.command_lines import answers_of
+
+
+TRAIN = ["train-image-classification", "--output_dir", "{}/out"]
+FINETUNE = ["finetune", "image-classification", "--model", "{}/model", "--dataset", "digits", "--output_dir", "{}/out"]
+EVALUATE = ["evaluate", "image-classification", "--dataset", "digits", "--model"]
+PREDICT = ["predict", "--model", "{}/model", "--output_dir", "{}/out"]
+PUSH = ["push", "--dry_run", "--model", "{}/model", "--repo"]
+# Words of a command line, "{}": a folder with the folders `empty`, `runs/model` and `model`, and with `file`
+MISTAKES = [
+    ([*TRAIN, "--dataset", ""], "--dataset '': there is no such folder"),
+    ([*TRAIN, "--dataset", "{}/file"], "--dataset {}/file is a file: give a folder"),
+    ([*TRAIN, "--model", "{}/empty"], "{}/empty has no config.json, so it is no model folder."),
+    ([*TRAIN, "--model", "{}/runs"], "{}/runs has no config.json, so it is no model folder ({}/runs/model would do)."),
+    ([*TRAIN, "--model", "{}/file"], "{}/file is a file: give a folder with config.json"),
+    ([*TRAIN, "--variant", "pvt-tinny"], "invalid choice: 'pvt-tinny'"),
+    ([*TRAIN, "--class_names", "{}/names.txt"], "--class_names {}/names.txt: there is no such file"),
+    ([*TRAIN, "--report_to", "tensorbord"], "--report_to tensorbord is unknown"),
+    ([*TRAIN, "--seed", "-1"], "--seed must not be negative"),
+    ([*TRAIN, "--seed", "4294967296"], "--seed must be at most"),
+    ([*TRAIN[:-1], ""], "--output_dir is empty"),
+    ([*TRAIN[:-1], "{}/file/out"], "--output_dir {}/file/out cannot be created: {}/file is a file"),
+    ([TRAIN[0], "{}/recipe.yaml", *TRAIN[1:]], "which this command does not have; did you mean epochs?"),
+    ([TRAIN[0], "{}/empty", *TRAIN[1:]], "{}/empty is a folder and not a recipe: give it as --dataset {}/empty"),
+    (["train-object-detection", *TRAIN[1:], "--variant", "pvt"], "invalid choice: 'pvt'"),
+    (["train-semantic-segmentation", *TRAIN[1:], "--backbone", "{}/empty"], "{}/empty has no config.json"),
+    (["train-object-detection", *TRAIN[1:], "--backbone", "{}/a.pth"], "--backbone {}/a.pth: there is no such file"),
+    ([*FINETUNE, "--shuffle_window", "-5"], "--shuffle_window must not be negative"),
+    ([*FINETUNE, "--lora_rank", "-1"], "--lora_rank must not be negative"),
+    ([*FINETUNE, "--learning_rate", "nan"], "--learning_rate must be finite"),
+    ([*FINETUNE, "--max_steps", "many"], "invalid int value: 'many'"),
+    ([*FINETUNE, "--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1"),
+    ([*FINETUNE, "--resume_from_checkpoint", "checkpoint-9"], "checkpoint-9: there is no such folder"),
+    ([*FINETUNE[:-1], "{}/file"], "--output_dir {}/file is a file"),
+    ([*EVALUATE, "{}/empty"], "{}/empty has no config.json"),
+    ([*EVALUATE, "{}/model", "--output", "{}/empty"], "--output {}/empty is a folder: give the name of a file"),
+    ([*PREDICT, "{}/photo.jpg"], "error: there is no file {}/photo.jpg"),
+    ([*PREDICT, "{}/empty"], "{}/empty is a folder: name its image files, such as {}/empty/*.jpg"),
+    ([*PREDICT[:-1], "{}/file", "{}/file"], "--output_dir {}/file is a file"),
+    (["convert", "--checkpoint", "{}/file", "--output", "{}/file"], "--output {}/file is a file"),
+    (["convert", "--checkpoint", "{}/file", "--push", "one two"], "'one two' is not a repository name"),
+    (["convert", "--checkpoint", "{}/file", "--output", "{}/o", "--image_size", "0"], "--image_size: expected one or"),
+    (["convert", "--checkpoint", "{}/file", "--output", "{}/o", "--num_attention_heads", "1", "2"], "four numbers"),
+    ([*PUSH, "me/fr uit"], "'me/fr uit' is not a repository name"),
+    ([*PUSH, "me/fruit", "--evaluation", "{}/none.json"], "There is no JSON file {}/none.json"),
+    (["info", "{}/empty"], "{}/empty has no config.json"),
+    (["info", "--variant", "pvt-tiny", "--size", "99999999"], "a side may have at most 16,384 pixels"),
+    (["app", "--model", "{}/empty"], "{}/empty has no config.json"),
+    (["app", "--model", "{}/model", "--port", "99999"], "--port must be from 1 to 65535"),
+    (["app", "--model", "{}/model", "--host", "a..b"], "--host 'a..b' is no address of this machine"),
+    (["benchmark", "model"], "the first argument is the task, one of models, training, data; got model"),
+    (["benchmark", "--varant", "pvt-tiny"], "did you mean --variant?"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mistakes")
+    for model in (folder / "model", folder / "runs" / "model"):
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+    (folder / "empty").mkdir()
+    (folder / "file").write_bytes(b"x")
+    (folder / "recipe.yaml").write_text("epoch: 3\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(folder):
+    """Those of `MISTAKES`, from one process."""
+    lines = [[word.format(*[folder] * word.count("{}")) for word in words] for words, _ in MISTAKES]
+    return answers_of(*lines)
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_is_named_at_once(number, folder, answers):
+    words, message = MISTAKES[number]
+    status, text, heavy = answers[number]
+    assert status not in (0, None) and heavy == []
+    assert message.replace("{}", str(folder)) in f"{status} {text}"
+    assert not (folder / "out").exists() and list((folder / "empty").iterdir()) == []
+
+
+def test_a_port_that_is_in_use(monkeypatch, capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        monkeypatch.setattr(sys, "argv", ["pvt-hf", "app", "--port", port])
+        with pytest.raises(SystemExit):
+            main()
+    assert f"cannot serve at 127.0.0.1:{port} (Address already in use): choose another" in capsys.readouterr().err
+
+
+def test_folders_that_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (".", "new", "new/inner", tmp_path, tmp_path / "a" / "b"):
+        check_output_folder("output_dir", path)
+        check_output_file("output", f"{path}/report.json")
+    check_output_file("output", "report.json")
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    with pytest.raises(NotADirectoryError, match="link"):  # a link that leads nowhere cannot be made a folder
+        check_output_folder("output_dir", "link")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="nothing can be written in"):
+        check_output_folder("output_dir", "new")
+
+
+def test_a_name_that_a_recipe_sets_twice_is_an_error(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("epochs: 10\nseed: 1\nepochs: 20\n")
+    with pytest.raises(ValueError, match="recipe.yaml sets epochs more than once: keep one of the lines"):
+        read_recipe(tmp_path / "recipe.yaml")
+    assert read_recipe(find_recipe("digits_pvt"))
