@@ -1,8 +1,8 @@
 """
 Registers the package with Transformers' Auto classes. Takes over the `pvt` model type (`exist_ok`).
 
-Importing the Auto classes takes seconds, so `import pvt_hf` does not: each of their files is registered with as soon as
-a program has imported it.
+Importing the Auto classes takes seconds, so `import pvt_hf` does not import them. A finder on `sys.meta_path` waits
+until a program does, and registers the package's classes right after.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _OnDemand(type):
     """
     Stands for a class in an Auto class, and imports its file when an attribute is first read.
 
-    Simpler ways do not do the same. Transformers' own lazy mappings import from `transformers.models` only. Importing
+    Why nothing simpler: Transformers' own lazy mappings import from `transformers.models` only. Importing
     all heads at once costs little (0.06 of the 4 s of importing the Auto classes), but then a release of Transformers
     that breaks one head would break every model.
     """
@@ -52,7 +52,7 @@ def _register_models(auto: Any) -> None:
 def _register_processors(auto: Any) -> None:
     for family in FAMILIES.values():
         # Not `AutoImageProcessor.register`, which first looks up what the name "PvtConfig" stands for natively. That
-        # imports the native processors and, without torchvision, prints a warning that concerns nobody.
+        # imports the native processors and, without torchvision, prints a warning that does not apply here.
         processors: Any = {backend: _on_demand(path) for backend, path in family.processors.items()}
         auto.IMAGE_PROCESSOR_MAPPING.register(load(family.config), processors, exist_ok=True)
 
@@ -67,9 +67,9 @@ _REGISTER: dict[str, Callable[[Any], None] | None] = {
 
 class _AutoClassFinder(MetaPathFinder):
     """
-    Finds the files of the Auto classes as Python does, and registers with them after they have run. They import each
-    other, and importing one of our configurations may import the next of them. So what has run waits in a line until
-    none is running. `DetrConfig` imports them, too.
+    Loads the modules of the Auto classes as Python does, and registers the package's classes in each one after it has
+    been executed. These modules import each other, and importing one of our configurations may import another of them
+    (`DetrConfig` does). So modules that have been executed wait in a queue until none is being executed.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class _AutoClassFinder(MetaPathFinder):
         return spec
 
     def register(self) -> None:
-        """Registers with the modules in the line, unless one is running or registered with at this moment."""
+        """Registers with the queued modules, unless one is being executed or registered with right now."""
         while self.waiting and not self.running:
             self.running += 1
             module = self.waiting.pop(0)

@@ -39,10 +39,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 @dataclass
 class ModelsArguments:
-    """
-    Measures PVT on this machine, two models at a time in one process. Other tasks: benchmark.py training --help,
-    benchmark.py data --help.
-    """
+    """Measures PVT on this machine, two models at a time in one process."""
 
     output: Path | None = field(
         default=None, metadata={"help": "JSON file for the results, written after every row, e.g. models.json."}

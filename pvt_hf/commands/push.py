@@ -27,7 +27,7 @@ class Arguments:
     repo: str = field(metadata={"help": "Repository on the Hub, e.g. me/fruit. Created if it does not exist."})
     revision: str | None = field(
         default=None,
-        metadata={"help": "Branch to commit to, created if it does not exist. Default: the main branch."},
+        metadata={"help": "Branch to commit to, created if it does not exist, e.g. v2. Default: the main branch."},
     )
     private: bool = field(
         default=False, metadata={"help": "Create a private repository; refuse one that is public already."}
@@ -40,13 +40,16 @@ class Arguments:
         },
     )
     evaluation: str | None = field(
-        default=None, metadata={"help": "JSON file from an evaluation script's --output, for the model card."}
+        default=None,
+        metadata={"help": "JSON file from --output of pvt-hf evaluate, for the model card, e.g. outputs/fruit.json."},
     )
     license: str | None = field(
         default=None, metadata={"help": "License of the weights for the model card, e.g. apache-2.0."}
     )
     dry_run: bool = field(default=False, metadata={"help": "List what would be uploaded, and upload nothing."})
-    show_card: bool = field(default=False, metadata={"help": "Print the model card first, also of a dry run."})
+    show_card: bool = field(
+        default=False, metadata={"help": "Print the model card before the list of files, in a dry run too."}
+    )
 
 
 def main() -> int:

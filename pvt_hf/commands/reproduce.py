@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
         "--max_seconds", type=float, default=120.0,
         help="a model whose pass takes longer is not measured at larger sizes, e.g. 30; default: %(default)s",
     )  # fmt: skip
-    figure.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    figure.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="e.g. cuda; default: %(default)s")
     figure.add_argument("--threads", type=int, default=None, help="CPU threads, e.g. 2; default: PyTorch's choice")
 
     for command in (cost, figure):

@@ -36,7 +36,7 @@ TEXTS = {
         "model": "a detector (boxes, or boxes and masks)",
         "example": "RECIPE --dataset path/to/coco",
         "recipe": "digits_retinanet",
-        "data": "a folder in COCO's layout",
+        "data": "a folder in COCO's or YOLO's layout",
     },
 }
 

@@ -102,14 +102,14 @@ def plain(name: str) -> str:
 
 
 class Finder:
-    """Finds files that annotations name, also if they are spelled otherwise here ([`folded`]). Lists a folder once."""
+    """Finds files that annotations name, even if the spelling on disk differs ([`folded`]). Lists each folder once."""
 
     def __init__(self) -> None:
         self.folders: dict[Path, Path | None] = {}
         self.names: dict[Path, dict[str, list[str]]] = {}
 
     def file(self, path: Path) -> Path | None:
-        """The file with this path, or else the only one that is spelled otherwise; None if there is none."""
+        """The file at this path, or else the only one with the same folded name; None if there is not exactly one."""
         folder = self.folder(path.parent)
         return None if folder is None else self._entry(folder, path.name)
 
@@ -174,7 +174,7 @@ def find_split(folders: Iterable[Path], split: str, words: Collection[str] = SPL
 
 
 def find_split_file(files: Iterable[Path], split: str, name_of: Callable[[Path], str]) -> Path | None:
-    """As [`find_split`], for files, in whose names (by `name_of`) a split may stand among other words."""
+    """As [`find_split`], for files. In `name_of(file)` the split may stand between other words."""
     return _best_named([(path, name_of(path), split_in(name_of(path))) for path in files], split)
 
 
@@ -257,15 +257,15 @@ def subfolders(folder: Path, left_out: LeftOut) -> list[Path]:
 
 
 def child(folder: Path, names: Iterable[str], left_out: LeftOut) -> Path | None:
-    """The first of some subfolders, which are named as by [`plain`], that a folder has."""
+    """The subfolder with the first of `names` (in the form of [`plain`]) that exists; None if there is none."""
     by_name = {plain(path.name): path for path in reversed(subfolders(folder, left_out))}
     return next((by_name[name] for name in names if name in by_name), None)
 
 
 def inner_folder(folder: Path, left_out: LeftOut) -> Path:
     """
-    The folder inside one that an archive was unpacked to: while a folder holds nothing but one folder of folders, that
-    one. A folder named after a split stays a split.
+    Skips the outer folders of an unpacked archive: while a folder holds nothing but one folder of folders, goes on to
+    that one. A folder named after a split is not skipped.
     """
     folders, files = list_folder(folder, left_out)
     if len(folders) != 1 or split_of(folders[0].name) or _has_data(files):
@@ -347,5 +347,5 @@ def nothing_found(folder: Path, split: str, wanted: str, layouts: str) -> FileNo
     there = ", ".join(names[:20]) + " ..." * (len(names) > 20) or "nothing"
     return FileNotFoundError(
         f"{folder} has no {wanted} for the split {split!r}. Expected in it: {layouts}; or parquet files or webdataset "
-        f"tars. There is: {there}."
+        f"tars. It contains: {there}."
     )

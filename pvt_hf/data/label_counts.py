@@ -15,7 +15,7 @@ class LabelCounts:
     Attributes:
         samples: number of samples.
         per_class: usable labels by class number; classes that do not occur may be missing.
-        unused: labels that are of no use, by reason.
+        unused: number of unusable labels, by reason.
     """
 
     samples: int = 0
@@ -24,7 +24,7 @@ class LabelCounts:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LabelCounts:
-        """The reverse of `dataclasses.asdict`, also after JSON, which turns numbers into text where they are keys."""
+        """Reverses `dataclasses.asdict`, also after a round trip through JSON, which turns integer keys into text."""
         per_class = {int(label): count for label, count in values["per_class"].items()}
         return cls(values["samples"], per_class, dict(values["unused"]))
 
@@ -43,7 +43,7 @@ class LabelCounts:
             self.unused[reason] = self.unused.get(reason, 0) + count
 
     def renumbered(self, labels: Sequence[int]) -> LabelCounts:
-        """The same with other class numbers: `labels[n]` for n."""
+        """The same counts under other class numbers: n becomes `labels[n]`."""
         renumbered = LabelCounts(self.samples, {}, dict(self.unused))
         for label, count in self.per_class.items():
             renumbered.add(LabelCounts(per_class={labels[label]: count}))

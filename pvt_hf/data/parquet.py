@@ -127,7 +127,7 @@ def _has_path(feature: Any) -> bool:
 
 
 def _find_path(value: str | None, *folders: Path) -> str | None:
-    """The path of an image, absolute or a URL as it is, others below the first folder that has it."""
+    """The path of an image: URLs and absolute paths unchanged, others below the first folder that has the file."""
     if not value or "://" in value:
         return value or None
     candidates = [folder / value.replace("\\", "/") for folder in folders]

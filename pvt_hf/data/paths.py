@@ -1,4 +1,4 @@
-"""Whether a data set's name is a path here or may be one on the Hub. Imports nothing heavy: arguments are checked."""
+"""Checks whether a data set's name is a local path or may be a Hub id. Imports nothing heavy, for quick errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def check_dataset_path(source: str) -> None:
     Refuses a path that does not exist, before it is looked up on the Hub, where the error message would mislead.
 
     Raises:
-        FileNotFoundError: `source` looks like a path, and there is nothing; or it is empty.
+        FileNotFoundError: `source` looks like a path that does not exist, or is empty.
         NotADirectoryError: it is a file.
     """
     if source and Path(source).is_dir():

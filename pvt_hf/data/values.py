@@ -1,4 +1,4 @@
-"""Ids and numbers as the tools write them that make annotations: an id may be 7, 7.0 or "7", an area 256 or "256"."""
+"""Reads ids and numbers as annotation tools write them: an id may be 7, 7.0 or "7", an area 256 or "256"."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_id(value: Any) -> int | str:
 
 def read_number(value: Any) -> float | None:
     """
-    A number that may be text. None, empty text and NaN are no number, and give None.
+    A number that may be text. None, empty text and NaN give None.
 
     Raises:
         ValueError, TypeError: not a number.

@@ -1,5 +1,5 @@
 """
-Webdataset tars: whether they are complete. `datasets` reads them, but takes the end of a file for the end of a tar.
+Checks that webdataset tars are complete. `datasets` reads them, but does not notice if one was cut off.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ RECORD = 20 * BLOCK
 
 def check_complete(file: Path) -> None:
     """
-    Checks that a tar was not cut off. A file with the usual end is not read any further; of others, the members are
-    looked through. One that ends after a member, but without the mark of an end, is only warned about, because some
-    programs write no mark.
+    Checks that a tar was not cut off. If the file ends in the usual way, nothing else is read; otherwise all members
+    are visited. A tar that ends after a member, but without the end-of-archive marker, causes only a warning, because
+    some programs do not write the marker.
 
     Raises:
         ValueError: it ends in the middle of a member, has no members, or is not a tar.
@@ -39,13 +39,15 @@ def check_complete(file: Path) -> None:
                     tar.fileobj.seek(member.offset_data + member.size - 1)
                     if not tar.fileobj.read(1):
                         raise EOFError("unexpected end of data")
-            # An incomplete header ends a tar for tarfile, like blocks of zeros
+            # tarfile takes an incomplete header for the end of the tar, like blocks of zeros
             tar.fileobj.seek(tar.offset)
             end = tar.fileobj.read(2 * BLOCK)
             if any(end):
                 raise EOFError("unexpected end of data")
             if not end:
-                warn_once(f"{file} has no mark at its end: it may have been cut off after its last member, {last}.")
+                warn_once(
+                    f"{file} has no end-of-archive marker: it may have been cut off after its last member, {last}."
+                )
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(
             f"{file} is not a complete tar: {type(error).__name__}: {error}; the last member that was found is {last}. "

@@ -19,11 +19,11 @@ def describe_write_error(folder: Path, error: BaseException, needed: int) -> str
     Says why writing to a folder failed: whether the disk is full, how much is needed and how much is free. Libraries
     report a full disk in ways that do not mention it, such as an internal assertion.
 
-    Call this before anything partial is deleted, or there is room again.
+    Call this before partial files are deleted, because deleting them frees space.
 
     Args:
         error: raised by whatever wrote.
-        needed: bytes that the whole save takes, at least; 0: unknown.
+        needed: bytes that the complete save takes at least; 0: unknown.
     """
     number = error.errno if isinstance(error, OSError) and error.errno else _probe(folder)
     reasons = {
@@ -43,7 +43,7 @@ def describe_write_error(folder: Path, error: BaseException, needed: int) -> str
 
 
 def _probe(folder: Path) -> int | None:
-    """The error number of writing a little more; None if that works."""
+    """Writes a little more, and returns the error number; None if that works."""
     file = folder / ".probe"
     try:
         with open(file, "wb") as handle:

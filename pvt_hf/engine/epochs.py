@@ -8,8 +8,8 @@ from ..data.batches import BatchStream
 from ..data.sharding import worker_sizes
 
 
-# Uneven shards, or a share held out, change the steps of an epoch with the order of the shards. With more shards than
-# this, the first epoch's order is taken for all of them, because computing every order would take minutes.
+# With uneven shards, or with a held-out share, the steps of an epoch depend on the order of its shards. With more
+# shards than this, the first epoch's order is assumed for all epochs, because computing every order would take minutes.
 MANY_ORDERED_SHARDS = 100_000
 
 
@@ -21,7 +21,7 @@ class EpochLengths:
     Unusable samples are not known before they are read. They may make an epoch shorter.
 
     Args:
-        batches: the training stream of any of the processes.
+        batches: the training stream of any process.
         num_samples: samples in one epoch over all processes; None if unknown.
         group_size: batches per optimiser step.
         num_workers: loader processes per process.
@@ -49,12 +49,8 @@ class EpochLengths:
             raise ValueError(f"{name}: the training stream is empty.")
         if num_samples is None and not samples_per_epoch:
             raise ValueError(f"The length of the training stream ({name}) is unknown: give --samples_per_epoch.")
-        self.batches, self.num_samples, self.group_size, self.num_workers = (
-            batches,
-            num_samples,
-            group_size,
-            num_workers,
-        )
+        self.batches, self.num_samples = batches, num_samples
+        self.group_size, self.num_workers = group_size, num_workers
         self.per_step = batches.batch_size * group_size * batches.world_size
         own_length = samples_per_epoch or (num_samples if batches.repeats > 1 else None)
         self.limit = own_length // self.per_step if own_length else None

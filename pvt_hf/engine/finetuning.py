@@ -43,14 +43,14 @@ def default_arguments(task: Task) -> dict[str, Any]:
         "load_best_model_at_end": True,
         "metric_for_best_model": task.best_metric,
         "logging_steps": 20,
-        # As in the evaluation script: a detector's figures depend on the padding in a batch.
+        # As in the evaluation command: a detector's figures depend on the padding in a batch.
         "per_device_eval_batch_size": task.evaluation_settings.batch_size,
         "disable_tqdm": not sys.stderr.isatty(),
     }
 
 
 def position_file(checkpoint: str | Path, process_index: int) -> Path:
-    """The position in the stream. Each process has its own."""
+    """The file with a process's position in the stream."""
     return Path(checkpoint, f"stream_{process_index}.pt")
 
 
@@ -93,7 +93,7 @@ def find_resumable(training: TrainingArguments) -> str | None:
 
 
 class StreamTrainer(Trainer):
-    """Trainer with the streams, the loss and the evaluation of the training scripts."""
+    """Trainer with the streams, the loss and the evaluation of the training commands."""
 
     def __init__(
         self,
@@ -113,8 +113,9 @@ class StreamTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """
-        Saves a checkpoint with the positions in the stream. They are there before Trainer's own state, the last file,
-        and before Trainer deletes older checkpoints. So one that a kill cut off is recognised, and not the only one.
+        Saves a checkpoint with the positions in the stream. They are written before Trainer's own state, which is its
+        last file, and before Trainer deletes older checkpoints. So if a kill interrupts saving, the checkpoint is
+        recognised as incomplete, and an older one is still there.
         """
         stream: Any = self.train_dataset
         checkpoint = Path(str(self.args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
@@ -160,7 +161,7 @@ class StreamTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, defined)
         return {name: math.nan if value is None else value for name, value in metrics.items()}
 
-    # Trainer loads checkpoints by the names in the file, leaving out without an error what the model calls otherwise:
+    # Trainer loads checkpoints by the names in the file, and silently skips names that the model does not have.
     # Transformers saves DETR and others under older names, which only `from_pretrained` translates.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -173,8 +174,8 @@ class StreamTrainer(Trainer):
 
     def _load_whole(self, checkpoint: Any) -> bool:
         """
-        Loads all weights of `checkpoint` through `from_pretrained`. Returns False if it holds none to open like that:
-        an adapter, or the shards of FSDP or DeepSpeed.
+        Loads all weights of `checkpoint` through `from_pretrained`. Returns False for what that cannot open: an
+        adapter, or the shards of FSDP or DeepSpeed.
 
         Raises:
             OSError, ValueError: see [`open_complete`].
@@ -298,7 +299,7 @@ def check_processes(training: TrainingArguments) -> None:
     if training.n_gpu > 1:  # Trainer's DataParallel would cut objects and masks like images
         raise ValueError(
             f"One process sees {training.n_gpu} GPUs: start one process for each, with `torchrun --nproc_per_node "
-            f"{training.n_gpu} scripts/finetune.py ...`, or choose one with CUDA_VISIBLE_DEVICES=0."
+            f"{training.n_gpu} -m pvt_hf finetune ...`, or choose one with CUDA_VISIBLE_DEVICES=0."
         )
 
 
@@ -307,7 +308,7 @@ def training_steps(training: TrainingArguments, batches: BatchStream, num_sample
     --max_steps, or the steps of --num_train_epochs.
 
     Args:
-        batches: the training stream of any of the processes.
+        batches: the training stream of any process.
         num_samples: samples in one epoch over all processes; None if unknown.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Says what a stream lacks: nothing to learn from or to evaluate, classes that never occur, labels of no use."""
+"""Reports what a stream lacks: nothing to learn from or to evaluate, classes that never occur, unusable labels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from ..weights.opening import shorten
 from .task import SampleMaker
 
 
-# Samples that are looked at before anything is computed, and as many where that opens no file
+# Samples that are counted before training: if counting opens files or reads images, and if it does not
 LOOK, LOOK_WITHOUT_FILES = 50, 2000
 
 
 class LabelGuard:
     """
-    Counts the labels of one stream, twice, because counting all of them can take as long as an epoch: [`look`] at the
-    beginning before the first step (a small stream is read whole), and [`finish`] with the counts of the first pass.
-    Both print what is wrong, and raise a ValueError where there is nothing to learn from or to evaluate.
+    Counts the labels of one stream in two steps, because counting all of them can take as long as an epoch. Before the
+    first step, [`look`] counts the beginning of the stream (all of a small one). After the first pass, [`finish`] takes
+    the counts of that pass. Both print what is wrong, and raise a ValueError if there is nothing to learn from or to
+    evaluate.
 
     Args:
         sample: makes the samples of the stream.
@@ -130,7 +131,7 @@ class LabelGuard:
         elif counts.samples:
             why = f"its {counts.samples:,} samples have no {what}"
         else:
-            why = "it has no samples, or --eval_share or --keep_empty false leave none"
+            why = "it has no samples, or --eval_share or --no_keep_empty leaves none"
         purpose = "learn from" if self.training else "evaluate"
         return f"{self.name} has nothing to {purpose}: {why}.{self._advice(counts)}"
 

@@ -1,4 +1,4 @@
-"""One training per output folder: a lock that a second one meets, and that ends with its process."""
+"""Allows one training per output folder, with a lock that the system releases when the process ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lock_output_dir(output_dir: str | Path, state: Any) -> Iterator[None]:
         state: an Accelerator or PartialState. Every process has to call this.
 
     Raises:
-        BlockingIOError: on every process, if another run has the folder.
+        BlockingIOError: on every process, if another run holds the lock.
         OSError: the folder or the file cannot be created.
     """
     descriptor, problem, error = None, None, None
@@ -62,7 +62,7 @@ def lock_output_dir(output_dir: str | Path, state: Any) -> Iterator[None]:
 
 
 def _lock(descriptor: int, output_dir: str | Path) -> str | None:
-    """Takes the lock, and writes down who has it. Returns a warning where there are no locks."""
+    """Takes the lock, and records its holder in the file. Returns a warning if the file system has no locks."""
     try:
         # A record lock (POSIX): unlike flock's, it is not handed on to loader processes, which may outlive a crash.
         import fcntl

@@ -1,9 +1,9 @@
 """
 The arguments of the training and evaluation commands: a YAML recipe, and command-line arguments that override it.
 
-The arguments of a script form one flat dataclass, which inherits from small ones. A function takes the small class that
-it needs, so its signature says which arguments reach it. This file and the tasks' settings import nothing heavy, so
-that `--help` and wrong arguments are answered at once.
+The arguments of a command form one flat dataclass, which inherits from small ones. A function takes the small class
+that it needs, so its signature says which arguments reach it. This file and the tasks' settings import nothing heavy,
+so that `--help` and wrong arguments are answered at once.
 """
 
 from __future__ import annotations
@@ -182,10 +182,12 @@ class OptimizerSettings(Settings):
 
 @dataclass(kw_only=True)
 class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
-    """Arguments of the training scripts of all tasks. Each task adds its own."""
+    """Arguments of the training commands of all tasks. Each task adds its own."""
 
     output_dir: str = field(
-        metadata={"help": "Folder for checkpoints, the final model, its image processor and run.json."}
+        metadata={
+            "help": "Folder for checkpoints, the final model, its image processor and run.json, e.g. outputs/fruit."
+        }
     )
     epochs: int = option(300, "Number of epochs.")
     max_steps: int = option(0, "Number of optimiser steps, e.g. 40000; 0: use --epochs.")
@@ -211,7 +213,9 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
     eval_every_epochs: int = option(1, "Epochs between evaluations. The last epoch is always evaluated.")
     save_every_steps: int = option(0, "Optimiser steps between checkpoints, e.g. 1000; 0: only one per epoch.")
     save_total_limit: int = option(2, "Number of checkpoints to keep; 0: all.")
-    resume_from_checkpoint: str = option("", "Checkpoint folder to resume from, or latest; '': start anew.")
+    resume_from_checkpoint: str = option(
+        "", "Checkpoint folder to resume from, e.g. latest, the newest in --output_dir; '': start anew."
+    )
     resume_with_changed_data: bool = option(
         False,
         "Resume although the training data changed, for example because unusable samples were removed. The epoch "
@@ -222,7 +226,7 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
         0,
         "Optimiser steps between log entries (loss, learning rate, speed), e.g. 20; 0: 20, or fewer in a short run.",
     )
-    report_to: str = option("none", "Experiment trackers, separated by commas: tensorboard, trackio, wandb.")
+    report_to: str = option("none", "Experiment trackers, separated by commas, e.g. tensorboard,trackio,wandb.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -295,9 +299,11 @@ class TrainerSettings(Settings):
 
 @dataclass(kw_only=True)
 class EvaluationSettings(DeviceSettings):
-    """Arguments of the evaluation scripts of all tasks. Each task adds its own."""
+    """Arguments of the evaluation commands of all tasks. Each task adds its own."""
 
-    model: str = field(metadata={"help": "Trained model for this task, of any architecture: a folder or Hub id."})
+    model: str = field(
+        metadata={"help": "Trained model for this task, of any architecture: a folder or Hub id, e.g. outputs/fruit."}
+    )
     split: str = option("validation", "Split to evaluate on, e.g. test.")
     batch_size: int = option(1, "Images per batch and process.")
     trust_remote_code: bool = option(False, "Run the Python code that comes with the model. Read it first.")

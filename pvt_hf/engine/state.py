@@ -51,7 +51,7 @@ class StopSignal:
     Makes Ctrl-C and SIGTERM stop the training cleanly, while used as a context.
 
     The signal is only recorded here. Before its next step the loop tells the other processes (`_Training._agree`); all
-    save a checkpoint at the same step and return, and the script exits with status 0 after saying how to resume. An
+    save a checkpoint at the same step and return, and the command exits with status 0 after saying how to resume. An
     evaluation that is running is finished first. A second Ctrl-C raises KeyboardInterrupt at once.
 
     Attributes:

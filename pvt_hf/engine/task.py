@@ -128,9 +128,9 @@ class Task(ABC):
         name: for example "semantic-segmentation".
         auto_class: Transformers' Auto class that opens the task's models.
         best_metric: the metric that selects the best model; higher is better.
-        training_settings: dataclass with the arguments of the training script.
-        evaluation_settings: dataclass with the arguments of the evaluation script.
-        finetuning_settings: dataclass with the task's arguments in `scripts/finetune.py`.
+        training_settings: dataclass with the arguments of the training command.
+        evaluation_settings: dataclass with the arguments of the evaluation command.
+        finetuning_settings: dataclass with the task's arguments of `pvt-hf finetune`.
         eval_batch_size: images per batch and process when a training is evaluated; None: the training's batch size.
     """
 
@@ -197,7 +197,7 @@ class Task(ABC):
     def checkpoint_evaluations(
         self, settings: Any, stream: Stream, model: PreTrainedModel, processor: Any
     ) -> Iterator[EvaluationPart]:
-        """The passes of the evaluation script, for example one for each image size."""
+        """The passes of the evaluation command, for example one for each image size."""
 
     def summarize(self, results: list[dict[str, Any]]) -> Any:
         """The entry `results` of the results file, from the reports of the passes."""

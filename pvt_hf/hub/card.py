@@ -59,7 +59,7 @@ def build_card(
         processor: its image processor, or None.
         repo_id: `org/name`.
         run: content of the `run.json` that a training writes. Paths in it do not get into the card.
-        evaluation: content of an evaluation script's `--output`, for this model with these weights.
+        evaluation: content of an evaluation command's `--output`, for this model with these weights.
         conversion: content of the `conversion.json` that [`pvt_hf.weights.convert.convert_checkpoint`] writes.
         license: of the weights, as the Hub calls it. By default that of the official release, if `conversion` is of a
             file downloaded from there. Otherwise none: the author of the weights has to say.

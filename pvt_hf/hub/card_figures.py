@@ -76,7 +76,7 @@ def evaluation_results(
     evaluation: Mapping[str, Any], source: Source, model_class: str, weights: str | None = None
 ) -> list[Results]:
     """
-    The results in an evaluation script's `--output`: several for a classifier that was evaluated at several sizes.
+    The results in an evaluation command's `--output`: several for a classifier that was evaluated at several sizes.
 
     Args:
         evaluation: the file's content.
@@ -84,9 +84,9 @@ def evaluation_results(
         weights: [`pvt_hf.weights.opening.weights_digest`] of that model; None accepts any.
 
     Raises:
-        ValueError: it is of another model, or not the output of an evaluation script.
+        ValueError: it is of another model, or not the output of an evaluation command.
     """
-    expected = "what an evaluation script writes with --output"
+    expected = "what an evaluation command writes with --output"
     require(evaluation, "evaluation", expected, "settings", "results", "model_class", "weights")
     if evaluation["model_class"] != model_class:
         raise ValueError(

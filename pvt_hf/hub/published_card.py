@@ -27,7 +27,7 @@ def build_published_card(published: PublishedModel, evaluation: Mapping[str, Any
     those of the evaluation, and the table has both.
 
     Args:
-        evaluation: content of an evaluation script's `--output`, for the published weights or those of the recipe.
+        evaluation: content of an evaluation command's `--output`, for the published weights or those of the recipe.
 
     Raises:
         ValueError: the evaluation is of another model.

@@ -44,7 +44,7 @@ class PublishedCost:
 
     Attributes:
         table: its number.
-        model: the row, as the table calls it.
+        model: name of the row, as printed.
         params_m: millions of parameters, as printed; "" where the paper gives none.
         gflops: 10^9 multiply-adds of one forward pass, as printed; "" where the paper gives none.
         size: (height, width) in pixels of the image that is counted here.

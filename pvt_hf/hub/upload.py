@@ -145,7 +145,7 @@ def push_folder(folder: str | Path, repo_id: str, *, evaluation_file: str | Path
 
     Args:
         folder: as for [`pvt_hf.hub.repository.open_folder`].
-        evaluation_file: an evaluation script's `--output`, for the card.
+        evaluation_file: an evaluation command's `--output`, for the card.
         options: as for [`push`].
 
     Raises:

@@ -3,7 +3,7 @@ The tasks: image classification, semantic segmentation and object detection.
 
 To add one: a folder here, with the same file names as the others, whose `task.py` has a subclass of
 [`pvt_hf.engine.task.Task`]; a row in `TASKS`; its training command in `pvt_hf/commands/__init__.py`, with the text of
-its `--help` in `train.py` and `evaluate.py`; and a training and an evaluation script of two lines, such as
+its `--help` in `train.py` and `evaluate.py`; and scripts that start both commands, such as
 `scripts/train_image_classification.py`.
 """
 

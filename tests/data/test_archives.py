@@ -331,7 +331,9 @@ def test_a_tar_without_a_mark_at_its_end_is_warned_about(tar, caplog):
         cut = opened.getmembers()[2].offset  # after the first sample
     tar.write_bytes(tar.read_bytes()[:cut])
     check_complete(tar)
-    assert "train-1.tar has no mark at its end: it may have been cut off after its last member, 0.cls" in caplog.text
+    assert (
+        "train-1.tar has no end-of-archive marker: it may have been cut off after its last member, 0.cls" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("first", [b"", b"damaged"])

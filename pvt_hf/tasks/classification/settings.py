@@ -73,9 +73,9 @@ class ClassificationSettings(TrainingSettings, ClassificationData, Classificatio
 
 @dataclass(kw_only=True)
 class ClassificationFinetuning(SplitSettings, ClassificationData, ClassificationRecipe):
-    """Arguments of `scripts/finetune.py image-classification`."""
+    """Arguments of `pvt-hf finetune image-classification`."""
 
-    model: str = field(metadata={"help": "Checkpoint to fine-tune, with its image processor: a folder or Hub id."})
+    model: str = field(metadata={"help": "Checkpoint to fine-tune, with its image processor, e.g. models/pvt-small."})
     dataset: str = field(metadata={"help": "digits (built in), a folder, or a Hub data set such as org/name."})
     image_size: int = option(
         0, "Height and width of the images, in pixels, e.g. 224; 0: the size of the model's image processor."

@@ -1,8 +1,8 @@
 """
-Reads COCO's annotations of objects, one JSON file, as the many tools write it that export this format.
+Reads a JSON file of COCO's object annotations, including the variants that other tools export.
 
-Polygons are turned into text while the file is parsed: at its peak a process holds 4.7 times the size of the file, and
-9.3 times with polygons as lists of numbers. (Measured on files of 8 and 25 MB; that makes 2.1 GB for COCO's 450 MB.)
+Polygons become text while the file is parsed. At its peak a process then holds 4.7 times the size of the file, instead
+of 9.3 times with lists of numbers. (Measured on files of 8 and 25 MB; that makes 2.1 GB for COCO's 450 MB.)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .object_table import SharedTable, make_table, object_features
 
 
 PARTS = ("images", "annotations", "categories")
+MERGED = "If files were merged, renumber the ids, and give each category name one id."
 # Where an image's name is, the likeliest first. COCO's own URLs end in the file's name.
 NAME_FIELDS = ("file_name", "coco_url", "url", "flickr_url")
 
@@ -32,7 +33,7 @@ class CocoFile:
     The content of an annotation file.
 
     Attributes:
-        names: of the image files, as the file has them.
+        names: file names of the images, as written in the file.
         table: image ids, sizes and objects, in the same order.
         features: of the examples, with an image.
         categories: names by id, in the order of the ids.
@@ -130,9 +131,6 @@ def _read_categories(entries: list[dict[str, Any]]) -> dict[int | str, str]:
     return dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
-MERGED = "In files that were merged, ids have to be given anew, and categories of the same name made one."
-
-
 def _by_id(entries: list[dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
     images: dict[int | str, dict[str, Any]] = {}
     twice = []
@@ -147,8 +145,8 @@ def _by_id(entries: list[dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
     if twice:
         key, first, second = twice[0]
         raise ValueError(
-            f"the image id {key!r} is that of two images, {first} and {second}, so that nobody knows which of them an "
-            f"annotation belongs to; {len(twice)} id(s) occur more than once. {MERGED}"
+            f"two images, {first} and {second}, have the same id {key!r}, so it is unclear which of them an annotation "
+            f"belongs to; {len(twice)} id(s) occur more than once. {MERGED}"
         )
     return images
 
@@ -168,7 +166,7 @@ def _group(
     owners: dict[int | str, int | str] = {}
     strays = 0
     for number, entry in enumerate(entries):
-        where = f"annotation {entry.get('id', f'number {number} of the list, counted from 0,')}"
+        where = f"annotation {entry.get('id', f'at index {number}')}"
         key = _field(read_id, entry, "image_id", where)
         if key not in images:
             strays += 1
@@ -178,7 +176,7 @@ def _group(
             own = _field(read_id, entry, "id", where)
             if own in owners:
                 names = " and ".join(_image_name(images[owner]) for owner in (owners[own], key))
-                raise ValueError(f"the annotation id {own!r} is that of two objects, in {names}. {MERGED}")
+                raise ValueError(f"two objects, in {names}, have the same annotation id {own!r}. {MERGED}")
             owners[own] = key
         for name, read in READ.items():  # in place, because there may be a million of them
             entry[name] = _field(read, entry, name, where)

@@ -15,7 +15,7 @@ FILES_TRIED = 100
 
 
 def plain_name(name: str) -> str:
-    """A file name with slashes, without "." and without a drive or, of a URL, the host: `C:\\a\\b.png` is /a/b.png."""
+    """A file name with forward slashes, without ".", a drive or the host of a URL: `C:\\a\\b.png` is /a/b.png."""
     if "://" in name:
         name = unquote(urlsplit(name).path).lstrip("/")
     name = name.replace("\\", "/")
@@ -30,9 +30,9 @@ def find_image_files(names: Sequence[str], folders: Sequence[Path]) -> tuple[lis
     The files of images, by their names in the annotations, and the names whose folder was not found.
 
     A name's folder is looked for below each of `folders`, whole and then without its first parts: data/train/a.png
-    may be train/a.png or a.png there. An absolute path that exists is used first. All names with the same folder are in
-    one place, which is looked for with a few of them. Files that are spelled otherwise are found, too
-    ([`pvt_hf.data.folders.Finder`]), also with %20 for a blank.
+    may be train/a.png or a.png there. An absolute path that exists is used first. All names with the same folder are
+    taken to be in one place, which is searched for with at most `FILES_TRIED` of them. Files are found even if their
+    spelling differs ([`pvt_hf.data.folders.Finder`]) or the name has %20 for a blank.
 
     Args:
         names: as in the annotations.

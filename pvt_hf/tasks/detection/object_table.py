@@ -1,8 +1,8 @@
 """
-Images and their objects as an Arrow table: what folders with annotations are read into, once per process.
+Images and their objects as an Arrow table, which a folder with annotations is read into once per process.
 
-Forked workers share the table's memory. (Python objects would take several times the annotation file, and every worker
-would end up with a copy, because counting references writes to them.)
+Forked workers share the table's memory. (Python objects would take several times the size of the annotation file, and
+every worker would end up with a copy, because counting references writes to them.)
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def used_classes(
     source: str, categories: dict[int | str, str], counts: Mapping[int | str, int], keep_unused: bool
 ) -> dict[int | str, str]:
     """
-    The categories, names by id, with or without those that no object has. They are named in the log in either case.
-    (Roboflow exports a category 0 for the whole data set, which is none of its objects'.)
+    The categories (names by id), with or without those that have no objects. The log names these in either case.
+    (Roboflow exports a category 0 that stands for the whole data set and has no objects.)
 
     Args:
         counts: objects by category.
@@ -84,7 +84,7 @@ def used_classes(
     used = {key: name for key, name in categories.items() if counts.get(key)}
     shown = ", ".join(unused[:10]) + " ..." * (len(unused) > 10)
     if keep_unused:
-        hint = "kept; training leaves them out with --keep_unused_classes false"
+        hint = "kept; training leaves them out with --no_keep_unused_classes"
         warn_once(f"{source}: {len(unused)} of {len(categories)} classes have no objects ({shown}): {hint}.")
         return categories
     if not used:

@@ -77,7 +77,7 @@ class DetectionSettings(TrainingSettings, DetectionData, DetectionRecipe):
 
 @dataclass(kw_only=True)
 class DetectionFinetuning(HeadFinetuning, SplitSettings, DetectionData, DetectionRecipe):
-    """Arguments of `scripts/finetune.py object-detection`."""
+    """Arguments of `pvt-hf finetune object-detection`."""
 
     dataset: str = field(metadata={"help": DATASET_HELP})
 

@@ -6,7 +6,7 @@ A folder in YOLO's layout, as Ultralytics, Roboflow and labelling tools write it
     images/train/a.jpg     labels/train/a.txt; also train/images/a.jpg and train/labels/a.txt, or a.txt beside a.jpg
 
 A label file has a line per object: a class number and the box (centre x, centre y, width, height) or the points of a
-polygon (x1 y1 x2 y2 ...), as shares of the upright image's width and height. No file means no objects.
+polygon (x1 y1 x2 y2 ...), as fractions of the upright image's width and height. No file means no objects.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from .object_table import SharedTable, make_table, object_features, used_classes
 NAME_FILES = ("classes.txt", "obj.names")
 # Values that stand for a missing entry of the YAML file
 NOTHING: tuple[Any, ...] = ("", "null", "~", "None", [], {})
+FORMAT = "a class number and 4 numbers of a box (centre x, centre y, width, height) or the points of a polygon."
 # Coordinates are rounded when they are written, so that they may lie slightly outside the image.
 TOLERANCE = 0.01
 
@@ -140,7 +141,7 @@ def open_yolo(found: YoloSplit, keep_empty: bool, keep_unused_classes: bool = Tr
 
     Raises:
         FileNotFoundError: there are no images, or no image has a label file.
-        ValueError: a line of a label file is not an object, or has coordinates that are no shares of the image; the
+        ValueError: a line of a label file is not an object, or has coordinates that are not fractions of the image; the
             message names the file and the line.
     """
     if not found.images:
@@ -252,7 +253,7 @@ def _read_labels(file: Path, found: YoloSplit) -> list[dict[str, Any]]:
 
 
 def _read_line(line: str, where: str, found: YoloSplit) -> dict[str, Any]:
-    """`category`, `box` (left, top, width, height) and `polygon` (or None), as shares of the image."""
+    """`category`, `box` (left, top, width, height) and `polygon` (or None), as fractions of the image."""
     try:
         number, *values = (float(part) for part in line.split())
     except ValueError as error:
@@ -265,7 +266,8 @@ def _read_line(line: str, where: str, found: YoloSplit) -> dict[str, Any]:
         raise ValueError(f"{where}: class {number:.0f}, but only {min(found.names)} to {max(found.names)} have names.")
     if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in values):  # NaN is not
         raise ValueError(
-            f"{where}: {line.strip()!r:.80}; expected shares of the image's width and height, from 0 to 1, not pixels."
+            f"{where}: {line.strip()!r:.80}; expected fractions of the image's width and height, from 0 to 1, not "
+            "pixels."
         )
     if len(values) == 4:
         x, y, width, height = values
@@ -277,15 +279,12 @@ def _read_line(line: str, where: str, found: YoloSplit) -> dict[str, Any]:
     return {"category": int(number), "box": box, "polygon": values}
 
 
-FORMAT = "a class number and 4 numbers of a box (centre x, centre y, width, height) or the points of a polygon."
-
-
 def _image_id(image: Path, root: Path) -> str:
     return image.relative_to(root).as_posix() if image.is_relative_to(root) else image.as_posix()
 
 
 def _to_row(image_id: str, objects: list[dict[str, Any]]) -> dict[str, Any]:
-    """A row of the table, with boxes and polygons as shares, since the image's size is not known yet."""
+    """A row of the table, with boxes and polygons as fractions, because the image's size is not known."""
     polygons = [entry["polygon"] for entry in objects]
     return {
         "image_id": image_id,
@@ -326,7 +325,7 @@ def _upright_size(file: str) -> tuple[int, int] | None:
 
 
 def _scale(example: dict[str, Any], width: int, height: int) -> None:
-    """Turns shares into pixels."""
+    """Turns fractions into pixels."""
     objects, scale = example["objects"], [width, height]
     example["width"], example["height"] = width, height
     objects["bbox"] = [[share * side for share, side in zip(box, scale * 2)] for box in objects["bbox"]]

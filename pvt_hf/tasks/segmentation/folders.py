@@ -1,7 +1,7 @@
 """
 Finding images and their masks in folders. The layouts are listed in `data/folders.py`.
 
-The mask of an image has its name, but for the ending and for words at the beginning or the end that say what a file is:
+A mask is named like its image, except for the ending and for words at the beginning or end that say what a file is:
 a.jpg and a.png, a_mask.png or mask_a.tif; img_1.png and label_1.png; x_leftImg8bit.png and x_gtFine_labelIds.png. Case
 does not matter.
 
@@ -75,7 +75,7 @@ def find_pairs(folder: Path, split: str, left_out: LeftOut) -> Pairs | None:
 
 
 def _pairs_of_two_folders(folder: Path, images: Path, masks: Path, split: str, left_out: LeftOut) -> Pairs | None:
-    """Pairs from `images` and `masks` in `folder`: of Pascal VOC's lists, of their splits, or all of them."""
+    """Pairs from `images` and `masks` in `folder`: those of Pascal VOC's list, those of the split, or all."""
     lists = child(folder, ("imagesets",), left_out)
     names = _read_list(child(lists, ("segmentation",), left_out) or lists, split, left_out) if lists else None
     if names is not None:
@@ -171,7 +171,7 @@ def pair(image_folder: Path, mask_folder: Path, left_out: LeftOut, names: Collec
         images = [file for file in images if folded(file.stem) in names]
     files = files_below(mask_folder, left_out)
     masks = _mask_files(files, left_out)
-    # The list of VOC names some of the masks, and the others are not left out by mistake.
+    # VOC's list names only some images. Masks of the others are not reported as left out.
     found = _pair_files(images, image_folder, masks, mask_folder, left_out if names is None else LeftOut())
     if not any(found[1]):
         endings = ", ".join(sorted({file.suffix for file in files})) or "nothing"

@@ -20,7 +20,7 @@ NPY = b"\x93NUMPY"  # the first bytes of such a file
 
 def open_mask(value: dict[str, Any]) -> Image.Image | np.ndarray:
     """
-    A mask (`{"bytes": ..., "path": ...}`) as an image or, of NPY, as an array. Grey that is stored as colours (three
+    A mask (`{"bytes": ..., "path": ...}`) as an image or, for NPY, as an array. Grey that is stored as colours (three
     equal channels, nothing transparent) becomes grey, and whole numbers that are stored as floats become integers.
 
     Raises:
@@ -49,9 +49,9 @@ def _grey(image: Image.Image) -> Image.Image:
 
 def palette_labels(mask: Image.Image | np.ndarray, indices: np.ndarray, values: Collection[int]) -> np.ndarray:
     """
-    The values of a mask with a palette: its indices, as in Pascal VOC, whatever the colours. But if the palette has
-    greys only and they are possible values, the greys are the values: then a program that saved a grey mask (as GIF, or
-    as a smaller PNG) numbered the greys that this image has.
+    The values of a mask with a palette. They are its indices, whatever the colours (Pascal VOC), with one exception: if
+    the palette has only greys, and those in use are possible values, the greys are the values. A program that saves a
+    grey mask as GIF, or as a smaller PNG, numbers the greys of each image anew.
 
     Args:
         mask: an opened mask. Without a palette, its indices are returned.
@@ -75,7 +75,7 @@ def palette_labels(mask: Image.Image | np.ndarray, indices: np.ndarray, values: 
 def merge_masks(files: list[str]) -> dict[str, Any] | None:
     """
     The masks of an image's objects as one encoded mask: 1 where any of them is not 0. None if there are no files or
-    their sizes differ. If a file cannot be read, that file itself, so that its sample is skipped with the reason.
+    their sizes differ. If a file cannot be read, returns that file, so that its sample is skipped with the reason.
     """
     merged = None
     for file in files:

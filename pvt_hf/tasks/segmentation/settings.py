@@ -83,7 +83,7 @@ class SegmentationSettings(TrainingSettings, SegmentationData, SegmentationRecip
 
 @dataclass(kw_only=True)
 class SegmentationFinetuning(HeadFinetuning, SplitSettings, SegmentationData, SegmentationRecipe):
-    """Arguments of `scripts/finetune.py semantic-segmentation`."""
+    """Arguments of `pvt-hf finetune semantic-segmentation`."""
 
     dataset: str = field(metadata={"help": DATASET_HELP})
 
@@ -95,7 +95,7 @@ class SegmentationEvaluationSettings(EvaluationSettings, SegmentationData):
     dataset: str = field(metadata={"help": DATASET_HELP})
     batch_size: int = option(1, "Images that a loader process sends at once. The model gets them one by one.")
     reduce_labels: bool | None = option(
-        None, "Label 0 of the masks is no class: true or false; default: as the model's image processor says."
+        None, "Label 0 of the masks is no class, e.g. true; default: as the model's image processor says."
     )
     mode: str = option(
         "single",

@@ -115,7 +115,7 @@ class SegmentationTask(Task):
     def evaluation(
         self, settings: Any, model: PreTrainedModel, processor: Any, num_labels: int
     ) -> SegmentationEvaluation:
-        """Evaluates as the evaluation script does with `--mode single`."""
+        """Evaluates as the evaluation command does with `--mode single`."""
         return SegmentationEvaluation(SingleScale(processor), num_labels)
 
     def checkpoint_evaluations(

@@ -251,7 +251,7 @@ def test_digit_scenes_have_boxes_and_masks():
 def test_sources_that_do_not_fit(tmp_path, coco):
     with pytest.raises(FileNotFoundError, match="not a folder"):
         open_detection_stream(str(tmp_path / "nothing"))
-    with pytest.raises(FileNotFoundError, match=r"instances_SPLIT\.json.*There is: nothing"):
+    with pytest.raises(FileNotFoundError, match=r"instances_SPLIT\.json.*It contains: nothing"):
         open_detection_stream(str(tmp_path))
     for content, words in (("[1, 2", "JSONDecodeError"), ('{"images": []}', "it has no annotations")):
         (tmp_path / "annotations.json").write_text(content)

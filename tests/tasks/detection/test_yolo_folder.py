@@ -154,7 +154,7 @@ def test_polygons_are_boxes_and_masks(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("0 32 20 10 10", r"a\.txt, line 1: .*shares of the image's width and height, from 0 to 1, not pixels"),
+        ("0 32 20 10 10", r"a\.txt, line 1: .*fractions of the image's width and height, from 0 to 1, not pixels"),
         ("\n0 0.5 0.5 0.2 1.2", "line 2: .*from 0 to 1"),
         ("0 0.5 -0.1 0.2 0.2", "from 0 to 1"),
         ("0 0.5 nan 0.2 0.2", "from 0 to 1"),

@@ -57,7 +57,7 @@ def test_ade20k_folders_have_two_splits(tmp_path):
     (tmp_path / "objectInfo150.txt").write_text("Idx Ratio Train Val Name")
     assert open_segmentation_stream(str(tmp_path), "train").num_samples == 3
     assert open_segmentation_stream(str(tmp_path), "validation").num_samples == 2
-    with pytest.raises(FileNotFoundError, match="split 'test'.*There is: annotations, images, objectInfo150.txt"):
+    with pytest.raises(FileNotFoundError, match="split 'test'.*It contains: annotations, images, objectInfo150.txt"):
         open_segmentation_stream(str(tmp_path), "test")
 
 
@@ -120,7 +120,7 @@ def test_digit_scenes():
 def test_sources_that_do_not_fit(tmp_path, parquet):
     with pytest.raises(FileNotFoundError, match="not a folder"):
         open_segmentation_stream(str(tmp_path / "nothing"))
-    with pytest.raises(FileNotFoundError, match="Expected in it: images/SPLIT and annotations/.*There is: nothing"):
+    with pytest.raises(FileNotFoundError, match="Expected in it: images/SPLIT and annotations/.*It contains: nothing"):
         open_segmentation_stream(str(tmp_path))
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
