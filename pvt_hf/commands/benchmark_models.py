@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import re
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ from .benchmark_report import (
     summarise_ratios,
     time_pairs,
 )
+from .separate_process import ProcessEndedError, call_apart
 
 
 FORWARD, FORWARD_BACKWARD = "forward", "forward+backward"
@@ -202,16 +201,15 @@ def peak_resident_bytes(run: Callable[[], Any]) -> int:
     return resident_bytes("VmHWM") - before
 
 
-def send_peak_of_call(sender: Any, arguments: ModelsArguments, attention: str, row: dict[str, Any]) -> None:
-    """Measures the memory of one call on a CPU, in a separate process, and sends the bytes through `sender`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent process ends this one
+def peak_of_call(arguments: ModelsArguments, attention: str, row: dict[str, Any]) -> int:
+    """Peak memory of one call on a CPU, in bytes. For a process of its own."""
     torch.set_num_threads(arguments.threads)
     model = build_ours(arguments, attention).train(row["mode"] == FORWARD_BACKWARD)
     side = Side(attention, model, model)
     run_once(side, row["mode"], *make_inputs({**row, "height": 64, "width": 64}, arguments))
     model.zero_grad()
     images, labels = make_inputs(row, arguments)
-    sender.send(peak_resident_bytes(lambda: run_once(side, row["mode"], images, labels)))
+    return peak_resident_bytes(lambda: run_once(side, row["mode"], images, labels))
 
 
 def measure_memory(side: Side, row: dict[str, Any], arguments: ModelsArguments) -> int | None:
@@ -230,21 +228,10 @@ def measure_memory(side: Side, row: dict[str, Any], arguments: ModelsArguments) 
         return torch.cuda.max_memory_allocated() - before
     if not os.access("/proc/self/clear_refs", os.W_OK):
         return None
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_peak_of_call, args=(sender, arguments, side.name, row))
-    process.start()
-    sender.close()
     try:
-        return receiver.recv()
-    except EOFError:
-        process.join()
-        raise RowError(
-            f"the process that measured the memory of {side.name} ended with exit code {process.exitcode}"
-        ) from None
-    finally:
-        process.kill()
-        process.join()
+        return call_apart(peak_of_call, arguments, side.name, row)
+    except ProcessEndedError as error:
+        raise RowError(f"memory of {side.name} was not measured: {error}") from None
 
 
 def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArguments, matmul: float) -> dict[str, Any]:

@@ -24,10 +24,11 @@ from ..engine.output_paths import check_output_folder
 from ..engine.settings import HelpFormatter
 from ..weights.paths import check_repo_id
 from ..weights.variants import VARIANTS, get_variant
+from .push import PushOptions
 
 
-@dataclass
-class Arguments:
+@dataclass(kw_only=True)
+class Arguments(PushOptions):
     checkpoint: str | None = field(
         default=None,
         metadata={"help": "Official .pth or .safetensors file of a classifier or detector, e.g. pvt_small.pth."},
@@ -65,20 +66,10 @@ class Arguments:
     push: str | None = field(
         default=None, metadata={"help": "Push the result to this repository on the Hub, e.g. me/pvt-small."}
     )
-    private: bool = field(
-        default=False, metadata={"help": "--push creates a private repository, and refuses one that is public."}
-    )
-    without_code: bool = field(
-        default=False,
-        metadata={
-            "help": "--push does not upload the model's code. It is what opens the model where this package is not "
-            "installed, with trust_remote_code=True."
-        },
-    )
     license: str | None = field(
         default=None,
         metadata={
-            "help": "Licence of the weights for the model card of --push, e.g. apache-2.0. By default, with --variant, "
+            "help": "License of the weights for the model card of --push, e.g. apache-2.0. By default, with --variant, "
             "that of the official release."
         },
     )

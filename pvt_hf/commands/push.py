@@ -21,14 +21,10 @@ from ..engine.settings import HelpFormatter
 from ..weights.paths import check_model_path, check_repo_id
 
 
-@dataclass
-class Arguments:
-    model: str = field(metadata={"help": "Folder from a training or from `pvt-hf convert`, e.g. outputs/fruit."})
-    repo: str = field(metadata={"help": "Repository on the Hub, e.g. me/fruit. Created if it does not exist."})
-    revision: str | None = field(
-        default=None,
-        metadata={"help": "Branch to commit to, created if it does not exist, e.g. v2. Default: the main branch."},
-    )
+@dataclass(kw_only=True)
+class PushOptions:
+    """Arguments of every command that pushes a model."""
+
     private: bool = field(
         default=False, metadata={"help": "Create a private repository; refuse one that is public already."}
     )
@@ -38,6 +34,16 @@ class Arguments:
             "help": "Do not upload the model's code. It is what opens the model where this package is not installed, "
             "with trust_remote_code=True."
         },
+    )
+
+
+@dataclass(kw_only=True)
+class Arguments(PushOptions):
+    model: str = field(metadata={"help": "Folder from a training or from `pvt-hf convert`, e.g. outputs/fruit."})
+    repo: str = field(metadata={"help": "Repository on the Hub, e.g. me/fruit. Created if it does not exist."})
+    revision: str | None = field(
+        default=None,
+        metadata={"help": "Branch to commit to, created if it does not exist, e.g. v2. Default: the main branch."},
     )
     evaluation: str | None = field(
         default=None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import signal
 import statistics
@@ -22,6 +21,7 @@ from ..weights.variants import get_config
 from .benchmark_models import peak_resident_bytes
 from .benchmark_report import describe_environment
 from .reproduce_cost import write_csv
+from .separate_process import ProcessEndedError, call_apart
 
 
 COUNTED_ONLY = "ViT-Small/32"
@@ -85,26 +85,11 @@ def build(model: str, size: int) -> nn.Module:
 
 def measure_apart(model: str, size: int, arguments: argparse.Namespace, threads: int) -> dict[str, Any]:
     """[`measure`] in a process of its own; `error` says why there is no result."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    task = (model, size, arguments.attention, arguments.device, arguments.repeats, threads)
-    process = context.Process(target=_send, args=(sender, task))
-    process.start()
-    sender.close()
     try:
-        return receiver.recv()
-    except EOFError:
-        process.join()
-        killed = process.exitcode == -signal.SIGKILL
-        return {"error": "out of memory" if killed else f"failed with exit code {process.exitcode}"}
-    finally:
-        process.kill()
-        process.join()
-
-
-def _send(sender: Any, task: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent process ends this one
-    sender.send(measure(*task))
+        return call_apart(measure, model, size, arguments.attention, arguments.device, arguments.repeats, threads)
+    except ProcessEndedError as error:
+        killed = error.exit_code == -signal.SIGKILL
+        return {"error": "out of memory" if killed else f"failed: {error}"}
 
 
 @torch.no_grad()

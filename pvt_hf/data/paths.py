@@ -6,17 +6,22 @@ import re
 from pathlib import Path
 
 
-def check_dataset_path(source: str) -> None:
+def check_dataset_path(source: str, file_endings: tuple[str, ...] = ()) -> None:
     """
     Refuses a path that does not exist, before it is looked up on the Hub, where the error message would mislead.
 
+    Args:
+        file_endings: of files that stand for a data set.
+
     Raises:
         FileNotFoundError: `source` looks like a path that does not exist, or is empty.
-        NotADirectoryError: it is a file.
+        NotADirectoryError: it is another file.
     """
     if source and Path(source).is_dir():
         return
     if source and Path(source).exists():
+        if source.lower().endswith(file_endings):
+            return
         raise NotADirectoryError(f"--dataset {source} is a file: give a folder of images, parquet files or tars.")
     if not source.startswith((".", "/", "~")) and re.fullmatch(r"[^/\\]+(/[^/\\]+)?", source):
         return  # built in, or may be on the Hub

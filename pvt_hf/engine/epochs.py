@@ -70,6 +70,19 @@ class EpochLengths:
                 f"{shared}: use a smaller --batch_size{' or fewer --num_workers' if num_workers > 1 else ''}."
             )
 
+    def describe(self, epochs: int, max_steps: int) -> str:
+        """The log line about the first epoch and the whole training: `max_steps` or, if that is 0, `epochs`."""
+        steps, samples = self.steps(0), self.samples(0)
+        about = "" if self.exact else "about "
+        unused = f" of {samples}" if samples is not None and samples != steps * self.per_step else ""
+        total = f"{max_steps} steps" if max_steps else f"{about}{self.total(0, epochs)} steps in {epochs} epoch(s)"
+        full = f"{steps * self.per_step}{unused}"
+        return f"An epoch has {about}{steps} steps of {self.per_step} samples, {full}. {total}."
+
+    def decay_steps(self, decay_epochs: list[float]) -> list[int]:
+        """The steps of these epochs, which may have fractions."""
+        return [round(epoch * self.steps(0)) for epoch in decay_epochs]
+
     def samples(self, epoch: int) -> int | None:
         """Samples that the stream has for an epoch, over all processes, usable or not; None if unknown."""
         parts = [self._worker_sizes(epoch, rank) for rank in range(self.batches.world_size)]

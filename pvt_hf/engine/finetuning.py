@@ -27,8 +27,8 @@ from .evaluation import Monitor, evaluate
 from .feed import Batch, TrainingStream
 from .guard import LabelGuard
 from .lock import lock_output_dir
-from .processes import check_world_size, share_buffers, synchronize_batch_norm
-from .run import build_model, evaluation_batches, look_at_labels, open_streams, samples_to_train_on, training_batches
+from .processes import check_world_size, share_buffers
+from .run import evaluation_batches, open_training, samples_to_train_on, training_batches
 from .settings import FinetuneSettings
 from .task import Evaluation, Task
 
@@ -200,26 +200,23 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
             steps is unknown.
     """
     state = training.distributed_state  # this process among all
-    processor = task.build_processor(settings)
-    train_stream, eval_stream = open_streams(task, settings, processor)
-    train_sample = task.training_sample(settings, train_stream, processor)
-    class_names = train_sample.class_names
-    eval_sample = task.evaluation_sample(settings, eval_stream, processor, class_names)
-    train_guard, eval_guard = look_at_labels(settings, train_sample, eval_sample, state.print)
-    model = synchronize_batch_norm(state, build_model(task, settings, class_names))
-    evaluation = task.evaluation(settings, model, processor, len(class_names))
+    opened = open_training(task, settings, state)
+    model: Any = opened.model
+    num_labels = len(opened.class_names)
+    evaluation = task.evaluation(settings, model, opened.processor, num_labels)
     if options.lora_rank:
         model = add_lora(model, options.lora_rank, options.lora_targets)
     train_batches = training_batches(
         task,
         settings,
-        train_sample,
+        opened.train_sample,
         state,
         batch_size=training.train_batch_size,
         seed=training.seed,
         shuffle_window=options.shuffle_window,
     )
-    training.max_steps = training_steps(training, train_batches, samples_to_train_on(train_stream, settings))
+    num_samples = samples_to_train_on(opened.train_sample.stream, settings)
+    training.max_steps = training_steps(training, train_batches, num_samples)
     training.ignore_data_skip = True  # the stream resumes by itself
     return StreamTrainer(
         model,
@@ -229,13 +226,13 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
             training.gradient_accumulation_steps,
             training.dataloader_num_workers,
             pin_memory=training.device.type == "cuda",
-            guard=train_guard,
+            guard=opened.train_guard,
         ),
-        eval_dataset=evaluation_batches(task, settings, eval_sample, state, training.eval_batch_size),
-        processing_class=processor,
-        loss=task.loss(settings, len(class_names)),
+        eval_dataset=evaluation_batches(task, settings, opened.eval_sample, state, training.eval_batch_size),
+        processing_class=opened.processor,
+        loss=task.loss(settings, num_labels),
         evaluation=evaluation,
-        guard=eval_guard,
+        guard=opened.eval_guard,
     )
 
 

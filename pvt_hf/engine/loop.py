@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
-from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -41,9 +40,9 @@ from .checkpoints import (
 from .epochs import EpochLengths
 from .feed import Batch, Feed, SampleCounts, Status
 from .finite import FiniteSteps, gradient_norm, poison, whole
-from .fsdp import prepare_sharded
 from .guard import LabelGuard
-from .optimizer import DropPathSchedule, change_length, make_schedule, parameter_groups
+from .optimizer import change_length
+from .preparation import prepare
 from .processes import gather_integers, share_buffers
 from .settings import TrainingSettings
 from .state import StopSignal, TrainingState
@@ -129,7 +128,9 @@ class _Training:
         self.total_steps = settings.max_steps or self.lengths.total(0, settings.epochs)
         often = min(max(self.total_steps // LOG_ENTRIES, 1), LOG_EVERY_STEPS)
         self.log_every_steps = settings.log_every_steps or often
-        self._prepare(model)
+        prepared = prepare(accelerator, settings, model, self.lengths, self.total_steps)
+        self.model, self.unwrapped, self.ema = prepared.model, prepared.unwrapped, prepared.ema
+        self.optimizer, self.scheduler, self.drop_path = prepared.optimizer, prepared.scheduler, prepared.drop_path
         self.counts = SampleCounts()
         stream = batches.stream
         self.state = TrainingState(
@@ -144,7 +145,7 @@ class _Training:
             self._resume()
         if accelerator.is_main_process:
             remove_leftovers(settings.output_dir)
-        self._announce_length()
+        accelerator.print(self.lengths.describe(settings.epochs, settings.max_steps))
         self.finite_steps = FiniteSteps(self.state.step)
         self.stop = StopSignal()
         self.interrupted: str | None = None
@@ -159,17 +160,6 @@ class _Training:
         )
         self._change_length()
 
-    def _announce_length(self) -> None:
-        settings, lengths = self.settings, self.lengths
-        steps, samples = lengths.steps(0), lengths.samples(0)
-        about = "" if lengths.exact else "about "
-        unused = f" of {samples}" if samples is not None and samples != steps * lengths.per_step else ""
-        passes = "" if settings.max_steps else f" in {settings.epochs} epoch(s)"
-        self.accelerator.print(
-            f"An epoch has {about}{steps} steps of {lengths.per_step} samples, {steps * lengths.per_step}{unused}. "
-            f"{'' if settings.max_steps else about}{self.total_steps} steps{passes}."
-        )
-
     def _change_length(self) -> None:
         """
         Adapts the rest of the training to the steps that the epochs have had so far: unusable samples leave fewer than
@@ -180,53 +170,8 @@ class _Training:
             return
         rest = lengths.total(state.epoch, settings.epochs, state.missing_steps)
         self.total_steps = self.progress.total = state.epoch_start + rest
-        change_length(self.scheduler, self.total_steps, self._decay_steps())
+        change_length(self.scheduler, self.total_steps, lengths.decay_steps(settings.decay_epochs))
         self.progress.refresh()
-
-    def _decay_steps(self) -> list[int]:
-        """The steps of `--decay_epochs`, which may have fractions."""
-        return [round(epoch * self.lengths.steps(0)) for epoch in self.settings.decay_epochs]
-
-    def _prepare(self, model: PreTrainedModel) -> None:
-        """Puts the model on its device, and makes the optimiser, the schedules and the moving average."""
-        accelerator, settings = self.accelerator, self.settings
-        if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        if settings.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # Transformers' wrapper hides its self
-        self.drop_path = (
-            DropPathSchedule(model, settings.drop_path_zero_epochs) if settings.drop_path_zero_epochs else None
-        )
-        self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
-        groups = parameter_groups(
-            model, settings.weight_decay, settings.decay_all, settings.backbone_learning_rate or None
-        )
-        # The fused implementation can skip a step by a flag on the device (see `_step`).
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-        warmup_steps = settings.warmup_steps or round(settings.warmup_epochs * self.lengths.steps(0))
-        if warmup_steps >= self.total_steps:
-            accelerator.print(
-                f"warning: the warm-up of {warmup_steps} steps is not shorter than the training of {self.total_steps}, "
-                f"so the learning rate never reaches {settings.learning_rate:g}: lower --warmup_epochs or "
-                "--warmup_steps."
-            )
-        self.scheduler = make_schedule(
-            optimizer,
-            settings.schedule,
-            self.total_steps,
-            warmup_steps,
-            settings.warmup_learning_rate,
-            settings.min_learning_rate,
-            settings.poly_power,
-            self._decay_steps(),
-        )
-        prepare: Any = prepare_sharded if settings.fsdp else Accelerator.prepare
-        self.model, self.optimizer = prepare(accelerator, model, optimizer)
-        self.unwrapped = accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if self.ema is not None:
-            # Each process initialised the model with its own seed. Now all have the weights of the main process.
-            self.ema.to(accelerator.device).set(self.unwrapped)
-            accelerator.register_for_checkpointing(self.ema)
 
     def _resume(self) -> None:
         """Restores the checkpoint that the settings name; with "latest" and no checkpoint, does nothing."""

@@ -60,17 +60,12 @@ def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
 
 def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> dict[str, Any]:
     output_dir = ensure_output_dir(settings.output_dir, settings.resume_from_checkpoint)
-    processor = task.build_processor(settings)
-    train_stream, eval_stream = open_streams(task, settings, processor)
-    train_sample = task.training_sample(settings, train_stream, processor)
-    class_names = train_sample.class_names
-    eval_sample = task.evaluation_sample(settings, eval_stream, processor, class_names)
-    guards = look_at_labels(settings, train_sample, eval_sample, accelerator.print)
-    model = synchronize_batch_norm(accelerator, build_model(task, settings, class_names))
+    opened = open_training(task, settings, accelerator)
+    model, processor, num_labels = opened.model, opened.processor, len(opened.class_names)
     train_batches = training_batches(
         task,
         settings,
-        train_sample,
+        opened.train_sample,
         accelerator,
         batch_size=settings.batch_size,
         seed=settings.seed,
@@ -78,24 +73,24 @@ def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> 
         repeats=settings.repeated_augmentation,
     )
     eval_batches = evaluation_batches(
-        task, settings, eval_sample, accelerator, task.eval_batch_size or settings.batch_size
+        task, settings, opened.eval_sample, accelerator, task.eval_batch_size or settings.batch_size
     )
-    num_samples = samples_to_train_on(train_stream, settings)
-    _announce(accelerator, settings, model, train_batches, eval_batches, len(class_names))
+    num_samples = samples_to_train_on(opened.train_sample.stream, settings)
+    _announce(accelerator, settings, model, train_batches, eval_batches, num_labels)
     start_trackers(accelerator, settings)
-    evaluation = task.evaluation(settings, model, processor, len(class_names))
+    evaluation = task.evaluation(settings, model, processor, num_labels)
     trained, report = train_loop(
         accelerator,
         settings,
         model,
         train_batches,
         num_samples,
-        task.loss(settings, len(class_names)),
+        task.loss(settings, num_labels),
         lambda unwrapped: evaluate(
-            accelerator, unwrapped, eval_batches, settings.num_workers, evaluation, guard=guards[1]
+            accelerator, unwrapped, eval_batches, settings.num_workers, evaluation, guard=opened.eval_guard
         ),
         task.best_metric,
-        guards[0],
+        opened.train_guard,
     )
     report = describe_run(accelerator, settings) | report
     if report["interrupted"]:
@@ -117,6 +112,49 @@ def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> 
         )
     accelerator.end_training()
     return report
+
+
+@dataclass
+class Opened:
+    """
+    What a training begins with.
+
+    Attributes:
+        processor: the image processor.
+        train_sample, eval_sample: make the samples of the two streams.
+        class_names: of the model, by label.
+        train_guard, eval_guard: for the labels of the first epoch of each.
+        model: not yet on its device.
+    """
+
+    processor: Any
+    train_sample: SampleMaker
+    eval_sample: SampleMaker
+    class_names: tuple[str, ...]
+    train_guard: LabelGuard
+    eval_guard: LabelGuard
+    model: PreTrainedModel
+
+
+def open_training(task: Task, settings: Any, state: Any) -> Opened:
+    """
+    Opens the streams, looks at their labels, and makes the model.
+
+    Args:
+        settings: the task's training or fine-tuning settings.
+        state: Accelerate's `Accelerator` or `PartialState`.
+
+    Raises:
+        OSError, ValueError: as `task`'s methods, [`look_at_labels`] and [`build_model`].
+    """
+    processor = task.build_processor(settings)
+    train_stream, eval_stream = open_streams(task, settings, processor)
+    train_sample = task.training_sample(settings, train_stream, processor)
+    class_names = train_sample.class_names
+    eval_sample = task.evaluation_sample(settings, eval_stream, processor, class_names)
+    train_guard, eval_guard = look_at_labels(settings, train_sample, eval_sample, state.print)
+    model = synchronize_batch_norm(state, build_model(task, settings, class_names))
+    return Opened(processor, train_sample, eval_sample, class_names, train_guard, eval_guard, model)
 
 
 def open_streams(task: Task, settings: SplitSettings, processor: Any) -> tuple[Stream, Stream]:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from transformers.hf_argparser import HfArgumentParser
 
@@ -112,7 +112,14 @@ class DeviceSettings(Settings):
 
 @dataclass(kw_only=True)
 class DataSettings(Settings):
-    """The data set, for any task."""
+    """
+    The data set, for any task.
+
+    Attributes:
+        dataset_files: endings of files that stand for a data set.
+    """
+
+    dataset_files: ClassVar[tuple[str, ...]] = ()
 
     dataset: str = field(metadata={"help": "Built-in data set, folder, or Hub data set such as org/name."})
     image_column: str = option("", "Column with the images, e.g. image; default: found by type and name.")
@@ -126,7 +133,7 @@ class DataSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_dataset_path(self.dataset)
+        check_dataset_path(self.dataset, self.dataset_files)
         check_share(self, "max_bad_share")
         if self.class_names.endswith(".txt") and not Path(self.class_names).is_file():
             raise FileNotFoundError(f"--class_names {self.class_names}: there is no such file.")

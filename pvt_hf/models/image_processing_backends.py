@@ -154,7 +154,7 @@ class PvtBackendMixin(BaseImageProcessor):
         *,
         device: "str | torch.device | None" = None,
     ) -> Any:
-        """A checked image as (channels, H, W), by the rules of `to_channels_first`."""
+        """A checked image as (channels, H, W), by the rules of `to_channels_first`. Each backend has its own."""
         raise NotImplementedError
 
 

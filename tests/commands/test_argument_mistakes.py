@@ -13,6 +13,8 @@ import pytest
 from pvt_hf.commands import main
 from pvt_hf.engine.output_paths import check_output_file, check_output_folder
 from pvt_hf.engine.recipes import find_recipe, read_recipe
+from pvt_hf.tasks.classification.settings import ClassificationEvaluationSettings
+from pvt_hf.tasks.detection.settings import DetectionEvaluationSettings
 
 from ..support.command_lines import answers_of
 
@@ -26,6 +28,7 @@ PUSH = ["push", "--dry_run", "--model", "{}/model", "--repo"]
 MISTAKES = [
     ([*TRAIN, "--dataset", ""], "--dataset '': there is no such folder"),
     ([*TRAIN, "--dataset", "{}/file"], "--dataset {}/file is a file: give a folder"),
+    (["train-object-detection", *TRAIN[1:], "--dataset", "{}/file"], "--dataset {}/file is a file: give a folder"),
     ([*TRAIN, "--model", "{}/empty"], "{}/empty has no config.json, so it is no model folder."),
     ([*TRAIN, "--model", "{}/runs"], "{}/runs has no config.json, so it is no model folder ({}/runs/model would do)."),
     ([*TRAIN, "--model", "{}/file"], "{}/file is a file: give a folder with config.json"),
@@ -127,3 +130,11 @@ def test_a_name_that_a_recipe_sets_twice_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="recipe.yaml sets epochs more than once: keep one of the lines"):
         read_recipe(tmp_path / "recipe.yaml")
     assert read_recipe(find_recipe("digits_pvt"))
+
+
+def test_a_yaml_file_stands_for_a_yolo_data_set(tmp_path):
+    file = tmp_path / "data.yaml"
+    file.write_text("names: [a]")
+    assert DetectionEvaluationSettings(model="org/model", dataset=str(file)).dataset == str(file)
+    with pytest.raises(NotADirectoryError, match="data.yaml is a file"):
+        ClassificationEvaluationSettings(model="org/model", dataset=str(file))

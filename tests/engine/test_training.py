@@ -378,7 +378,7 @@ def test_a_single_class_is_refused():
         ("compile_backend", "foo", "choose one of no, eager"),
         ("auto_augment", "foo", "timm has no auto_augment policy"),
         ("variant", "pvt-huge", "choose one of pvt-tiny"),
-        ("report_to", "foo", "not installed"),
+        ("report_to", "foo", "--report_to foo is unknown"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_before_anything_is_trained(tmp_path, flag, value, message):

@@ -208,7 +208,7 @@ def test_ctrl_c_keeps_the_rows_so_far(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, as the script does on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc, which only Linux has")
 def test_peak_memory_is_that_of_the_call_alone():
     """Measures a known 100 MiB after an earlier, larger peak, in a process whose parent is large."""
     ballast = torch.ones(2**27)  # 512 MiB here must not be found there
@@ -222,7 +222,7 @@ def test_peak_memory_is_that_of_the_call_alone():
     assert ballast.numel() and peak / 2**20 == pytest.approx(100, abs=2)  # pages of code that the call runs first
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, as the script does on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc, which only Linux has")
 @pytest.mark.slow
 def test_peak_memory_of_a_model_is_that_of_its_widest_layer(report):
     """
@@ -247,7 +247,10 @@ def test_peak_memory_of_a_model_is_that_of_its_widest_layer(report):
         ["--threads", "0"],
         ["--variant", "pvt-huge"],
         ["--output", str(Path(SCRIPT).parent)],
-        pytest.param(["--device", "cuda"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it could")),
+        pytest.param(
+            ["--device", "cuda"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="accepted with CUDA"),
+        ),
     ],
 )
 def test_arguments_that_cannot_be_are_named(module, monkeypatch, capsys, arguments):

@@ -38,6 +38,7 @@ class ModelContract:
     compile_overrides: dict[str, object] = {}
 
     def make_config(self, **overrides):
+        """A small configuration. Each test class has its own, and `output_tensors`."""
         raise NotImplementedError
 
     def output_tensors(self, outputs) -> list[torch.Tensor]:

@@ -25,6 +25,8 @@ DATASET_HELP = "digit-scenes (built in), a folder, or a Hub data set such as org
 class DetectionData(DataSettings, SceneSettings):
     """The data set: images with objects."""
 
+    dataset_files = (".yaml", ".yml")  # of YOLO
+
     dataset: str = option("digit-scenes", DATASET_HELP)
     objects_column: str = option("", "Column with the objects, e.g. objects; default: found by type.")
     masks: bool = option(True, "Use masks too, if the model predicts them.")

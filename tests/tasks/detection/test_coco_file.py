@@ -157,7 +157,7 @@ def test_url_instead_of_a_file_name(source):
         ("C:\\a\\b.png", "/a/b.png"),
         ("../b.png", "../b.png"),
         ("s3://bucket/a%20b/c.png?x=1#y", "a b/c.png"),
-        ("file:///a/b.png", "a/b.png"),
+        ("file://server/a/b.png", "a/b.png"),
     ],
 )
 def test_plain_names(name, plain):
