@@ -8,7 +8,7 @@ refuses.
 import pytest
 import torch
 
-from pvt_hf.engine import loop
+from pvt_hf.engine.optimizer import DropPathSchedule
 from pvt_hf.engine.processes import make_accelerator
 from pvt_hf.tasks.classification.settings import ClassificationSettings
 from pvt_hf.tasks.classification.task import ClassificationTask
@@ -75,7 +75,7 @@ def test_a_model_without_drop_path_cannot_have_a_schedule():
         ClassificationSettings(output_dir="unused", drop_path_rate=0.0, image_size=32), ("a", "b")
     )
     with pytest.raises(ValueError, match="above 0"):
-        loop.DropPathSchedule(model, 1)
+        DropPathSchedule(model, 1)
 
 
 @pytest.mark.parametrize(

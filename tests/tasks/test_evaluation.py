@@ -396,7 +396,7 @@ def test_arguments(tmp_path, capsys):
         with pytest.raises(SystemExit):
             parse_arguments(ClassificationEvaluationSettings, [*given, *bad])
         assert bad[0] in capsys.readouterr().err
-    with pytest.raises(IsADirectoryError, match="give the name of a JSON file"):
+    with pytest.raises(IsADirectoryError, match="give the name of a file"):
         evaluate_checkpoint(
             ClassificationTask(),
             ClassificationEvaluationSettings(model="m", dataset="d", cpu=True, output=str(tmp_path)),

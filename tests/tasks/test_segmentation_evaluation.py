@@ -336,7 +336,7 @@ def test_arguments_and_what_is_no_segmenter(pictures, fpn, tmp_path, capsys):
             parse_arguments(SegmentationEvaluationSettings, [*given, *bad])
         assert bad[0] in capsys.readouterr().err
     assert parse_arguments(SegmentationEvaluationSettings, [*given, "--reduce_labels", "no"]).reduce_labels is False
-    with pytest.raises(IsADirectoryError, match="give the name of a JSON file"):
+    with pytest.raises(IsADirectoryError, match="give the name of a file"):
         evaluate_checkpoint(SegmentationTask(), settings(fpn, pictures, output=str(tmp_path)))
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         evaluate_checkpoint(SegmentationTask(), settings(fpn, pictures, mixed_precision="fp16"))

@@ -265,7 +265,7 @@ def test_bad_arguments(scenes, tmp_path, capsys):
         with pytest.raises(SystemExit):
             parse_arguments(SegmentationSettings, ["--output_dir", "unused", *flags])
         assert words in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match="no ./pvt_none.pth"):
+    with pytest.raises(FileNotFoundError, match="./pvt_none.pth: there is no such file"):
         train_here(scenes, tmp_path / "a", backbone="./pvt_none.pth")
     with pytest.raises(ValueError, match="have no names"):
         train_here(scenes, tmp_path / "b", class_names="")
