@@ -1,9 +1,10 @@
-"""Refuses configurations and image processors with a field that is NaN or infinite, whatever it is used for."""
+"""Refuses configurations and image processors with a number that is NaN, infinite, or no number at all."""
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -18,6 +19,28 @@ def check_finite_fields(fields: Mapping[str, Any]) -> None:
         for place, number in _numbers(value, str(name)):
             if not math.isfinite(number):
                 raise ValueError(f"{place} must be a finite number, got {number}.")
+
+
+def check_number_fields(config: Any) -> None:
+    """
+    Checks the fields of a configuration that are declared as numbers or lists of numbers. Python takes True for 1, and
+    `@strict` checks no annotation that is postponed (`from __future__ import annotations`).
+
+    Raises:
+        ValueError: a field has a boolean, text or something else instead; or a fraction where integers are expected.
+    """
+    for field in dataclasses.fields(config):
+        declared, value = str(getattr(field.type, "__name__", field.type)), getattr(config, field.name, None)
+        if not re.search(r"\b(int|float)\b", declared) or re.search(r"\b(bool|dict)\b", declared):
+            continue
+        if value is None and "None" in declared:
+            continue
+        kind, what = (Real, "number") if "float" in declared else (Integral, "integer")
+        has_list, only_list = "list[" in declared, declared.startswith("list[")
+        entries = value if has_list and isinstance(value, (list, tuple)) else [None if only_list else value]
+        if any(isinstance(entry, bool) or not isinstance(entry, kind) for entry in entries):
+            wanted = f"a list of {what}s" if only_list else f"one {what}" + f" or a list of {what}s" * has_list
+            raise ValueError(f"{field.name} must be {wanted}, got {value!r}.")
 
 
 def _numbers(value: Any, place: str) -> Iterator[tuple[str, Real]]:
@@ -37,4 +60,4 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, Real]]:
         yield from _numbers(vars(value), place)
 
 
-__all__ = ["check_finite_fields"]
+__all__ = ["check_finite_fields", "check_number_fields"]
