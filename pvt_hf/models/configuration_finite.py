@@ -21,10 +21,20 @@ def check_finite_fields(fields: Mapping[str, Any]) -> None:
                 raise ValueError(f"{place} must be a finite number, got {number}.")
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a number, and not True or False, which Python counts as 1 and 0."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_integer(value: Any) -> bool:
+    """As [`is_number`], for integers, also those of NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_number_fields(config: Any) -> None:
     """
-    Checks the fields of a configuration that are declared as numbers or lists of numbers. Python takes True for 1, and
-    `@strict` checks no annotation that is postponed (`from __future__ import annotations`).
+    Checks the fields of a configuration that are declared as numbers or lists of numbers: `@strict` does not check
+    annotations that are postponed (`from __future__ import annotations`).
 
     Raises:
         ValueError: a field has a boolean, text or something else instead; or a fraction where integers are expected.
@@ -35,10 +45,10 @@ def check_number_fields(config: Any) -> None:
             continue
         if value is None and "None" in declared:
             continue
-        kind, what = (Real, "number") if "float" in declared else (Integral, "integer")
+        is_valid, what = (is_number, "number") if "float" in declared else (is_integer, "integer")
         has_list, only_list = "list[" in declared, declared.startswith("list[")
         entries = value if has_list and isinstance(value, (list, tuple)) else [None if only_list else value]
-        if any(isinstance(entry, bool) or not isinstance(entry, kind) for entry in entries):
+        if not all(map(is_valid, entries)):
             wanted = f"a list of {what}s" if only_list else f"one {what}" + f" or a list of {what}s" * has_list
             raise ValueError(f"{field.name} must be {wanted}, got {value!r}.")
 
@@ -60,4 +70,4 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, Real]]:
         yield from _numbers(vars(value), place)
 
 
-__all__ = ["check_finite_fields", "check_number_fields"]
+__all__ = ["check_finite_fields", "check_number_fields", "is_integer", "is_number"]

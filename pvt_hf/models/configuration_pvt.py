@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_finite import check_finite_fields, check_number_fields
+from .configuration_finite import check_finite_fields, check_number_fields, is_integer
 
 
 # Fields with one entry per stage
@@ -128,7 +128,6 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_finite_fields({**vars(self), **kwargs})
-        check_number_fields(self)
         self._validate()
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 1000  # ImageNet-1K, as the native default
@@ -196,6 +195,11 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _validate(self) -> None:
         stages = self.num_encoder_blocks
+        for name in _STAGE_FIELDS:
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or not all(map(is_integer, values)):
+                raise ValueError(f"{name} must be a list of {stages} integers, one per stage, got {values!r}.")
+        check_number_fields(self)
         if stages < 1:
             raise ValueError(f"num_encoder_blocks must be at least 1, got {stages}.")
         for name in _STAGE_FIELDS:
