@@ -51,6 +51,16 @@ EXTRAS = {
 }
 
 
+def check_dataset(source: str) -> None:
+    """Exits with a message if a data set is neither here nor on the Hub; see `check_on_hub`."""
+    from ..data import paths
+
+    try:
+        paths.check_on_hub(source)
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
 def main() -> None:
     """Runs the command that the first argument names."""
     import pvt_hf
