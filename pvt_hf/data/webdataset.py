@@ -74,7 +74,7 @@ class TarFiles:
                 opened = tar.extractfile(member) if member.isreg() else None
                 if opened is not None and not os.path.basename(member.name).startswith((".", "__")):
                     yield member.name, opened
-                tar.members = []  # otherwise tarfile keeps them all
+                tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps them all
 
 
 def archives(file: str | Path) -> Iterator[tarfile.TarFile]:
@@ -101,7 +101,8 @@ def archives(file: str | Path) -> Iterator[tarfile.TarFile]:
             position += (len(block) - len(block.lstrip(b"\0"))) // BLOCK * BLOCK
             stream.seek(position)
             tar = tarfile.open(fileobj=stream, mode="r:")
-            if tar.firstmember is None:  # tarfile takes an incomplete or damaged header for the end of the tar
+            # tarfile takes an incomplete or damaged header for the end of the tar
+            if tar.firstmember is None:  # type: ignore[attr-defined]  # an attribute that typeshed does not list
                 raise tarfile.ReadError(f"unexpected end of data, or no tar, at byte {position:,}")
 
 

@@ -257,7 +257,7 @@ def finetune(task: Task, settings: Any, options: FinetuneSettings, training: Tra
 
 def _finetune(task: Task, settings: Any, options: FinetuneSettings, training: TrainingArguments) -> dict[str, Any]:
     set_seed(training.seed)
-    ensure_output_dir(str(training.output_dir), training.resume_from_checkpoint or "")
+    ensure_output_dir(str(training.output_dir), training.resume_from_checkpoint or "", TRAINER_STATE_NAME)
     checkpoint = find_resumable(training)
     trainer = make_trainer(task, settings, options, training)
     stream: Any = trainer.train_dataset
