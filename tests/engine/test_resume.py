@@ -128,7 +128,7 @@ def resumed_equals_straight(
 
 def test_two_processes_with_workers_killed_and_resumed(tmp_path):
     """The full machinery: EMA, repeats, accumulation, mixing, RandAugment, erasing, drop path, shuffling."""
-    full = {"ema_decay": 0.9, "repeated_augmentation": 2, "gradient_accumulation_steps": 2, "samples_per_epoch": 384}
+    full = {"ema_decay": 0.9, "repeated_augmentation": 2, "gradient_accumulation_steps": 2, "samples_per_epoch": 192}
     resumed_equals_straight(tmp_path, processes=2, num_workers=1, kills=1, warm=True, **full, batch_size=8)
 
 
