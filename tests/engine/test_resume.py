@@ -124,11 +124,19 @@ def resumed_equals_straight(
     for name in ("steps", "trained", "skipped", "dropped", "metrics", "best_metrics", "data_fingerprint"):
         assert reports[0][name] == reports[1][name], name
     assert_equal_weights(folder, tmp_path / "straight")
+    if overrides.get("keep_best"):
+        assert_equal_weights(folder / "best", tmp_path / "straight" / "best")
+        best = [(path / "best" / "best.json").read_text() for path in (folder, tmp_path / "straight")]
+        assert best[0] == best[1] and json.loads(best[0])["evaluation"]["step"] == reports[0]["best_step"]
 
 
 def test_two_processes_with_workers_killed_and_resumed(tmp_path):
-    """The full machinery: EMA, repeats, accumulation, mixing, RandAugment, erasing, drop path, shuffling."""
+    """
+    The full machinery: EMA, repeats, accumulation, mixing, RandAugment, erasing, drop path, shuffling, evaluations
+    within an epoch, the best model.
+    """
     full = {"ema_decay": 0.9, "repeated_augmentation": 2, "gradient_accumulation_steps": 2, "samples_per_epoch": 192}
+    full |= {"eval_every_steps": 5, "keep_best": True}
     resumed_equals_straight(tmp_path, processes=2, num_workers=1, kills=1, warm=True, **full, batch_size=8)
 
 
