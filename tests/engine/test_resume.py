@@ -255,7 +255,7 @@ def test_killed_in_an_evaluation_only_the_evaluation_is_done_again(tmp_path, mon
         raise KeyboardInterrupt  # as a kill would: nothing is saved any more
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop., "_evaluated_model", killed)
+        patched.setattr(loop._Training, "_evaluated_model", killed)
         with pytest.raises(KeyboardInterrupt):
             train_here(photos, tmp_path / "killed", eval_every_epochs=1)
     steps = []
