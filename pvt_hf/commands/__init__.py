@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": Command("evaluate", "compute the metrics of a model of any task"),
     "predict": Command("predict", "run a model on images, and write pictures of its predictions"),
     "convert": Command("convert", "convert an official PVT checkpoint"),
+    "export": Command("export", "export a model to ONNX and other formats that run without its Python code"),
     "push": Command("push", "push a model to the Hub, with a model card"),
     "info": Command("info", "say what a model is, what it costs and what it can be used for"),
     "app": Command("app", "serve a web page to try a model"),
@@ -48,6 +49,7 @@ EXTRAS = {
         ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn", "timm", "torchdata", "torchvision"), "train"
     ),
     "pycocotools": "detection",
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
     "gradio": "demo",
 }
 

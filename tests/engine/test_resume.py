@@ -135,7 +135,7 @@ def test_two_processes_with_workers_killed_and_resumed(tmp_path):
     The full machinery: EMA, repeats, accumulation, mixing, RandAugment, erasing, drop path, shuffling, evaluations
     within an epoch, the best model.
     """
-    full = {"ema_decay": 0.9, "repeated_augmentation": 2, "gradient_accumulation_steps": 2, "samples_per_epoch": 384}
+    full = {"ema_decay": 0.9, "repeated_augmentation": 2, "gradient_accumulation_steps": 2, "samples_per_epoch": 192}
     full |= {"eval_every_steps": 5, "keep_best": True}
     resumed_equals_straight(tmp_path, processes=2, num_workers=1, kills=1, warm=True, **full, batch_size=8)
 

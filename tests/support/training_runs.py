@@ -108,7 +108,7 @@ def train_here(
     """
     defaults = {"batch_size": 8, "epochs": 2, "num_workers": 0, "shuffle_window": 0, "warmup_epochs": 0.5}
     defaults |= {"learning_rate": 1e-3, "mixup": 0.0, "cutmix": 0.0, "log_every_steps": 1}
-    settings = ClassificationSettings(output_dir=str(output_dir), cpu=True, **defaults | overrides)
+    settings = ClassificationSettings(dataset="digits", output_dir=str(output_dir), cpu=True, **defaults | overrides)
     accelerator = make_accelerator(settings)
     stream = open_classification_stream(str(source), **stream_options or {})
     processor = PvtImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
