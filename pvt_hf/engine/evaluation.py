@@ -19,7 +19,8 @@ from ..data.batches import BatchStream, make_loader
 from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
 from ..metrics.reports import versions, without_nan, write_json
-from ..weights.opening import open_complete, shorten, weights_digest
+from ..weights.opening import open_to_run, shorten, weights_digest
+from ..weights.paths import is_exported
 from .feed import Batch, stream_error_message
 from .finite import NotFiniteError, check_answers, check_pixels
 from .guard import LabelGuard
@@ -164,15 +165,20 @@ def open_checkpoint(settings: EvaluationSettings, auto_class: Any) -> tuple[Acce
 
     Raises:
         OSError: there is no such model, or `settings.output` is a folder.
-        ValueError: the model lacks weights or is not for `auto_class`, fp16 is asked for on a CPU, or Accelerate
-            does not see all processes of the launcher.
+        ValueError: the model lacks weights or is not for `auto_class`, fp16 is asked for on a CPU or a mixed precision
+            for an export, or Accelerate does not see all processes of the launcher.
     """
     check_precision(settings)
+    if is_exported(settings.model) and settings.mixed_precision != "no":
+        raise ValueError(
+            f"--mixed_precision {settings.mixed_precision}: {settings.model} is an export, which runs in the precision "
+            "that it was exported in. Leave the option out, or export with --bf16 or --fp16."
+        )
     accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
     check_world_size(accelerator)
     limit_cpu_threads(accelerator.device, settings.num_workers)
     prepare_output(settings.output, "output")
-    model = open_complete(auto_class, settings.model, trust_remote_code=settings.trust_remote_code)
+    model = open_to_run(auto_class, settings.model, trust_remote_code=settings.trust_remote_code)
     processor = AutoImageProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
     return accelerator, model.to(accelerator.device), processor
 

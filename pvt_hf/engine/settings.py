@@ -217,6 +217,18 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
     )
     seed: int = option(0, "Random seed of initial weights, sample order and augmentation.")
     eval_every_epochs: int = option(1, "Epochs between evaluations. The last epoch is always evaluated.")
+    eval_every_steps: int = option(
+        0,
+        "Optimiser steps between evaluations, e.g. 1000; 0: use --eval_every_epochs. The last one is evaluated too.",
+    )
+    keep_best: bool = option(
+        False,
+        "Also keep the model of the best evaluation, in --output_dir/best: by accuracy@1 of classifiers, mean_iou of "
+        "segmenters, ap of detectors.",
+    )
+    patience: int = option(
+        0, "Stop after this number of evaluations in a row without a better one (see --keep_best), e.g. 5; 0: never."
+    )
     save_every_steps: int = option(0, "Optimiser steps between checkpoints, e.g. 1000; 0: only one per epoch.")
     save_total_limit: int = option(2, "Number of checkpoints to keep; 0: all.")
     resume_from_checkpoint: str = option(
@@ -239,7 +251,7 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
         check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs")
         check_at_least(
             self, 0, "max_steps", "max_grad_norm", "drop_path_zero_epochs", "shuffle_window", "samples_per_epoch",
-            "save_every_steps", "save_total_limit", "log_every_steps", "seed",
+            "eval_every_steps", "patience", "save_every_steps", "save_total_limit", "log_every_steps", "seed",
         )  # fmt: skip
         if self.seed > LARGEST_SEED:
             raise ValueError(f"--seed must be at most {LARGEST_SEED}, got {self.seed}.")
@@ -278,10 +290,13 @@ class FinetuneSettings(Settings):
     shuffle_window: int = option(1000, "Samples that each loader process reads ahead to shuffle; 0: source order.")
     lora_rank: int = option(0, "Train LoRA adapters of this rank instead of all weights, e.g. 8; 0: all weights.")
     lora_targets: str = option("query,value", "Layers that get an adapter, by the endings of their names.")
+    patience: int = option(
+        0, "Stop after this number of evaluations in a row without a better one, e.g. 5; 0: never. See --eval_steps."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 0, "shuffle_window", "lora_rank")
+        check_at_least(self, 0, "shuffle_window", "lora_rank", "patience")
 
 
 @dataclass

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ..engine.finite import check_answers, check_pixels
-from ..weights.opening import open_complete
+from ..weights.opening import open_to_run
 from ..weights.paths import check_model_path
 
 
@@ -104,14 +104,14 @@ def open_pipeline(
     **options: Any,
 ) -> tuple[str, Pipeline]:
     """
-    Opens a complete checkpoint with its image processor. The weights are read once.
+    Opens a complete checkpoint or an export with its image processor. The weights are read once.
 
     Args:
-        model: folder or Hub id.
+        model: folder or Hub id; or a folder that `pvt-hf export` has written.
         task: one of [`TASKS`]; by default the one that the checkpoint was saved for, see [`task_of`].
         device: "cpu", "cuda", "cuda:1" ...
         trust_remote_code: whether code that comes with the checkpoint may run; None asks on the terminal.
-        options: of the model's `from_pretrained`, such as `dtype` and `use_safetensors`.
+        options: of the model's `from_pretrained`, such as `dtype` and `use_safetensors`; not for exports.
 
     Returns:
         The task, and a pipeline for it that also fits [`label_map`] or [`find_objects`].
@@ -155,7 +155,7 @@ def _open(
     if method and not hasattr(processor, method):
         raise ValueError(f"{cannot} (Its {type(processor).__name__} has no {method}.)")
 
-    opened = open_complete(auto_class, model, config=config, trust_remote_code=trust_remote_code, **options)
+    opened = open_to_run(auto_class, model, config=config, trust_remote_code=trust_remote_code, **options)
     # Only the segmentation pipeline looks for a tokenizer, and does without if there is none: OneFormer has one.
     tokenizer = model if kind == "image-segmentation" else None
     built = pipeline(kind, model=opened, image_processor=processor, tokenizer=tokenizer, device=device)  # type: ignore[call-overload]  # by kind, of literals
