@@ -30,6 +30,7 @@ COMMANDS = {
     "train-semantic-segmentation": Command("train", "train a model for segmentation", ("semantic-segmentation",)),
     "train-object-detection": Command("train", "train a detector, with or without masks", ("object-detection",)),
     "finetune": Command("finetune", "fine-tune a model of any task with Transformers' Trainer"),
+    "check": Command("check", "read a whole data set, and say what is in it and what is wrong with it"),
     "evaluate": Command("evaluate", "compute the metrics of a model of any task"),
     "predict": Command("predict", "run a model on images, and write pictures of its predictions"),
     "convert": Command("convert", "convert an official PVT checkpoint"),

@@ -1,8 +1,10 @@
 """`pvt-hf predict`: runs a model on image files."""
 
 import argparse
+import re
 from pathlib import Path
 
+from ..engine.arguments import ArgumentParser
 from ..engine.output_paths import check_output_folder
 from ..weights.paths import check_model_path
 
@@ -34,7 +36,7 @@ and skipped, and the exit status is then 1. Needs the extra `train`, and `detect
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", help="image files, e.g. photo.jpg other.png")
     parser.add_argument(
         "--model", required=True, help="folder written by save_pretrained, or Hub id, e.g. outputs/detector"
@@ -53,12 +55,14 @@ def parse_arguments() -> argparse.Namespace:
         "--threshold", type=float, default=0.5,
         help="detection: lowest score of an object, from 0 to 1, e.g. 0.3; default: %(default)s",
     )  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or mps; default: %(default)s")
     arguments = parser.parse_args()
     if not 0 <= arguments.threshold <= 1:
         parser.error(f"--threshold must be from 0 to 1, got {arguments.threshold}.")
     if arguments.top_k < 1:
         parser.error(f"--top_k must be at least 1, got {arguments.top_k}.")
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", arguments.device):
+        parser.error(f"--device {arguments.device}: expected cpu, cuda, cuda:0 (a number) or mps.")
     return arguments
 
 

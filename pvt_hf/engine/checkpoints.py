@@ -41,7 +41,7 @@ FIXED_SETTINGS = (
 # Settings that do not affect the result; others that differ are printed
 FREE_SETTINGS = {
     "output_dir", "resume_from_checkpoint", "resume_with_changed_data", "save_every_steps", "save_total_limit",
-    "report_to",
+    "keep_best", "report_to",
 }  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def _checkpoint_bytes(accelerator: Accelerator) -> int:
 
 def remove_leftovers(output_dir: str | Path) -> None:
     """Deletes the hidden folders of saves that were killed."""
-    for path in Path(output_dir).glob(".checkpoint-*"):
+    for path in (*Path(output_dir).glob(".checkpoint-*"), *Path(output_dir).glob(".best.*")):
         shutil.rmtree(path, ignore_errors=True)
 
 

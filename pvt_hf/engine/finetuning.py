@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -90,6 +90,16 @@ def find_resumable(training: TrainingArguments) -> str | None:
             f"can resume: {', '.join(complete) or 'none'}."
         )
     return str(found)
+
+
+class Patience(EarlyStoppingCallback):
+    """Early stopping of Transformers, which goes on counting after a resume."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = state.stateful_callbacks.get(type(self).__name__)  # of the checkpoint, or what a new one begins with
+        if saved is not None:
+            self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
 
 
 class StreamTrainer(Trainer):
@@ -199,6 +209,8 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
         OSError, ValueError: as `task`'s methods; or there is nothing to learn from or to evaluate; or the number of
             steps is unknown.
     """
+    if options.patience and training.eval_strategy == "no":
+        raise ValueError(f"--patience {options.patience} counts evaluations: it needs --eval_strategy steps or epoch.")
     state = training.distributed_state  # this process among all
     opened = open_training(task, settings, state)
     model: Any = opened.model
@@ -230,6 +242,7 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
         ),
         eval_dataset=evaluation_batches(task, settings, opened.eval_sample, state, training.eval_batch_size),
         processing_class=opened.processor,
+        callbacks=[Patience(options.patience)] if options.patience else None,
         loss=task.loss(settings, num_labels),
         evaluation=evaluation,
         guard=opened.eval_guard,

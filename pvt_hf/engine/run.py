@@ -25,6 +25,7 @@ from ..data.batches import BatchStream
 from ..data.samples import is_held_out
 from ..data.sharding import describe_split
 from ..data.streams import Stream
+from .best import BEST_FOLDER
 from .checkpoints import ensure_output_dir
 from .evaluation import evaluate
 from .guard import LabelGuard
@@ -40,7 +41,7 @@ from .task import SampleMaker, Task
 def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
     """
     Trains a model, and saves it with its image processor, `curves.png` and `run.json` in `settings.output_dir`. A run
-    that a signal stops only leaves its checkpoints.
+    that a signal stops only leaves its checkpoints. With `--keep_best`, `best/` has the model of the best evaluation.
 
     Args:
         settings: of the class `task.training_settings`.
@@ -91,6 +92,7 @@ def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> 
         ),
         task.best_metric,
         opened.train_guard,
+        processor,
     )
     report = describe_run(accelerator, settings) | report
     if report["interrupted"]:
@@ -110,6 +112,11 @@ def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> 
             f"{report['skipped']} unusable samples skipped, {report['dropped']} left over from incomplete batches.\n"
             f"Saved the model, its image processor, run.json and curves.png in {output_dir}."
         )
+        if settings.keep_best:
+            accelerator.print(
+                f"The best {task.best_metric} was that of step {report['best_step']}: its model is in "
+                f"{output_dir / BEST_FOLDER}."
+            )
     accelerator.end_training()
     return report
 

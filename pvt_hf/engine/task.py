@@ -173,6 +173,10 @@ class Task(ABC):
         """
         return None
 
+    def remarks(self, sample: Any, example: dict[str, Any]) -> dict[str, int]:
+        """How many labels of a usable example training changes, by kind, for `pvt-hf check`."""
+        return {}
+
     # Model
 
     @abstractmethod

@@ -86,6 +86,15 @@ def task_of(config: PreTrainedConfig) -> str | None:
     return next((task for ending, task in _TASK_BY_ENDING.items() if name.endswith(ending)), None)
 
 
+def check_device(device: str) -> None:
+    """Raises a ValueError for a device, such as "cuda:1", that PyTorch does not find on this machine."""
+    wanted, found = torch.device(device), torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if found else 0
+    if wanted.type != "cpu" and (found is None or found.type != wanted.type or (wanted.index or 0) >= count):
+        there = "".join(f", {found}:{number}" for number in range(count)) if found else ""
+        raise ValueError(f"PyTorch finds no device {device} on this machine. There is: cpu{there}.")
+
+
 def open_pipeline(
     model: str,
     task: str | None = None,
@@ -108,9 +117,10 @@ def open_pipeline(
         The task, and a pipeline for it that also fits [`label_map`] or [`find_objects`].
 
     Raises:
-        ValueError: the checkpoint cannot be opened, lacks weights or an image processor, or cannot do the task. The
-            message is one line.
+        ValueError: there is no such device; or the checkpoint cannot be opened, lacks weights or an image processor, or
+            cannot do the task. The message is one line.
     """
+    check_device(device)
     try:
         return _open(model, task, device, trust_remote_code, options)
     except Exception as error:  # configurations, weights and the Hub's client raise a dozen types

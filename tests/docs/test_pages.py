@@ -88,6 +88,7 @@ WORK = {
     "push": "pvt_hf.hub.upload.push_folder",
     "app": "pvt_hf.commands.app_page.serve",
     "benchmark": "pvt_hf.commands.benchmark_{task}.benchmark_{task}",
+    "check": "pvt_hf.engine.check.check_data pvt_hf.commands.check.guess_task",
     "info": "pvt_hf.hub.model_info.open_variant pvt_hf.hub.model_info.open_checkpoint",
     "reproduce": "pvt_hf.commands.reproduce_{task}.reproduce_{task}",
 }

@@ -130,6 +130,38 @@ def test_a_full_disk_is_named(arguments, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_early_stopping_counts_on_after_a_resume(arguments, tmp_path, monkeypatch):
+    """The third evaluation is the second in a row that is not better, in a straight run and in a resumed one."""
+    few = (
+        "--max_steps", 9, "--per_device_train_batch_size", 2, "--eval_steps", 1, "--save_steps", 1, "--patience", 2
+    )  # fmt: skip
+    answers = []
+
+    def evaluate(*given, **kwargs):
+        if not answers:
+            raise Killed
+        return {"accuracy@1": answers.pop(0), "eval_samples": 1, "eval_skipped": 0}
+
+    def steps(folder):
+        return TrainerState.load_from_json(folder / "checkpoint-3" / "trainer_state.json").global_step
+
+    monkeypatch.setattr(finetuning, "evaluate", evaluate)
+    answers[:] = [0.5, 0.4, 0.5, 0.5]  # the last one is that of the best checkpoint, loaded at the end
+    finetuning.finetune(*arguments(tmp_path / "straight", *few))
+    answers[:] = [0.5, 0.4]
+    with pytest.raises(Killed):
+        finetuning.finetune(*arguments(tmp_path / "killed", *few))
+    answers[:] = [0.5, 0.5]
+    finetuning.finetune(*arguments(tmp_path / "killed", *few, "--resume_from_checkpoint", "latest"))
+    for name in ("straight", "killed"):
+        assert not answers and steps(tmp_path / name) == 3 and not (tmp_path / name / "checkpoint-4").exists()
+        assert equal_weights(tmp_path / name, tmp_path / name / "checkpoint-1")
+    with pytest.raises(ValueError, match="--patience 2 counts evaluations: it needs --eval_strategy"):
+        finetuning.finetune(
+            *arguments(tmp_path / "none", *few, "--eval_strategy", "no", "--load_best_model_at_end", False)
+        )
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_steps_of_epochs_are_those_that_come(arguments, tmp_path, num_workers):
     """30 files, one damaged: two workers fill 3 batches of 4 each, one process 7."""
