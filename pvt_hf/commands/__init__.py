@@ -50,6 +50,8 @@ EXTRAS = {
     ),
     "pycocotools": "detection",
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
+    **dict.fromkeys(("nncf", "openvino"), "openvino"),
+    "executorch": "executorch",
     "gradio": "demo",
 }
 

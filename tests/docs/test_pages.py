@@ -71,6 +71,7 @@ RUN = {
         "--max_steps 1 --per_device_train_batch_size 2 --shortest_edge 64 --longest_edge 128 --crop_size 64 --use_cpu"
     ),
     "pvt-hf predict": "",
+    "pvt-hf export path/to/model --format onnx --output": "",
     "pvt-hf push": "",
     "hf auth login": f"--token {TOKEN}",
 }
@@ -83,6 +84,7 @@ WORK = {
     "finetune": "pvt_hf.engine.finetuning.finetune",
     "predict": "pvt_hf.inference.files.predict_files",
     "convert": "pvt_hf.commands.convert.convert",
+    "export": "pvt_hf.export.folder.export_checkpoint",
     "push": "pvt_hf.hub.upload.push_folder",
     "app": "pvt_hf.commands.app_page.serve",
     "benchmark": "pvt_hf.commands.benchmark_{task}.benchmark_{task}",
