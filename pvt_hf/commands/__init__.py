@@ -31,7 +31,7 @@ COMMANDS = {
     "train-object-detection": Command("train", "train a detector, with or without masks", ("object-detection",)),
     "finetune": Command("finetune", "fine-tune a model of any task with Transformers' Trainer"),
     "evaluate": Command("evaluate", "compute the metrics of a model of any task"),
-    "predict": Command("predict", "run a model on images, and write pictures of its predictions"),
+    "predict": Command("predict", "run a model on images and videos, and write pictures of its predictions"),
     "convert": Command("convert", "convert an official PVT checkpoint"),
     "push": Command("push", "push a model to the Hub, with a model card"),
     "info": Command("info", "say what a model is, what it costs and what it can be used for"),
@@ -47,6 +47,7 @@ EXTRAS = {
         ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn", "timm", "torchdata", "torchvision"), "train"
     ),
     "pycocotools": "detection",
+    "av": "video",
     "gradio": "demo",
 }
 
