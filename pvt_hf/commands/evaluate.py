@@ -65,8 +65,9 @@ def main(task: str = "") -> None:
 
     from ..data.streams import StreamError
     from ..engine.evaluation import evaluate_checkpoint
+    from ..inference.held_out_page import write_page
 
     try:
-        evaluate_checkpoint(get_task(task), settings)
+        evaluate_checkpoint(get_task(task), settings, write_page)
     except (OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None

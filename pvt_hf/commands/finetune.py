@@ -46,10 +46,11 @@ def main() -> None:
     from ..data.streams import StreamError
     from ..engine.finetuning import finetune
     from ..engine.processes import quiet_progress_bars
+    from ..inference.held_out_page import write_page
 
     try:
         with quiet_progress_bars():
-            finetune(task, *arguments)
+            finetune(task, *arguments, write_page)
     except (ImportError, OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None
 

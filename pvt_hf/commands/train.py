@@ -49,8 +49,9 @@ def main(task: str) -> None:
 
     from ..data.streams import StreamError
     from ..engine.run import train
+    from ..inference.held_out_page import write_page
 
     try:
-        train(get_task(task), settings)
+        train(get_task(task), settings, write_page)
     except (OSError, ValueError, StreamError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None
