@@ -81,7 +81,7 @@ class Objects(NamedTuple):
     def as_transformers(self) -> dict[str, torch.Tensor]:
         """
         The objects as Transformers' post-processing gives them: `boxes` (objects, 4) xyxy in pixels, `labels` int64,
-        `scores` float32 and, if there are masks, `masks` (objects, height, width) bool. For
+        `scores` float32 and, if there are masks, `masks` (objects, 1, height, width) bool. For
         `supervision.Detections.from_transformers`.
         """
         found = {
@@ -89,7 +89,7 @@ class Objects(NamedTuple):
             "labels": torch.tensor(self.labels, dtype=torch.int64),
             "scores": torch.tensor(self.scores, dtype=torch.float32),
         }
-        return found if self.masks is None else {**found, "masks": self.masks}
+        return found if self.masks is None else {**found, "masks": self.masks[:, None]}
 
 
 def task_of(config: PreTrainedConfig) -> str | None:
