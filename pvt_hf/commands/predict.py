@@ -3,8 +3,10 @@
 import argparse
 import importlib.util
 import math
+import re
 from pathlib import Path
 
+from ..engine.arguments import ArgumentParser
 from ..engine.output_paths import check_output_file, check_output_folder
 from ..weights.paths import check_model_path
 
@@ -50,7 +52,7 @@ for which the model's answer is NaN or infinite, is reported and skipped, and th
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "images", nargs="+", metavar="INPUT", help="image, video, folder, pattern or -, e.g. photo.jpg photos clip.mp4"
     )
@@ -99,13 +101,15 @@ def parse_arguments() -> argparse.Namespace:
         help="also write all answers as a table (.csv), one row for each class or object, e.g. answers.csv; - for "
         "standard output",
     )  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or mps; default: %(default)s")
     arguments = parser.parse_args()
     if not 0 <= arguments.threshold <= 1:
         parser.error(f"--threshold must be from 0 to 1, got {arguments.threshold}.")
     for name in ("top_k", "batch_size", "every"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", arguments.device):
+        parser.error(f"--device {arguments.device}: expected cpu, cuda, cuda:0 (a number) or mps.")
     if arguments.fps is not None and not (arguments.fps > 0 and math.isfinite(arguments.fps)):
         parser.error(f"--fps must be above 0, got {arguments.fps}.")
     for name, endings in (("json", (".json", ".jsonl")), ("csv", (".csv",))):

@@ -185,7 +185,7 @@ def overlay_objects(
     image: Image.Image,
     boxes_xyxy: torch.Tensor,
     labels: Sequence[int],
-    scores: Sequence[float],
+    scores: Sequence[float] | None,
     id2label: Mapping[int, str],
     masks: torch.Tensor | None = None,
 ) -> Image.Image:
@@ -199,7 +199,7 @@ def overlay_objects(
         image: PIL image of any mode.
         boxes_xyxy: (objects, 4), in pixels.
         labels: class index of each object.
-        scores: of each object, from 0 to 1. Objects are expected in descending order.
+        scores: of each object, from 0 to 1. Objects are expected in descending order. None: no scores are written.
         id2label: class names.
         masks: (objects, height, width) bool, of the image's size, drawn below the boxes. Needs torchvision.
 
@@ -224,7 +224,7 @@ def overlay_objects(
     for i in order:
         draw.rectangle(boxes_xyxy[i].tolist(), outline=colors[i], width=width)
     for i in order:
-        text = f"{id2label[labels[i]]} {scores[i]:.0%}"
+        text = id2label[labels[i]] if scores is None else f"{id2label[labels[i]]} {scores[i]:.0%}"
         # In the box's upper left corner, moved inside the image if it would be cut off
         left, top, right, bottom = draw.textbbox((0, 0), text, font)
         x = min(max(boxes_xyxy[i, 0].item(), 0), max(image.width - right - 2 * width, 0))

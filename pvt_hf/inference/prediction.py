@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ..engine.finite import check_answers, check_pixels
-from ..weights.opening import open_complete
+from ..weights.opening import open_to_run
 from ..weights.paths import check_model_path
 
 
@@ -101,6 +101,15 @@ def task_of(config: PreTrainedConfig) -> str | None:
     return next((task for ending, task in _TASK_BY_ENDING.items() if name.endswith(ending)), None)
 
 
+def check_device(device: str) -> None:
+    """Raises a ValueError for a device, such as "cuda:1", that PyTorch does not find on this machine."""
+    wanted, found = torch.device(device), torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if found else 0
+    if wanted.type != "cpu" and (found is None or found.type != wanted.type or (wanted.index or 0) >= count):
+        there = "".join(f", {found}:{number}" for number in range(count)) if found else ""
+        raise ValueError(f"PyTorch finds no device {device} on this machine. There is: cpu{there}.")
+
+
 def open_pipeline(
     model: str,
     task: str | None = None,
@@ -110,22 +119,23 @@ def open_pipeline(
     **options: Any,
 ) -> tuple[str, Pipeline]:
     """
-    Opens a complete checkpoint with its image processor. The weights are read once.
+    Opens a complete checkpoint or an export with its image processor. The weights are read once.
 
     Args:
-        model: folder or Hub id.
+        model: folder or Hub id; or a folder that `pvt-hf export` has written.
         task: one of [`TASKS`]; by default the one that the checkpoint was saved for, see [`task_of`].
         device: "cpu", "cuda", "cuda:1" ...
         trust_remote_code: whether code that comes with the checkpoint may run; None asks on the terminal.
-        options: of the model's `from_pretrained`, such as `dtype` and `use_safetensors`.
+        options: of the model's `from_pretrained`, such as `dtype` and `use_safetensors`; not for exports.
 
     Returns:
         The task, and a pipeline for it that also fits [`label_maps_of`] or [`find_objects_in`].
 
     Raises:
-        ValueError: the checkpoint cannot be opened, lacks weights or an image processor, or cannot do the task. The
-            message is one line.
+        ValueError: there is no such device; or the checkpoint cannot be opened, lacks weights or an image processor, or
+            cannot do the task. The message is one line.
     """
+    check_device(device)
     try:
         return _open(model, task, device, trust_remote_code, options)
     except Exception as error:  # configurations, weights and the Hub's client raise a dozen types
@@ -160,7 +170,7 @@ def _open(
     if method and not hasattr(processor, method):
         raise ValueError(f"{cannot} (Its {type(processor).__name__} has no {method}.)")
 
-    opened = open_complete(auto_class, model, config=config, trust_remote_code=trust_remote_code, **options)
+    opened = open_to_run(auto_class, model, config=config, trust_remote_code=trust_remote_code, **options)
     # Only the segmentation pipeline looks for a tokenizer, and does without if there is none: OneFormer has one.
     tokenizer = model if kind == "image-segmentation" else None
     built = pipeline(kind, model=opened, image_processor=processor, tokenizer=tokenizer, device=device)  # type: ignore[call-overload]  # by kind, of literals

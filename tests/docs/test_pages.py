@@ -72,6 +72,7 @@ RUN = {
         "--max_steps 1 --per_device_train_batch_size 2 --shortest_edge 64 --longest_edge 128 --crop_size 64 --use_cpu"
     ),
     "pvt-hf predict": "",
+    "pvt-hf export path/to/model --format onnx --output": "",
     "pvt-hf push": "",
     "hf auth login": f"--token {TOKEN}",
 }
@@ -84,9 +85,11 @@ WORK = {
     "finetune": "pvt_hf.engine.finetuning.finetune",
     "predict": "pvt_hf.inference.files.predict_files",
     "convert": "pvt_hf.commands.convert.convert",
+    "export": "pvt_hf.export.folder.export_checkpoint",
     "push": "pvt_hf.hub.upload.push_folder",
     "app": "pvt_hf.commands.app_page.serve",
     "benchmark": "pvt_hf.commands.benchmark_{task}.benchmark_{task}",
+    "check": "pvt_hf.engine.check.check_data pvt_hf.commands.check.guess_task",
     "info": "pvt_hf.hub.model_info.open_variant pvt_hf.hub.model_info.open_checkpoint",
     "reproduce": "pvt_hf.commands.reproduce_{task}.reproduce_{task}",
 }
@@ -126,6 +129,7 @@ def _read_arguments(words: list[str], patch: pytest.MonkeyPatch) -> None:
         for function in WORK[words[0]].format(task=task).split():
             inner.setattr(function, begin)
         inner.setattr(sys, "argv", ["pvt-hf", *words])
+        inner.setattr("pvt_hf.data.paths.check_on_hub", lambda source: None)
         try:
             main()
         except Reached:
