@@ -236,10 +236,10 @@ class Run:
                 nonlocal answered, problem
                 for frame, answer in zip(batch, self.answers([frame.image for frame in batch]), strict=True):
                     if isinstance(answer, ValueError):
-                        problem = f"frame {frame.index}: {answer}"
+                        problem = f"frame {frame.number}: {answer}"
                         continue
                     size = {"width": frame.image.width, "height": frame.image.height}
-                    entry = {"frame": frame.index, "time": frame.time, **size, **self.predictor.entry(answer)}
+                    entry = {"frame": frame.number, "time": frame.time, **size, **self.predictor.entry(answer)}
                     lines.write(json.dumps(entry) + "\n")
                     writer.write(self.predictor.frame(frame.image, answer), frame.time)
                     answered += 1

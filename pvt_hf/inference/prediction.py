@@ -81,7 +81,7 @@ class Objects(NamedTuple):
     def as_transformers(self) -> dict[str, torch.Tensor]:
         """
         The objects as Transformers' post-processing gives them: `boxes` (objects, 4) xyxy in pixels, `labels` int64,
-        `scores` float32 and, if there are masks, `masks` (objects, height, width) bool. For
+        `scores` float32 and, if there are masks, `masks` (objects, 1, height, width) bool. For
         `supervision.Detections.from_transformers`.
         """
         found = {
@@ -89,7 +89,7 @@ class Objects(NamedTuple):
             "labels": torch.tensor(self.labels, dtype=torch.int64),
             "scores": torch.tensor(self.scores, dtype=torch.float32),
         }
-        return found if self.masks is None else {**found, "masks": self.masks}
+        return found if self.masks is None else {**found, "masks": self.masks[:, None]}
 
 
 def task_of(config: PreTrainedConfig) -> str | None:
@@ -104,8 +104,10 @@ def task_of(config: PreTrainedConfig) -> str | None:
 def check_device(device: str) -> None:
     """Raises a ValueError for a device, such as "cuda:1", that PyTorch does not find on this machine."""
     wanted, found = torch.device(device), torch.accelerator.current_accelerator(check_available=True)
+    if wanted.type in ("cpu", "meta"):
+        return
     count = torch.accelerator.device_count() if found else 0
-    if wanted.type != "cpu" and (found is None or found.type != wanted.type or (wanted.index or 0) >= count):
+    if found is None or found.type != wanted.type or (wanted.index or 0) >= count:
         there = "".join(f", {found}:{number}" for number in range(count)) if found else ""
         raise ValueError(f"PyTorch finds no device {device} on this machine. There is: cpu{there}.")
 

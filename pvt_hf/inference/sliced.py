@@ -24,11 +24,12 @@ class SlicedDetector(DetectionModel):
     """
 
     def __init__(self, model_path: str, **options: Any):
+        self.names: dict[int, str] = {}
         super().__init__(model_path, **options)
 
     def load_model(self) -> None:
-        _, self.model = open_pipeline(self.model_path, "object-detection", device=str(self.device))
-        self.category_mapping = dict(self.model.model.config.id2label)
+        _, self.model = open_pipeline(str(self.model_path), "object-detection", device=str(self.device))
+        self.category_mapping = self.names = dict(self.model.model.config.id2label)
 
     def perform_inference(self, image: np.ndarray | list[np.ndarray]) -> None:
         """`image` is one or several (height, width, 3) uint8 RGB arrays."""
@@ -46,7 +47,7 @@ class SlicedDetector(DetectionModel):
         self._object_prediction_list_per_image = [
             [
                 ObjectPrediction(
-                    bbox=box, category_id=label, category_name=self.category_mapping[label], score=score,
+                    bbox=box, category_id=label, category_name=self.names[label], score=score,
                     shift_amount=[int(side) for side in shifts[index]],
                     full_shape=None if shapes is None else [int(side) for side in shapes[index]],
                 )

@@ -25,12 +25,12 @@ TIME_BASE = Fraction(1, 90_000)  # of annotated videos: fits every usual frame r
 class Frame(NamedTuple):
     """
     Attributes:
-        index: in the video, from 0, whatever frames are left out.
+        number: in the video, from 0, whatever frames are left out.
         time: in seconds since the first frame.
         image: upright RGB.
     """
 
-    index: int
+    number: int
     time: float
     image: Image.Image
 
@@ -62,7 +62,7 @@ class VideoReader:
         except (FFmpegError, OSError) as error:
             raise ValueError(f"not a video that can be read: {error.strerror or error}") from error
         stream = self.container.streams.best("video")
-        if stream is None:
+        if not isinstance(stream, av.VideoStream):
             self.container.close()
             raise ValueError("it has no video, only sound or text.")
         set_pixel_limit()
@@ -128,6 +128,7 @@ class VideoReader:
                     damaged += 1
                     continue
                 for frame in decoded:
+                    assert isinstance(frame, av.VideoFrame)  # of this stream
                     frames += 1
                     damaged += frame.is_corrupt
                     last = frame.time or last

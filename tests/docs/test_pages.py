@@ -200,7 +200,7 @@ def test_commands_accept_their_arguments(command, monkeypatch):
 
 
 def test_every_block_is_known():
-    languages = {"python", "bash", "bibtex", ""}
+    languages = {"python", "bash", "bibtex", "nginx", ""}
     for block in (block for page in pages() for block in blocks(page)):
         assert block.language in languages, block.place
         if block.language == "python":

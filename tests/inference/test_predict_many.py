@@ -204,7 +204,7 @@ def test_a_video(predict, tmp_path, monkeypatch, model):
     ]
     with VideoReader(tmp_path / "clip.mp4", every=2) as reader:
         for frame in reader:
-            frame.image.save(tmp_path / f"frame{frame.index}.png")
+            frame.image.save(tmp_path / f"frame{frame.number}.png")
     arguments = ("frame*.png", "--threshold", 0.01, "--output_dir", "stills", "--json", "stills.json")
     assert predict(model, *arguments)[0] is None
     stills = json.loads((tmp_path / "stills.json").read_text())

@@ -20,7 +20,7 @@ def read(path, **options):
 
 
 def numbers_and_times(frames):
-    return [(frame.index, frame.time) for frame in frames]
+    return [(frame.number, frame.time) for frame in frames]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def test_every_frame_in_order(folder):
 
 def test_some_frames(folder):
     frames, reader = read(folder / "even.mp4", every=7)
-    assert [frame.index for frame in frames] == [0, 7, 14] and reader.expected == 3
+    assert [frame.number for frame in frames] == [0, 7, 14] and reader.expected == 3
     frames, reader = read(folder / "even.mp4", fps=5)
-    assert [frame.index for frame in frames] == list(range(0, 20, 2)) and reader.expected == 10
+    assert [frame.number for frame in frames] == list(range(0, 20, 2)) and reader.expected == 10
     frames, reader = read(folder / "even.mp4", fps=100)
     assert len(frames) == 20 and reader.expected == 20
 
