@@ -379,6 +379,7 @@ class PvtPreTrainedModel(PreTrainedModel):
                 f"pixel_values must have the four dimensions (batch, channels, height, width), got shape "
                 f"{tuple(pixel_values.shape)}: a single image needs a batch of one, `pixel_values[None]`."
             )
+        check_not_empty(pixel_values)
         if not pixel_values.is_floating_point():
             raise ValueError(
                 f"pixel_values must be floating point, got {pixel_values.dtype}: the image processor scales and "
@@ -397,6 +398,12 @@ class PvtPreTrainedModel(PreTrainedModel):
                 "resize or pad the images to at least that."
             )
         return pixel_values.to(self.get_input_embeddings().weight.dtype)
+
+
+def check_not_empty(pixel_values: torch.Tensor) -> None:
+    """Raises a ValueError for a batch without images, on which attention and losses fail with errors of their own."""
+    if pixel_values.shape[0] == 0:
+        raise ValueError(f"pixel_values has no image (shape {tuple(pixel_values.shape)}): leave out empty batches.")
 
 
 class PvtModel(PvtPreTrainedModel):
