@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from ..engine.arguments import ArgumentParser
 from ..engine.output_paths import check_output_folder
 from ..weights.export_formats import EXPORT_FORMATS
 from ..weights.paths import check_model_path
@@ -41,7 +42,7 @@ The exit status is 0 on success, and 1 after an error.
 
 def parse_arguments() -> argparse.Namespace:
     formats = "\n".join(f"    {one.name:<12}{one.title}{needs(one.extra)}" for one in EXPORT_FORMATS.values())
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=DESCRIPTION.replace("FORMATS", formats), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="folder written by save_pretrained, or Hub id, e.g. outputs/detector")
