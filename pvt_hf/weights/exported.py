@@ -181,7 +181,7 @@ def open_exported(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*children_specs.*", category=FutureWarning)  # in Transformers
         # By itself, OpenVINO computes in bf16 on processors that have it, whatever the model was.
-        options = {"config": {"INFERENCE_PRECISION_HINT": hint}} if name == "openvino" else {}
+        options: dict[str, Any] = {"config": {"INFERENCE_PRECISION_HINT": hint}} if name == "openvino" else {}
         exported = ExportedModel.from_pretrained(folder, device=device, **options)
     exported.config = config
     report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
