@@ -44,9 +44,9 @@ def describe_run(report: dict[str, Any]) -> str:
     pairs = [row["pairs"] for row in report["rows"] if "pairs" in row]
     text = (
         f"{PUBLISHED[arguments['variant']].title} at {arguments['image_size']}x{arguments['image_size']}, "
-        f"{arguments['dtype']}, {machine}, {environment['threads']} threads; "
+        f"{arguments['dtype']}, {machine}, threads: {environment['threads']}; "
         + ", ".join(f"{title} {environment[name]}" for title, name in versions.items() if name in environment)
-        + f"; {min(pairs)} to {max(pairs)} pairs of calls for a row."
+        + f"; at least {min(pairs)} pairs of calls for a row."
     )
     if min(pairs) < FEW_PAIRS or not report["complete"]:
         text += " **A short run: the figures are rough.**"

@@ -39,7 +39,7 @@ def draw_chart(results: Path, output: Path) -> Path | None:
     environment = content["environment"]
     machine = environment["device"] if environment["device"] != "CPU" else environment["cpu"]
     figure.supxlabel(
-        f"{machine}, {environment['threads']} threads, {content['arguments']['dtype']}, "
+        f"{machine}, threads: {environment['threads']}, {content['arguments']['dtype']}, "
         f"{content['arguments']['image_size']}x{content['arguments']['image_size']} pixels, "
         f"PyTorch {environment['torch']}",
         fontsize=8, color="#555555",
@@ -81,11 +81,11 @@ def _draw_accuracies(axes: Any, rows: list[dict[str, Any]], variant: str) -> Non
         area = 500 * memory / max(known) if memory else 60
         axes.scatter(rate, published.top1, s=area, color=OURS if ours else OTHER, alpha=0.65, linewidths=0)
         text = published.title + (f"\n{memory / 2**20:.0f} MiB" if memory else "")
-        above = number % 2 == 0  # neighbours of about the same accuracy keep their labels apart
-        place = (1 if above else -1) * ((area**0.5) / 2 + 3)
-        axes.annotate(text, (rate, published.top1), xytext=(0, place), textcoords="offset points",
-                      ha="center", va="bottom" if above else "top", fontsize=8)  # fmt: skip
-    axes.margins(0.22, 0.3)
+        left = number < len(rows) // 2  # neighbours of about the same accuracy keep their labels apart
+        place = (-1 if left else 1) * (area**0.5 / 2 + 3)
+        axes.annotate(text, (rate, published.top1), xytext=(place, 0), textcoords="offset points",
+                      ha="right" if left else "left", va="center", fontsize=8)  # fmt: skip
+    axes.margins(0.4, 0.15)
     axes.set_xlim(left=0)
     axes.set_xlabel("images per second, measured here")
     axes.set_ylabel("ImageNet top-1 accuracy in %, published")
