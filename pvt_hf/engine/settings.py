@@ -329,6 +329,11 @@ class EvaluationSettings(DeviceSettings):
     batch_size: int = option(1, "Images per batch and process.")
     trust_remote_code: bool = option(False, "Run the Python code that comes with the model. Read it first.")
     output: str = option("", "JSON file for the results, e.g. results.json; '': none.")
+    figures: str = option(
+        "",
+        "Folder for a confusion matrix or precision-recall curves, the worst images and a page of predictions, "
+        "e.g. outputs/figures; '': none.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -336,6 +341,8 @@ class EvaluationSettings(DeviceSettings):
         check_at_least(self, 1, "batch_size")
         if self.output:
             check_output_file("output", self.output)
+        if self.figures:
+            check_output_folder("figures", self.figures)
 
 
 class DataclassParser(ArgumentParser, HfArgumentParser):

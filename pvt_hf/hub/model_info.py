@@ -17,7 +17,8 @@ from ..families import FAMILIES, MODELS, load
 from ..inference.prediction import TASKS, task_of
 from ..metrics.costs import Costs, build_on_meta, count_costs
 from ..weights.official import load_official_checkpoint
-from ..weights.opening import check_model_path, shorten
+from ..weights.opening import shorten
+from ..weights.paths import check_model_path, is_exported
 from ..weights.variants import get_config, get_variant
 from .card import describe
 from .card_usage import opens_natively, preprocessing_steps
@@ -94,6 +95,8 @@ def open_checkpoint(model: str) -> Opened:
         processor = AutoImageProcessor.from_pretrained(model)
     except (OSError, ValueError):
         processor = None
+    if is_exported(model):
+        return Opened(model, model_class, config, processor, ("complete; in an exported program, see its README.md",))
     try:
         opened, loaded = model_class.from_pretrained(
             model, config=config, output_loading_info=True, ignore_mismatched_sizes=True

@@ -27,6 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pvt import PvtConfig
+from .modeling_fast_mlp import add_mlp, can_run_in_blocks, is_plain
 
 
 def to_feature_map(hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -69,12 +70,15 @@ class PvtDropPath(nn.Module):
         super().__init__()
         self.drop_prob = drop_prob
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def draw_mask(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """(batch, 1, 1), 0 for the samples to drop and 1 for the others; None if no sample can be dropped."""
         if self.drop_prob == 0.0 or not self.training:
-            return hidden_states
-        keep_prob = 1 - self.drop_prob
-        mask = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep_prob)
-        return hidden_states * mask / keep_prob
+            return None
+        return hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.drop_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        mask = self.draw_mask(hidden_states)
+        return hidden_states if mask is None else hidden_states * mask / (1 - self.drop_prob)
 
     def extra_repr(self) -> str:
         return f"p={self.drop_prob}"
@@ -259,6 +263,14 @@ class PvtLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         context, _ = self.attention(self.layer_norm_1(hidden_states), grid, **kwargs)
         hidden_states = hidden_states + self.drop_path(context)
+        if (
+            is_plain(self.mlp, PvtFFN)
+            and is_plain(self.drop_path, PvtDropPath)
+            and can_run_in_blocks(hidden_states, self.layer_norm_2, self.mlp)
+        ):
+            mask = self.drop_path.draw_mask(hidden_states)
+            scale = None if mask is None else mask / (1 - self.drop_path.drop_prob)
+            return add_mlp(hidden_states, scale, self.layer_norm_2, self.mlp)
         return hidden_states + self.drop_path(self.mlp(self.layer_norm_2(hidden_states)))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,8 @@ def open_exported(
     kind = format_called(name)
     if kind is None:
         raise ValueError(f"{folder} is an export of the format {name!r}, which this version does not know.")
-    if kind.missing:
-        raise ImportError(f"{folder} cannot run: {kind.missing}")
+    if reason := kind.missing():
+        raise ImportError(f"{folder} cannot run: {reason}")
     for file in files:
         # A path in a file that was downloaded must not lead out of the folder.
         if Path(file).name != file or not (folder / file).is_file():
@@ -171,9 +172,13 @@ def open_exported(
 
     from transformers.exporters import ExportedModel
 
+    from . import torch_programs  # noqa: F401  registers its formats
+
     config = read_config(folder)
     import_outputs(config)
-    exported = ExportedModel.from_pretrained(folder, device=device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*children_specs.*", category=FutureWarning)  # in Transformers
+        exported = ExportedModel.from_pretrained(folder, device=device)
     exported.config = config
     report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
     # Pipelines print an error for class names that are not in their tables.

@@ -250,16 +250,14 @@ def test_a_signal_before_the_first_step_saves_nothing(tmp_path, monkeypatch):
 def test_killed_in_an_evaluation_only_the_evaluation_is_done_again(tmp_path, monkeypatch):
     photos = make_photos(tmp_path / "photos", 16)
     straight, expected = train_here(photos, tmp_path / "straight", eval_every_epochs=2)
-    real = loop.save_checkpoint
 
-    def save_and_stop(*arguments):
-        real(*arguments)
+    def killed(*arguments):
         raise KeyboardInterrupt  # as a kill would: nothing is saved any more
 
-    monkeypatch.setattr(loop, "save_checkpoint", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train_here(photos, tmp_path / "killed", eval_every_epochs=1)
-    monkeypatch.setattr(loop, "save_checkpoint", real)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Training, "_evaluated_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_here(photos, tmp_path / "killed", eval_every_epochs=1)
     steps = []
     again, report = train_here(
         photos, tmp_path / "killed", lambda model, batch: steps.append(1), eval_every_epochs=1,

@@ -65,9 +65,7 @@ def test_true_and_text_are_no_numbers(family):
     with pytest.raises(ValueError, match="num_labels must be from 1 to 1,000,000"):
         config_class(num_labels=True)
     if family.name == "pvt":
-        with pytest.raises(
-            ValueError, match=r"depths must be a list of 4 integers, .* got \[True, 2, 2, 2\]"
-        ):
+        with pytest.raises(ValueError, match=r"depths must be a list of 4 integers, .* got \[True, 2, 2, 2\]"):
             config_class(depths=[True, 2, 2, 2])
         assert config_class(depths=(np.int64(1), 1, 1, 1), drop_path_rate=0).depths[0] == 1
 

@@ -109,7 +109,10 @@ def test_what_a_run_leaves_behind(straight):
     folder, report, printed = straight
     assert {path.name for path in (folder / "run").iterdir() if path.is_file()} == {
         ".training.lock", "config.json", "model.safetensors", "preprocessor_config.json", "run.json", "curves.png",
+        "confusion_matrix.json", "confusion_matrix.png", "worst_images.json",
     }  # fmt: skip
+    confusion = json.loads((folder / "run" / "confusion_matrix.json").read_text())["matrix"]
+    assert [sum(row) for row in confusion] == report["metrics"]["per_category_pixels"]
     assert json.loads((folder / "run" / "run.json").read_text(), parse_constant=pytest.fail) == report
     config = json.loads((folder / "run" / "config.json").read_text())
     assert config["id2label"] == {"0": "ground", "1": "red", "2": "blue"} and config["model_type"] == "semantic_fpn"
