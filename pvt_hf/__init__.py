@@ -13,6 +13,7 @@ from .registry import register
 
 
 if TYPE_CHECKING:  # types of the names, all of which are loaded on demand
+    from .inference.prediction import open_pipeline
     from .models.configuration_mask_rcnn import MaskRcnnConfig
     from .models.configuration_pvt import PvtConfig
     from .models.configuration_pvt_detr import PvtDetrConfig
@@ -70,6 +71,7 @@ __all__ = [
     "get_config",
     "load_official_checkpoint",
     "load_pretrained_backbone",
+    "open_pipeline",
     "sample",
 ]
 
@@ -80,6 +82,7 @@ _ON_DEMAND = {  # name to file
     "get_config": "weights.variants",
     "load_official_checkpoint": "weights.official",
     "load_pretrained_backbone": "weights.backbone",
+    "open_pipeline": "inference.prediction",
     "sample": "weights.paths",
 } | {class_name(path): f"models.{path.partition('.')[0]}" for family in FAMILIES.values() for path in family.paths}
 

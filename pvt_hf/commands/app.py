@@ -5,6 +5,7 @@ import os
 import socket
 from pathlib import Path
 
+from ..engine.arguments import ArgumentParser
 from ..weights.paths import check_model_path
 from .app_addresses import is_loopback
 
@@ -37,7 +38,7 @@ trust each other. Put a server with passwords and limits, such as nginx, between
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model", action="append",
         help="folder written by save_pretrained, Hub id, official:pvt-small or sample:digits-detector, e.g. "

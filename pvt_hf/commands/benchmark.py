@@ -7,9 +7,8 @@ from dataclasses import fields
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from transformers.hf_argparser import HfArgumentParser
-
-from ..engine.settings import HelpFormatter, describe_unknown
+from ..engine.arguments import describe_unknown
+from ..engine.settings import DataclassParser
 from .benchmark_arguments import DataArguments, ModelsArguments, TrainingArguments
 
 
@@ -94,14 +93,14 @@ def main() -> int:
     words = sys.argv[1:]
     name = words.pop(0) if words and words[0] in TASKS else "models"
     task = TASKS[name]
-    parser = HfArgumentParser(task.arguments, description=task.description, formatter_class=HelpFormatter)
+    parser = DataclassParser(task.arguments, description=task.description)
     parser.usage = f"%(prog)s {name} [--argument value ...]"
     try:
         arguments, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
         if rest and not rest[0].startswith("-"):
             raise ValueError(f"the first argument is the task, one of {', '.join(TASKS)}; got {rest[0]}.")
         if rest:
-            raise ValueError(describe_unknown(rest, [field.name for field in fields(task.arguments)]))
+            raise ValueError(describe_unknown(rest[0], [field.name for field in fields(task.arguments)]))
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # rows appear at once in a log file too
         run = getattr(import_module(f".benchmark_{name}", __package__), f"benchmark_{name}")
         return run(arguments)

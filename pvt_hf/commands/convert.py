@@ -16,12 +16,10 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
-
-from transformers.hf_argparser import HfArgumentParser
+from typing import Any
 
 from ..engine.output_paths import check_output_folder
-from ..engine.settings import HelpFormatter
+from ..engine.settings import DataclassParser
 from ..weights.paths import check_repo_id
 from ..weights.variants import RELEASED, get_variant
 from .push import PushOptions
@@ -109,7 +107,7 @@ def convert(arguments: Arguments, output: Path) -> None:
 
 
 def parse_arguments() -> Arguments:
-    parser = HfArgumentParser(cast(Any, Arguments), description=__doc__, formatter_class=HelpFormatter)
+    parser = DataclassParser(Arguments, description=__doc__)
     (arguments,) = parser.parse_args_into_dataclasses()
     if (arguments.checkpoint is None) == (arguments.variant is None):
         parser.error("give either --checkpoint FILE or --variant NAME")

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..engine.settings import parse_arguments, split_task
 from ..tasks import evaluation_settings, get_task
+from . import check_dataset
 
 
 DESCRIPTIONS = {
@@ -60,11 +61,13 @@ def main(task: str = "") -> None:
     if not task:
         task = split_task("Computes the metrics of a model on a data set.", list(DESCRIPTIONS))
     settings: Any = parse_arguments(evaluation_settings(task), description=DESCRIPTIONS[task])
+    check_dataset(settings.dataset)
 
     from ..data.streams import StreamError
     from ..engine.evaluation import evaluate_checkpoint
+    from ..inference.held_out_page import write_page
 
     try:
-        evaluate_checkpoint(get_task(task), settings)
+        evaluate_checkpoint(get_task(task), settings, write_page)
     except (OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None

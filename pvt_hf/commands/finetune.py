@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from transformers.hf_argparser import HfArgumentParser
-
-from ..engine.settings import FinetuneSettings, HelpFormatter, TrainerSettings, describe_unknown, split_task
+from ..engine.arguments import describe_unknown, read_fields
+from ..engine.settings import DataclassParser, FinetuneSettings, TrainerSettings, split_task
 from ..tasks import TASKS, finetuning_settings, get_task
+from . import check_dataset
 
 
 DESCRIPTION = r"""
@@ -45,10 +46,11 @@ def main() -> None:
     from ..data.streams import StreamError
     from ..engine.finetuning import finetune
     from ..engine.processes import quiet_progress_bars
+    from ..inference.held_out_page import write_page
 
     try:
         with quiet_progress_bars():
-            finetune(task, *arguments)
+            finetune(task, *arguments, write_page)
     except (ImportError, OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -56,7 +58,9 @@ def main() -> None:
 def check_arguments(name: str) -> None:
     """Exits with a message if arguments are wrong, before `TrainingArguments` is imported."""
     if not {"-h", "--help"} & set(sys.argv):
-        _parse((finetuning_settings(name), FinetuneSettings, TrainerSettings), others=True)
+        others = read_fields("transformers.training_args", "TrainingArguments")
+        settings, *_ = _parse((finetuning_settings(name), FinetuneSettings, TrainerSettings), others=others)
+        check_dataset(settings.dataset)
 
 
 def parse_arguments(name: str, words: list[str] | None = None) -> tuple[Any, Any, Any, Any]:
@@ -76,15 +80,16 @@ def parse_arguments(name: str, words: list[str] | None = None) -> tuple[Any, Any
     return task, *_parse(classes, words, **default_arguments(task))
 
 
-def _parse(classes: Any, words: list[str] | None = None, others: bool = False, **defaults: Any) -> Any:
-    """Parses the command line. `others`: arguments that are in none of `classes` may be there."""
-    parser = HfArgumentParser(classes, formatter_class=HelpFormatter)
+def _parse(classes: Any, words: list[str] | None = None, others: Sequence[str] = (), **defaults: Any) -> Any:
+    """Parses the command line. `others`: arguments that are in none of `classes` and may be there."""
+    parser = DataclassParser(classes)
     parser.usage = "%(prog)s [--argument value ...]"
     parser.set_defaults(**defaults)
+    parser.other_names = [name for other in others for name in (other, f"no_{other}", other.replace("_", "-"))]
     try:
         *parsed, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
         if rest and not others:
-            raise ValueError(describe_unknown(rest, [field.name for one in classes for field in fields(one)]))
+            raise ValueError(describe_unknown(rest[0], [field.name for one in classes for field in fields(one)]))
         return parsed
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -4,6 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
+from ..engine.arguments import ArgumentParser
 from ..weights.paths import check_model_path
 
 
@@ -38,12 +39,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "model",
-        nargs="?",
-        help="which model, e.g. outputs/detector or official:pvt-small",
-    )
+    parser = ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help="which model, e.g. outputs/detector or official:pvt-small")
     parser.add_argument("--variant", choices=VARIANTS, help="a model of the paper, without weights, e.g. pvt-small")
     parser.add_argument(
         "--architecture", choices=ARCHITECTURES, default="pvt", help="head on the --variant; default: the classifier"

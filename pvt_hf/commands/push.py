@@ -13,11 +13,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
-from transformers.hf_argparser import HfArgumentParser
-
-from ..engine.settings import HelpFormatter
+from ..engine.settings import DataclassParser
 from ..weights.paths import OFFICIAL, check_model_path, check_repo_id
 
 
@@ -59,7 +56,7 @@ class Arguments(PushOptions):
 
 
 def main() -> int:
-    parser = HfArgumentParser(cast(Any, Arguments), description=__doc__, formatter_class=HelpFormatter)
+    parser = DataclassParser(Arguments, description=__doc__)
     (arguments,) = parser.parse_args_into_dataclasses()
     if arguments.model.startswith(OFFICIAL):
         name = arguments.model.removeprefix(OFFICIAL)

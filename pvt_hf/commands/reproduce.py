@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..engine.arguments import ArgumentParser
+
 
 DESCRIPTION = """
 Checks what the paper prints.
@@ -44,7 +46,7 @@ SIZES = (224, 320, 448, 576, 704, 832, 960, 1088, 1216, 1344)
 
 def parse_arguments() -> argparse.Namespace:
     raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(description=DESCRIPTION, **raw)
+    parser = ArgumentParser(description=DESCRIPTION, **raw)
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
 
     cost = commands.add_parser(

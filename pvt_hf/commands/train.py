@@ -4,6 +4,7 @@ from typing import Any
 
 from ..engine.settings import parse_arguments
 from ..tasks import get_task, training_settings
+from . import check_dataset
 
 
 DESCRIPTION = """
@@ -44,11 +45,13 @@ TEXTS = {
 def main(task: str) -> None:
     description = DESCRIPTION.format(task=task, file=task.replace("-", "_"), **TEXTS[task])
     settings: Any = parse_arguments(training_settings(task), description=description)
+    check_dataset(settings.dataset)
 
     from ..data.streams import StreamError
     from ..engine.run import train
+    from ..inference.held_out_page import write_page
 
     try:
-        train(get_task(task), settings)
+        train(get_task(task), settings, write_page)
     except (OSError, ValueError, StreamError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -19,8 +19,10 @@ from ..data.batches import BatchStream, make_loader
 from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
 from ..metrics.reports import versions, without_nan, write_json
-from ..weights.opening import open_complete, open_processor, shorten, weights_digest
+from ..weights.opening import open_processor, open_to_run, shorten, weights_digest
+from ..weights.paths import is_exported
 from .feed import Batch, stream_error_message
+from .figures import LastEvaluation, WritePage, write_figures
 from .finite import NotFiniteError, check_answers, check_pixels
 from .guard import LabelGuard
 from .processes import any_process, check_precision, check_world_size, limit_cpu_threads, quiet_progress_bars
@@ -39,6 +41,7 @@ def evaluate(
     after_batch: Callable[[Batch], None] | None = None,
     save: Callable[[list[Any]], None] | None = None,
     guard: LabelGuard | None = None,
+    last: LastEvaluation | None = None,
 ) -> dict[str, Any]:
     """
     Computes the metrics of a model over a stream. The processes share the samples; each sample counts once.
@@ -50,6 +53,7 @@ def evaluate(
         after_batch: called with each batch of this process after its predictions are recorded.
         save: called with the states of `evaluation` of all processes.
         guard: takes the labels of the samples.
+        last: filled with the states and a gallery of samples, on the main process.
 
     Returns:
         The metrics of `evaluation` (None where undefined), `eval_samples` and `eval_skipped` (unusable samples). Equal
@@ -60,6 +64,7 @@ def evaluate(
         StreamError: the source cannot be read, or too many samples are unusable.
     """
     skipped, labels = 0, LabelCounts()
+    evaluation.gallery = None if last is None else last.new_gallery()
 
     def forward(**inputs: torch.Tensor) -> Any:
         # FSDP gathers the parameters in every forward pass, so all processes have to make equally many. Before each one
@@ -91,7 +96,7 @@ def evaluate(
         raise StreamError(stream_error_message(error)) from error
     while accelerator.is_fsdp2 and any_process(False):
         run(**evaluation.idle_inputs())
-    parts = gather_object([(evaluation.state(), skipped, labels)])
+    parts = gather_object([(evaluation.state(), skipped, labels, evaluation.gallery)])
     states = [part[0] for part in parts]
     num_samples = evaluation.count(states)
     if not num_samples:
@@ -100,17 +105,20 @@ def evaluate(
         guard.finish(LabelCounts.total(part[2] for part in parts))
     if save is not None:
         save(states)
+    if last is not None and accelerator.is_main_process:
+        last.states, last.gallery = states, last.new_gallery().merged(part[3] for part in parts)
     metrics = without_nan(evaluation.compute(states))
     return metrics | {"eval_samples": num_samples, "eval_skipped": sum(part[1] for part in parts)}
 
 
 @quiet_progress_bars()
-def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
+def evaluate_checkpoint(task: Task, settings: Any, write_page: WritePage | None = None) -> dict[str, Any]:
     """
     Evaluates a saved model: prints its metrics, and writes a report to `settings.output`.
 
     Args:
         settings: of the class `task.evaluation_settings`.
+        write_page: draws samples, with `settings.figures`; see [`pvt_hf.engine.figures.write_figures`].
 
     Returns:
         The report. Its `results` are the metrics of the task (None where undefined) and `images_per_second`: loading,
@@ -147,10 +155,17 @@ def evaluate_checkpoint(task: Task, settings: Any) -> dict[str, Any]:
             collate=task.collate_evaluation,
         )
         save = part.save if accelerator.is_main_process else None
+        last = LastEvaluation(processor) if settings.figures else None
         with Monitor(accelerator, batches, settings.num_workers, part.title, skipped) as monitor:
-            metrics = evaluate(accelerator, model, batches, settings.num_workers, part.evaluation, monitor, save, guard)
+            metrics = evaluate(
+                accelerator, model, batches, settings.num_workers, part.evaluation, monitor, save, guard, last
+            )
         metrics["images_per_second"] = monitor.images_per_second()
         accelerator.print(part.table(metrics))
+        if last is not None and accelerator.is_main_process:
+            folder = Path(settings.figures, part.folder)
+            names = write_figures(folder, part.evaluation, last, part.sample.class_names, write_page)
+            print(f"Wrote {', '.join(names)} in {folder}.")
         results.append(part.report(metrics))
     return write_report(accelerator, settings, model, skipped, results=task.summarize(results), **facts)
 
@@ -164,15 +179,20 @@ def open_checkpoint(settings: EvaluationSettings, auto_class: Any) -> tuple[Acce
 
     Raises:
         OSError: there is no such model, or `settings.output` is a folder.
-        ValueError: the model lacks weights or is not for `auto_class`, fp16 is asked for on a CPU, or Accelerate
-            does not see all processes of the launcher.
+        ValueError: the model lacks weights or is not for `auto_class`, fp16 is asked for on a CPU or a mixed precision
+            for an export, or Accelerate does not see all processes of the launcher.
     """
     check_precision(settings)
+    if is_exported(settings.model) and settings.mixed_precision != "no":
+        raise ValueError(
+            f"--mixed_precision {settings.mixed_precision}: {settings.model} is an export, which runs in the precision "
+            "that it was exported in. Leave the option out, or export with --bf16 or --fp16."
+        )
     accelerator = Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
     check_world_size(accelerator)
     limit_cpu_threads(accelerator.device, settings.num_workers)
     prepare_output(settings.output, "output")
-    model = open_complete(auto_class, settings.model, trust_remote_code=settings.trust_remote_code)
+    model = open_to_run(auto_class, settings.model, trust_remote_code=settings.trust_remote_code)
     processor = open_processor(settings.model, trust_remote_code=settings.trust_remote_code)
     return accelerator, model.to(accelerator.device), processor
 

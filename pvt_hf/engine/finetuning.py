@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -25,6 +25,7 @@ from .disk import describe_write_error, tensor_bytes
 from .epochs import EpochLengths
 from .evaluation import Monitor, evaluate
 from .feed import Batch, TrainingStream
+from .figures import LastEvaluation, WritePage, write_figures
 from .guard import LabelGuard
 from .lock import lock_output_dir
 from .processes import check_world_size, share_buffers
@@ -92,6 +93,16 @@ def find_resumable(training: TrainingArguments) -> str | None:
     return str(found)
 
 
+class Patience(EarlyStoppingCallback):
+    """Early stopping of Transformers, which goes on counting after a resume."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = state.stateful_callbacks.get(type(self).__name__)  # of the checkpoint, or what a new one begins with
+        if saved is not None:
+            self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+
+
 class StreamTrainer(Trainer):
     """Trainer with the streams, the loss and the evaluation of the training commands."""
 
@@ -107,6 +118,7 @@ class StreamTrainer(Trainer):
         self.loss, self.evaluation, self.guard = loss, evaluation, guard
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
         self.skipped: dict[str, str] = {}
+        self.last: LastEvaluation | None = None  # filled by the next evaluation
 
     def get_train_dataloader(self) -> Any:
         return self.train_dataset  # not prepared by Accelerate, which would send each process a part of the batches
@@ -150,8 +162,9 @@ class StreamTrainer(Trainer):
         num_workers = self.args.dataloader_num_workers
         with Monitor(self.accelerator, batches, num_workers, "evaluation", self.skipped) as monitor:
             metrics = evaluate(
-                self.accelerator, model, batches, num_workers, self.evaluation, monitor, guard=self.guard
-            )
+                self.accelerator, model, batches, num_workers, self.evaluation, monitor, guard=self.guard,
+                last=self.last,
+            )  # fmt: skip
         metrics = {f"{metric_key_prefix}_{name.removeprefix('eval_')}": value for name, value in metrics.items()}
         defined = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self.log(defined)
@@ -199,6 +212,8 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
         OSError, ValueError: as `task`'s methods; or there is nothing to learn from or to evaluate; or the number of
             steps is unknown.
     """
+    if options.patience and training.eval_strategy == "no":
+        raise ValueError(f"--patience {options.patience} counts evaluations: it needs --eval_strategy steps or epoch.")
     state = training.distributed_state  # this process among all
     opened = open_training(task, settings, state)
     model: Any = opened.model
@@ -230,15 +245,23 @@ def make_trainer(task: Task, settings: Any, options: FinetuneSettings, training:
         ),
         eval_dataset=evaluation_batches(task, settings, opened.eval_sample, state, training.eval_batch_size),
         processing_class=opened.processor,
+        callbacks=[Patience(options.patience)] if options.patience else None,
         loss=task.loss(settings, num_labels),
         evaluation=evaluation,
         guard=opened.eval_guard,
     )
 
 
-def finetune(task: Task, settings: Any, options: FinetuneSettings, training: TrainingArguments) -> dict[str, Any]:
+def finetune(
+    task: Task,
+    settings: Any,
+    options: FinetuneSettings,
+    training: TrainingArguments,
+    write_page: WritePage | None = None,
+) -> dict[str, Any]:
     """
-    Trains, evaluates the best checkpoint and saves it, all in `training.output_dir`.
+    Trains, evaluates the best checkpoint and saves it and the figures of its evaluation (see
+    [`pvt_hf.engine.figures.write_figures`], also for `write_page`), all in `training.output_dir`.
 
     Returns:
         The metrics of that evaluation, with None where one is undefined.
@@ -252,12 +275,14 @@ def finetune(task: Task, settings: Any, options: FinetuneSettings, training: Tra
     """
     check_processes(training)
     with lock_output_dir(str(training.output_dir), training.distributed_state):
-        return _finetune(task, settings, options, training)
+        return _finetune(task, settings, options, training, write_page)
 
 
-def _finetune(task: Task, settings: Any, options: FinetuneSettings, training: TrainingArguments) -> dict[str, Any]:
+def _finetune(
+    task: Task, settings: Any, options: FinetuneSettings, training: TrainingArguments, write_page: WritePage | None
+) -> dict[str, Any]:
     set_seed(training.seed)
-    ensure_output_dir(str(training.output_dir), training.resume_from_checkpoint or "")
+    ensure_output_dir(str(training.output_dir), training.resume_from_checkpoint or "", TRAINER_STATE_NAME)
     checkpoint = find_resumable(training)
     trainer = make_trainer(task, settings, options, training)
     stream: Any = trainer.train_dataset
@@ -273,11 +298,15 @@ def _finetune(task: Task, settings: Any, options: FinetuneSettings, training: Tr
             f"{training.train_batch_size} on each of {training.world_size} process(es): use smaller ones."
         )
     skipped = sum(gather_object([stream.counts.skipped]))
+    trainer.last = LastEvaluation(trainer.processing_class)
     metrics = without_nan(trainer.evaluate())
     trainer.save_metrics("train", {**result.metrics, "train_skipped": skipped})
     trainer.save_metrics("eval", metrics)
     trainer.save_state()
     trainer.save_model()  # an adapter where there is one
+    if trainer.is_world_process_zero():
+        names = [name for _, name in sorted(cast(Any, trainer.model).config.id2label.items())]
+        write_figures(Path(str(training.output_dir)), trainer.evaluation, trainer.last, names, write_page)
     if options.lora_rank and trainer.is_world_process_zero():
         merged = Path(str(training.output_dir), "merged")
         cast(Any, trainer.model).merge_and_unload().save_pretrained(merged)

@@ -9,7 +9,6 @@ between CPUs, so no process waits for its GPU.
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from ..data.fingerprint import stream_fingerprint
 from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
 from ..metrics.reports import format_metrics
+from .best import BestModel, best_evaluation, evaluations, evaluations_since_best
 from .checkpoints import (
     find_checkpoint,
     later_checkpoints,
@@ -65,6 +65,7 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, Any]],
     best_metric: str,
     guard: LabelGuard | None = None,
+    processor: Any = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """
     Trains `model` and saves checkpoints in `settings.output_dir`. Starts from the beginning, or from the checkpoint
@@ -77,14 +78,16 @@ def train(
             come from the global generators, because checkpoints save their states.
         evaluate: called on every process with the unwrapped model in eval mode (its moving average, with `ema_decay`);
             must return the same metrics on each. Metrics that are numbers are printed and sent to the trackers.
-        best_metric: the metric that selects `best_metrics`; higher is better.
+        best_metric: the metric that selects the best evaluation; higher is better.
         guard: takes the labels of the first epoch.
+        processor: the image processor that `--keep_best` saves with the best model.
 
     Returns:
         The unwrapped model (its moving average, with `ema_decay`) in eval mode, and a report:
 
         - `history`: see [`TrainingState`];
-        - `metrics`, `best_metrics`: of the last and of the best evaluation;
+        - `metrics`, `best_metrics`: of the last and of the best evaluation; `best_step`: the step of the best one;
+        - `stopped_early`: whether `--patience` ended the training;
         - `steps`: optimiser steps; `nonfinite_steps`: those that were skipped;
         - `trained`, `skipped`, `dropped`, `skipped_samples`: see [`SampleCounts`], over all processes;
         - `seconds`: duration, over all resumed runs;
@@ -102,7 +105,7 @@ def train(
         OSError: a checkpoint cannot be read or written.
     """
     arguments = (accelerator, settings, model, batches, num_samples, compute_loss, evaluate, best_metric, guard)
-    return _Training(*arguments).run()
+    return _Training(*arguments, processor).run()
 
 
 class _Training:
@@ -119,6 +122,7 @@ class _Training:
         evaluate: Callable[[nn.Module], dict[str, Any]],
         best_metric: str,
         guard: LabelGuard | None,
+        processor: Any,
     ):
         self.accelerator, self.settings, self.batches, self.num_samples = accelerator, settings, batches, num_samples
         self.compute_loss, self.evaluate, self.best_metric, self.guard = compute_loss, evaluate, best_metric, guard
@@ -145,6 +149,9 @@ class _Training:
             self._resume()
         if accelerator.is_main_process:
             remove_leftovers(settings.output_dir)
+        self.best: BestModel | None = None
+        if settings.keep_best:
+            self.best = BestModel(accelerator, settings.output_dir, best_metric, processor, self.state.history)
         accelerator.print(self.lengths.describe(settings.epochs, settings.max_steps))
         self.finite_steps = FiniteSteps(self.state.step)
         self.stop = StopSignal()
@@ -197,25 +204,28 @@ class _Training:
         """See [`train`]."""
         with self.stop, self.progress:
             if self.state.evaluation_due:
-                self._close_epoch()
+                self._evaluate_and_save(self.stream_state)
             elif self._is_finished():
                 self.accelerator.print("The training is already complete: only the final model is left to save.")
-            while not self._is_finished():
-                self._train_epoch()
-                if self.interrupted:
-                    break
-                self._close_epoch()
+            while not self._is_finished() and self._train_epoch():
+                self._evaluate_and_save(None)
         return self._evaluated_model().eval(), self._report()
 
     def _is_finished(self) -> bool:
+        if self._stops_early():
+            return True
         if self.settings.max_steps:  # the second condition: the last epoch has been closed
             return self.state.step >= self.total_steps and self.state.epoch_start == self.state.step
         return self.state.epoch >= self.settings.epochs
 
-    def _train_epoch(self) -> None:
+    def _stops_early(self) -> bool:
+        patience = self.settings.patience
+        return bool(patience) and evaluations_since_best(self.state.history, self.best_metric) >= patience
+
+    def _train_epoch(self) -> bool:
         """
-        Trains for one epoch, or the rest of it after a resume. Ends early, with a checkpoint, if any process was asked
-        to stop; `interrupted` is then set.
+        Trains for one epoch, or the rest of it after a resume. Returns whether the epoch is complete. It is not, and a
+        checkpoint is saved, if any process was asked to stop (`interrupted` is then set), or if `--patience` has ended.
         """
         state, settings = self.state, self.settings
         self.batches.set_epoch(state.epoch)
@@ -237,7 +247,14 @@ class _Training:
                 loss = self._step(group)
                 self.busy_seconds += time.perf_counter() - start
                 self._log(loss)
-                if settings.save_every_steps and state.step % settings.save_every_steps == 0:
+                if settings.eval_every_steps and state.step % settings.eval_every_steps == 0:
+                    state.evaluation_due = True
+                    self._save(feed.stream_state)  # the evaluation may take long, and the run may be killed meanwhile
+                    self._evaluate_and_save(feed.stream_state)
+                    if self._stops_early():
+                        return False
+                    self.model.train()
+                elif settings.save_every_steps and state.step % settings.save_every_steps == 0:
                     self._save(feed.stream_state)
                 start = time.perf_counter()
         except StreamError as error:
@@ -255,7 +272,13 @@ class _Training:
             self.interrupted = self.stop.received or "a signal to another process"
             if state.step:
                 self._save(feed.stream_state)
-            return
+            return False
+        self._close_epoch()
+        return True
+
+    def _close_epoch(self) -> None:
+        """Counts the epoch, adapts the rest of the training to its length, and decides whether to evaluate."""
+        state, settings = self.state, self.settings
         if state.step == state.epoch_start:
             where = " and another --output_dir" if state.step else ""  # there are checkpoints of the other size
             raise ValueError(
@@ -269,9 +292,11 @@ class _Training:
         state.missing_steps = self.lengths.steps(state.epoch) - (state.step - state.epoch_start)
         state.epoch, state.epoch_start = state.epoch + 1, state.step
         self._change_length()
-        state.evaluation_due = self._is_finished() or state.epoch % settings.eval_every_epochs == 0
+        wanted = not settings.eval_every_steps and state.epoch % settings.eval_every_epochs == 0
+        is_evaluated = any(entry["step"] == state.step for entry in evaluations(state.history)[-1:])
+        state.evaluation_due = (wanted or self._is_finished()) and not is_evaluated
         if state.evaluation_due:
-            self._save(None)  # the evaluation may take long, and the run may be killed meanwhile
+            self._save(None)
 
     def _steps_left_in_epoch(self) -> int | None:
         """Most steps until the epoch ends, whether or not samples are left; None if only the samples end it."""
@@ -383,30 +408,45 @@ class _Training:
             text = ", ".join(f"{name} {value}" for name, value in shown.items())
             print(f"step {state.step}/{self.total_steps}: {text}", flush=True)
 
-    def _close_epoch(self) -> None:
-        """Evaluates if that is due, prints the progress and saves a checkpoint."""
+    def _evaluate_and_save(self, stream_state: dict[str, Any] | None) -> None:
+        """
+        Evaluates if that is due, prints the progress and saves a checkpoint.
+
+        Args:
+            stream_state: as for `_save`; None at the end of an epoch.
+        """
         state, settings = self.state, self.settings
+        within = stream_state is not None  # an epoch that is not complete
         self._settle_finite_steps()
         shown = ""
         if state.evaluation_due:
             evaluated = self._evaluated_model().eval()
             share_buffers(self.accelerator, evaluated)
             metrics = self.evaluate(evaluated)
-            state.history.append({"step": state.step, "epoch": state.epoch - 1, **metrics})
+            state.history.append({"step": state.step, "epoch": state.epoch - (not within), **metrics})
             numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
             self.accelerator.log(numbers, step=state.step)
             shown = "".join(f", {text}" for text in format_metrics(metrics))
             state.evaluation_due = False
+            if self.best is not None and self.best.update(evaluated, state.history[-1]):
+                shown += f", best {self.best_metric} so far: kept in {self.best.folder}"
         if state.nonfinite_steps:
             shown += f", {state.nonfinite_steps} steps skipped because of a loss that is not finite"
         totals = self._total_counts()
         if self.accelerator.is_main_process:
             epochs, steps = ("", f"/{self.total_steps}") if settings.max_steps else (f"/{settings.epochs}", "")
             tqdm.write(
-                f"epoch {state.epoch}{epochs}: step {state.step}{steps}, {totals['trained']} samples trained, "
-                f"{totals['skipped']} skipped, {totals['dropped']} left over so far{shown}"
+                f"{'in ' if within else ''}epoch {state.epoch + within}{epochs}: step {state.step}{steps}, "
+                f"{totals['trained']} samples trained, {totals['skipped']} skipped, {totals['dropped']} left over so "
+                f"far{shown}"
             )
-        self._save(None)
+            if self._stops_early():
+                best = best_evaluation(state.history, self.best_metric) or {}
+                tqdm.write(
+                    f"Stopped early: {settings.patience} evaluation(s) in a row without a higher {self.best_metric} "
+                    f"than at step {best['step']}."
+                )
+        self._save(stream_state)
 
     def _save(self, stream_state: dict[str, Any] | None) -> None:
         """
@@ -424,10 +464,6 @@ class _Training:
             stream_state,
             self.settings.save_total_limit,
         )
-
-    def _quality(self, metrics: dict[str, Any]) -> float:
-        value = metrics[self.best_metric]
-        return -math.inf if value is None else value  # None: undefined
 
     def _evaluated_model(self) -> Any:
         return self.unwrapped if self.ema is None else self.ema.module
@@ -457,16 +493,19 @@ class _Training:
 
     def _report(self) -> dict[str, Any]:
         state = self.state
-        evaluations = [
-            {name: value for name, value in entry.items() if name not in ("step", "epoch")} | {"epoch": entry["epoch"]}
-            for entry in state.history
-            if "loss" not in entry
-        ]
+        best = best_evaluation(state.history, self.best_metric)
+        last = evaluations(state.history)[-1:]
+
+        def metrics(evaluation: dict[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in evaluation.items() if name != "step"}
+
         return {
             "steps": state.step,
             "history": state.history,
-            "metrics": evaluations[-1] if evaluations else {},
-            "best_metrics": max(evaluations, key=self._quality, default={}),
+            "metrics": metrics(last[0]) if last else {},
+            "best_metrics": metrics(best) if best else {},
+            "best_step": best["step"] if best else None,
+            "stopped_early": self._stops_early(),
             "seconds": self._seconds(),
             "images_per_second": self._images_per_second(),
             "interrupted": self.interrupted,

@@ -25,25 +25,29 @@ from ..data.batches import BatchStream
 from ..data.samples import is_held_out
 from ..data.sharding import describe_split
 from ..data.streams import Stream
+from .best import BEST_FOLDER
 from .checkpoints import ensure_output_dir
 from .evaluation import evaluate
+from .figures import LastEvaluation, WritePage, write_figures
 from .guard import LabelGuard
 from .lock import lock_output_dir
 from .loop import train as train_loop
-from .processes import make_accelerator, quiet_progress_bars, synchronize_batch_norm
+from .processes import any_process, make_accelerator, quiet_progress_bars, synchronize_batch_norm
 from .run_files import describe_run, save_run, start_trackers
 from .settings import SplitSettings, TrainingSettings
 from .task import SampleMaker, Task
 
 
 @quiet_progress_bars()
-def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
+def train(task: Task, settings: TrainingSettings, write_page: WritePage | None = None) -> dict[str, Any]:
     """
-    Trains a model, and saves it with its image processor, `curves.png` and `run.json` in `settings.output_dir`. A run
-    that a signal stops only leaves its checkpoints.
+    Trains a model, and saves it with its image processor, `curves.png`, the figures of the last evaluation (see
+    [`pvt_hf.engine.figures.write_figures`]) and `run.json` in `settings.output_dir`. A run
+    that a signal stops only leaves its checkpoints. With `--keep_best`, `best/` has the model of the best evaluation.
 
     Args:
         settings: of the class `task.training_settings`.
+        write_page: draws held-out samples.
 
     Returns:
         The content of `run.json`: a description of the run and the report of [`pvt_hf.engine.loop.train`].
@@ -55,10 +59,12 @@ def train(task: Task, settings: TrainingSettings) -> dict[str, Any]:
     """
     accelerator = make_accelerator(settings)
     with lock_output_dir(settings.output_dir, accelerator):
-        return _train(task, settings, accelerator)
+        return _train(task, settings, accelerator, write_page)
 
 
-def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> dict[str, Any]:
+def _train(
+    task: Task, settings: TrainingSettings, accelerator: Accelerator, write_page: WritePage | None
+) -> dict[str, Any]:
     output_dir = ensure_output_dir(settings.output_dir, settings.resume_from_checkpoint)
     opened = open_training(task, settings, accelerator)
     model, processor, num_labels = opened.model, opened.processor, len(opened.class_names)
@@ -78,7 +84,13 @@ def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> 
     num_samples = samples_to_train_on(opened.train_sample.stream, settings)
     _announce(accelerator, settings, model, train_batches, eval_batches, num_labels)
     start_trackers(accelerator, settings)
-    evaluation = task.evaluation(settings, model, processor, num_labels)
+    evaluation, last = task.evaluation(settings, model, processor, num_labels), LastEvaluation(processor)
+
+    def evaluate_model(unwrapped: Any) -> dict[str, Any]:
+        return evaluate(
+            accelerator, unwrapped, eval_batches, settings.num_workers, evaluation, guard=opened.eval_guard, last=last
+        )
+
     trained, report = train_loop(
         accelerator,
         settings,
@@ -86,11 +98,10 @@ def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> 
         train_batches,
         num_samples,
         task.loss(settings, num_labels),
-        lambda unwrapped: evaluate(
-            accelerator, unwrapped, eval_batches, settings.num_workers, evaluation, guard=opened.eval_guard
-        ),
+        evaluate_model,
         task.best_metric,
         opened.train_guard,
+        processor,
     )
     report = describe_run(accelerator, settings) | report
     if report["interrupted"]:
@@ -103,13 +114,23 @@ def _train(task: Task, settings: TrainingSettings, accelerator: Accelerator) -> 
             )
         )
     else:
+        if not any_process(bool(last.states)):  # resumed after the last evaluation
+            evaluate_model(trained)
         weights = accelerator.get_state_dict(trained)  # on all processes, because each may hold a shard
         if accelerator.is_main_process:
-            save_run(output_dir, trained, weights, processor, report)
+            save_run(
+                output_dir, trained, weights, processor, report,
+                lambda folder: write_figures(folder, evaluation, last, opened.class_names, write_page),
+            )  # fmt: skip
         accelerator.print(
             f"{report['skipped']} unusable samples skipped, {report['dropped']} left over from incomplete batches.\n"
-            f"Saved the model, its image processor, run.json and curves.png in {output_dir}."
+            f"Saved the model, its image processor, run.json, curves.png and figures in {output_dir}."
         )
+        if settings.keep_best:
+            accelerator.print(
+                f"The best {task.best_metric} was that of step {report['best_step']}: its model is in "
+                f"{output_dir / BEST_FOLDER}."
+            )
     accelerator.end_training()
     return report
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,15 @@ def save_run(
     weights: dict[str, torch.Tensor],
     processor: Any,
     report: dict[str, Any],
+    write_more: Callable[[Path], Any],
 ) -> None:
     """
-    Saves the final model, its image processor, `run.json` and `curves.png`: either all of them or none.
+    Saves the final model, its image processor, `run.json`, `curves.png` and more: either all of them or none.
 
     Args:
         weights: state dict of the whole model, gathered if the model is sharded.
         report: content of `run.json`; its `history` is drawn in `curves.png`.
+        write_more: writes more files into the folder that it gets.
 
     Raises:
         OSError: saving failed, for example because the disk is full. Nothing was written.
@@ -70,6 +73,7 @@ def save_run(
         model.save_pretrained(partial, state_dict=weights)
         processor.save_pretrained(partial)
         plot_curves(report["history"], partial / "curves.png")
+        write_more(partial)
         write_json(partial / "run.json", report)
     except Exception as error:  # a full disk is an OSError, a RuntimeError (torch) or a SafetensorError
         reason = describe_write_error(partial if partial.is_dir() else output_dir, error, tensor_bytes(weights))

@@ -8,8 +8,6 @@ so that `--help` and wrong arguments are answered at once.
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import json
 import math
 import sys
@@ -21,8 +19,9 @@ from typing import Any, ClassVar, TypeVar
 from transformers.hf_argparser import HfArgumentParser
 
 from ..data.paths import check_dataset_path
-from ..families import load
+from ..families import class_name
 from ..weights.paths import check_model_path
+from .arguments import ArgumentParser, HelpFormatter, describe_unknown, read_fields, similar_names
 from .output_paths import check_output_file, check_output_folder
 from .recipes import ENDINGS, find_recipe, read_recipe
 
@@ -218,6 +217,18 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
     )
     seed: int = option(0, "Random seed of initial weights, sample order and augmentation.")
     eval_every_epochs: int = option(1, "Epochs between evaluations. The last epoch is always evaluated.")
+    eval_every_steps: int = option(
+        0,
+        "Optimiser steps between evaluations, e.g. 1000; 0: use --eval_every_epochs. The last one is evaluated too.",
+    )
+    keep_best: bool = option(
+        False,
+        "Also keep the model of the best evaluation, in --output_dir/best: by accuracy@1 of classifiers, mean_iou of "
+        "segmenters, ap of detectors.",
+    )
+    patience: int = option(
+        0, "Stop after this number of evaluations in a row without a better one (see --keep_best), e.g. 5; 0: never."
+    )
     save_every_steps: int = option(0, "Optimiser steps between checkpoints, e.g. 1000; 0: only one per epoch.")
     save_total_limit: int = option(2, "Number of checkpoints to keep; 0: all.")
     resume_from_checkpoint: str = option(
@@ -240,7 +251,7 @@ class TrainingSettings(DeviceSettings, SplitSettings, OptimizerSettings):
         check_at_least(self, 1, "epochs", "batch_size", "gradient_accumulation_steps", "eval_every_epochs")
         check_at_least(
             self, 0, "max_steps", "max_grad_norm", "drop_path_zero_epochs", "shuffle_window", "samples_per_epoch",
-            "save_every_steps", "save_total_limit", "log_every_steps", "seed",
+            "eval_every_steps", "patience", "save_every_steps", "save_total_limit", "log_every_steps", "seed",
         )  # fmt: skip
         if self.seed > LARGEST_SEED:
             raise ValueError(f"--seed must be at most {LARGEST_SEED}, got {self.seed}.")
@@ -279,10 +290,13 @@ class FinetuneSettings(Settings):
     shuffle_window: int = option(1000, "Samples that each loader process reads ahead to shuffle; 0: source order.")
     lora_rank: int = option(0, "Train LoRA adapters of this rank instead of all weights, e.g. 8; 0: all weights.")
     lora_targets: str = option("query,value", "Layers that get an adapter, by the endings of their names.")
+    patience: int = option(
+        0, "Stop after this number of evaluations in a row without a better one, e.g. 5; 0: never. See --eval_steps."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 0, "shuffle_window", "lora_rank")
+        check_at_least(self, 0, "shuffle_window", "lora_rank", "patience")
 
 
 @dataclass
@@ -318,6 +332,11 @@ class EvaluationSettings(DeviceSettings):
     batch_size: int = option(1, "Images per batch and process.")
     trust_remote_code: bool = option(False, "Run the Python code that comes with the model. Read it first.")
     output: str = option("", "JSON file for the results, e.g. results.json; '': none.")
+    figures: str = option(
+        "",
+        "Folder for a confusion matrix or precision-recall curves, the worst images and a page of predictions, "
+        "e.g. outputs/figures; '': none.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -325,6 +344,15 @@ class EvaluationSettings(DeviceSettings):
         check_at_least(self, 1, "batch_size")
         if self.output:
             check_output_file("output", self.output)
+        if self.figures:
+            check_output_folder("figures", self.figures)
+
+
+class DataclassParser(ArgumentParser, HfArgumentParser):
+    """Transformers' `HfArgumentParser`, whose arguments are the fields of dataclasses, with suggestions."""
+
+    def __init__(self, dataclass_types: Any, **kwargs: Any):
+        super().__init__(dataclass_types, formatter_class=HelpFormatter, **kwargs)
 
 
 def parse_overrides(flag: str, text: str, config: str, other: tuple[str, str] | None = None) -> dict[str, Any]:
@@ -332,7 +360,7 @@ def parse_overrides(flag: str, text: str, config: str, other: tuple[str, str] | 
     Parses the value of `--flag`: a JSON object with fields of a configuration.
 
     Args:
-        config: the configuration's class, "file.Class". It is imported only if there are fields.
+        config: the configuration's class, "file.Class". It is not imported.
         other: another flag and its configuration, which may have the fields that this one lacks.
 
     Raises:
@@ -346,15 +374,20 @@ def parse_overrides(flag: str, text: str, config: str, other: tuple[str, str] | 
         raise ValueError(f'--{flag} must be a JSON object such as {{"depths": [2, 2, 2, 2]}}, got {text}.')
     if not values:
         return {}
-    config_class = load(config)
-    known = {field.name for field in fields(config_class)} - {"model_type"}
-    for name in sorted(set(values) - known):
-        similar = difflib.get_close_matches(name, known)
+    known = config_fields(config)
+    for name in sorted(set(values) - set(known)):
+        similar = similar_names(name, known)
         advice = f"; did you mean {similar[0]}?" if similar else "."
-        if other is not None and name in {field.name for field in fields(load(other[1]))}:
-            advice = f". {load(other[1]).__name__} has it: give it to --{other[0]}."
-        raise ValueError(f"--{flag} sets {name}, which {config_class.__name__} does not have{advice}")
+        if other is not None and name in config_fields(other[1]):
+            advice = f". {class_name(other[1])} has it: give it to --{other[0]}."
+        raise ValueError(f"--{flag} sets {name}, which {class_name(config)} does not have{advice}")
     return values
+
+
+def config_fields(config: str) -> list[str]:
+    """The fields of a configuration, "file.Class", without importing it."""
+    file, _, name = config.partition(".")
+    return [field for field in read_fields(f"pvt_hf.models.{file}", name) if field != "model_type"]
 
 
 def parse_arguments(
@@ -375,8 +408,12 @@ def parse_arguments(
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     dataclass_type: Any = argument_class
-    parser = HfArgumentParser(dataclass_type, description=description, formatter_class=HelpFormatter)
+    parser = DataclassParser(dataclass_type, description=description)
     parser.usage = "%(prog)s [RECIPE] [--argument value ...]"
+    late = [word for word in words[1:] if word.endswith(ENDINGS)]
+    parser.missing_advice = (
+        f"If {late[0]} is a recipe, it has to come first." if late else "A recipe can set them, too. See --help."
+    )
     names = [f.name for f in fields(dataclass_type)]
     try:
         if words and not words[0].startswith("-"):
@@ -384,13 +421,15 @@ def parse_arguments(
             values = read_recipe(find_recipe(recipe))
             unknown = sorted(set(values) - set(names))
             if unknown:
-                similar = difflib.get_close_matches(unknown[0], names, n=1)
+                similar = similar_names(unknown[0], names)
                 advice = f"; did you mean {similar[0]}?" if similar else "."
                 raise ValueError(f"{recipe} sets {', '.join(unknown)}, which this command does not have{advice}")
             words = [part for name, value in values.items() for part in _flag(name, value)] + words
         parsed, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+        if rest and rest[0].endswith(ENDINGS):
+            raise ValueError(f"the recipe has to come first, before all arguments: {rest[0]} --argument value ...")
         if rest:
-            raise ValueError(describe_unknown(rest, names))
+            raise ValueError(describe_unknown(rest[0], names))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return parsed
@@ -400,7 +439,7 @@ def split_task(description: str, tasks: Sequence[str]) -> str:
     """
     Takes the task, the first word, off this process' command line. Exits with the usage if it is missing or unknown.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         usage="%(prog)s TASK [--argument value ...]", description=description, formatter_class=HelpFormatter,
         epilog=f"Tasks: {', '.join(tasks)}. Their arguments: %(prog)s TASK --help",
     )  # fmt: skip
@@ -412,28 +451,6 @@ def split_task(description: str, tasks: Sequence[str]) -> str:
         parser.error(f"the first argument is the task, one of {', '.join(tasks)}; got {name}.")
     sys.argv = [f"{sys.argv[0]} {name}", *sys.argv[2:]]
     return name
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """
-    Marks required arguments, and shows defaults that are not empty. The help of `--no_NAME` refers to `--NAME`, whose
-    help it would otherwise repeat.
-    """
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if isinstance(action, argparse._StoreFalseAction):
-            return f"Switch --{action.dest} off."
-        if action.required:
-            return f"{action.help} (required)"
-        return action.help if action.default in (None, "", []) else super()._get_help_string(action)
-
-
-def describe_unknown(words: list[str], names: list[str]) -> str:
-    """The error for words of the command line that are not arguments or values."""
-    if words[0].endswith(ENDINGS):
-        return f"the recipe has to come first, before all arguments: {words[0]} --argument value ..."
-    similar = difflib.get_close_matches(words[0].lstrip("-").replace("-", "_"), names, n=1)
-    return f"unknown argument {words[0]}{f'; did you mean --{similar[0]}?' if similar else ': see --help.'}"
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from ..data.batches import Sample
 from ..data.label_counts import LabelCounts
 from ..data.samples import stack
 from ..data.streams import Stream
+from .gallery import Gallery
 from .settings import EvaluationSettings, TrainingSettings
 
 
@@ -65,7 +67,12 @@ class Evaluation(ABC):
 
     Each process calls [`add`] with its own batches. The [`state`] of every process is then gathered and passed to
     [`compute`].
+
+    Attributes:
+        gallery: [`add`] offers each sample to it, if there is one.
     """
+
+    gallery: Gallery | None = None
 
     @abstractmethod
     def add(self, forward: Callable[..., Any], batch: dict[str, Any]) -> None:
@@ -89,6 +96,13 @@ class Evaluation(ABC):
     def count(self, states: list[Any]) -> int:
         """Number of samples in these states."""
 
+    @abstractmethod
+    def write_figures(self, states: list[Any], class_names: Sequence[str], folder: Path) -> None:
+        """
+        Writes PNG and JSON files into `folder`, such as a confusion matrix. Called after [`compute`] with the same
+        states.
+        """
+
     def idle_inputs(self) -> dict[str, torch.Tensor]:
         """Dummy inputs for a process that has run out of batches (see [`pvt_hf.engine.evaluation.evaluate`])."""
         return {"pixel_values": torch.zeros(1, 3, 64, 64)}
@@ -107,6 +121,7 @@ class EvaluationPart:
         table: turns the metrics into the text that is printed.
         facts: more entries for the results file, besides the results. A "warning" and a "note" are also printed.
         save: called on the main process with the states of all processes, to write more files.
+        folder: for the figures of this pass, in that of `--figures`; "": that folder itself.
     """
 
     title: str
@@ -116,6 +131,7 @@ class EvaluationPart:
     table: Callable[[dict[str, Any]], str]
     facts: dict[str, Any] = field(default_factory=dict)
     save: Callable[[list[Any]], None] | None = None
+    folder: str = ""
 
 
 class Task(ABC):
@@ -172,6 +188,10 @@ class Task(ABC):
         None: any samples may share a batch.
         """
         return None
+
+    def remarks(self, sample: Any, example: dict[str, Any]) -> dict[str, int]:
+        """How many labels of a usable example training changes, by kind, for `pvt-hf check`."""
+        return {}
 
     # Model
 

@@ -155,11 +155,37 @@ def overlay_classes(
     return canvas
 
 
+def caption(image: Image.Image, lines: Sequence[tuple[str, tuple[int, ...] | None]]) -> Image.Image:
+    """
+    The image with lines of text on a dark box in its upper left corner; what does not fit is cut off.
+
+    Args:
+        image: PIL image of any mode.
+        lines: text and, for a square before it, its colour.
+
+    Returns:
+        An RGB image of the same size.
+    """
+    canvas = image.convert("RGB")
+    size = max(10, min(image.size) // 28)
+    font, row, margin = ImageFont.load_default(size), int(size * 1.3), size // 2
+    width = max((font.getlength(text) + row * (color is not None) for text, color in lines), default=0)
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((0, 0, width + 2 * margin, row * len(lines) + margin), fill=INK)
+    for index, (text, color) in enumerate(lines):
+        left, middle = margin, margin // 2 + row * (index + 0.5)
+        if color is not None:
+            draw.rectangle((left, middle - size // 2, left + size, middle + size // 2), fill=color)
+            left += row
+        draw.text((left, middle), text, "white", font, anchor="lm")
+    return canvas
+
+
 def overlay_objects(
     image: Image.Image,
     boxes_xyxy: torch.Tensor,
     labels: Sequence[int],
-    scores: Sequence[float],
+    scores: Sequence[float] | None,
     id2label: Mapping[int, str],
     masks: torch.Tensor | None = None,
 ) -> Image.Image:
@@ -173,7 +199,7 @@ def overlay_objects(
         image: PIL image of any mode.
         boxes_xyxy: (objects, 4), in pixels.
         labels: class index of each object.
-        scores: of each object, from 0 to 1. Objects are expected in descending order.
+        scores: of each object, from 0 to 1. Objects are expected in descending order. None: no scores are written.
         id2label: class names.
         masks: (objects, height, width) bool, of the image's size, drawn below the boxes. Needs torchvision.
 
@@ -198,7 +224,7 @@ def overlay_objects(
     for i in order:
         draw.rectangle(boxes_xyxy[i].tolist(), outline=colors[i], width=width)
     for i in order:
-        text = f"{id2label[labels[i]]} {scores[i]:.0%}"
+        text = id2label[labels[i]] if scores is None else f"{id2label[labels[i]]} {scores[i]:.0%}"
         # In the box's upper left corner, moved inside the image if it would be cut off
         left, top, right, bottom = draw.textbbox((0, 0), text, font)
         x = min(max(boxes_xyxy[i, 0].item(), 0), max(image.width - right - 2 * width, 0))

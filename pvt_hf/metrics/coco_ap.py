@@ -26,10 +26,13 @@ FIGURES = (
 )
 
 
-def coco_figures(images: Mapping[int | str, dict[str, dict[str, Any]]], num_labels: int, masks: bool) -> dict[str, Any]:
+def coco_figures(
+    images: Mapping[int | str, dict[str, dict[str, Any]]], num_labels: int, masks: bool
+) -> tuple[dict[str, Any], np.ndarray]:
     """
-    The figures of [`CocoAP`] for its `images`, without prefix, by the IoU of boxes or of `masks`. pycocotools computes
-    them, with its default parameters. Its output is suppressed.
+    The figures of [`CocoAP`] for its `images`, without prefix, by the IoU of boxes or of `masks`, and the precision
+    (10 IoU thresholds, 101 recalls, classes) from which they come; -1 where it is undefined. pycocotools computes them,
+    with its default parameters. Its output is suppressed.
     """
     # By id, as pycocotools does it: of equal scores the first counts first, whichever process had the image.
     records = [images[name] for name in sorted(images, key=lambda name: (isinstance(name, str), name))]
@@ -52,7 +55,7 @@ def coco_figures(images: Mapping[int | str, dict[str, dict[str, Any]]], num_labe
     # (IoU thresholds, recalls, categories, areas, detections): all areas, the 100 best detections
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     figures["per_category_ap"] = [_known(precision[:, :, label].mean()) for label in range(num_labels)]
-    return figures
+    return figures, precision.copy()  # not a view of the whole, which is 12 times as large
 
 
 def _annotations(records: list[dict[str, Any]], masks: bool) -> list[dict[str, Any]]:
@@ -138,6 +141,9 @@ class CocoAP(evaluate.Metric):
         per_category_ap: list by class.
         With `masks`, the same by IoU and area of masks, with the prefix "mask_".
 
+    Afterwards `precisions` has the precision-recall curves of "boxes" and, with `masks`, of "masks": precision (10 IoU
+    thresholds, 101 recalls, classes) of all areas and the 100 best detections; -1 where it is undefined.
+
     Raises:
         ImportError: pycocotools is not installed.
         ValueError: an image_id that was added before, also in `merge`; different lengths, NaN, a box with a negative
@@ -155,6 +161,7 @@ class CocoAP(evaluate.Metric):
         super().__init__(config_name, **kwargs)
         self.num_labels, self.masks = num_labels, masks
         self.images: dict[int | str, dict[str, dict[str, Any]]] = {}
+        self.precisions: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -266,9 +273,9 @@ class CocoAP(evaluate.Metric):
         if not self.images:
             raise ValueError("There are no images to compute an AP of.")
         images, self.images = self.images, {}
-        figures = coco_figures(images, self.num_labels, masks=False)
+        figures, self.precisions["boxes"] = coco_figures(images, self.num_labels, masks=False)
         if self.masks:
-            mask_figures = coco_figures(images, self.num_labels, masks=True)
+            mask_figures, self.precisions["masks"] = coco_figures(images, self.num_labels, masks=True)
             figures |= {f"mask_{name}": value for name, value in mask_figures.items()}
         return figures
 

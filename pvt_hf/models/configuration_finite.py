@@ -1,9 +1,10 @@
-"""Refuses configurations and image processors with a field that is NaN or infinite, whatever it is used for."""
+"""Refuses configurations and image processors with a number that is NaN, infinite, or no number at all."""
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -18,6 +19,38 @@ def check_finite_fields(fields: Mapping[str, Any]) -> None:
         for place, number in _numbers(value, str(name)):
             if not math.isfinite(number):
                 raise ValueError(f"{place} must be a finite number, got {number}.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number, and not True or False, which Python counts as 1 and 0."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_integer(value: Any) -> bool:
+    """As [`is_number`], for integers, also those of NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_number_fields(config: Any) -> None:
+    """
+    Checks the fields of a configuration that are declared as numbers or lists of numbers: `@strict` does not check
+    annotations that are postponed (`from __future__ import annotations`).
+
+    Raises:
+        ValueError: a field has a boolean, text or something else instead; or a fraction where integers are expected.
+    """
+    for field in dataclasses.fields(config):
+        declared, value = str(getattr(field.type, "__name__", field.type)), getattr(config, field.name, None)
+        if not re.search(r"\b(int|float)\b", declared) or re.search(r"\b(bool|dict)\b", declared):
+            continue
+        if value is None and "None" in declared:
+            continue
+        is_valid, what = (is_number, "number") if "float" in declared else (is_integer, "integer")
+        has_list, only_list = "list[" in declared, declared.startswith("list[")
+        entries = value if has_list and isinstance(value, (list, tuple)) else [None if only_list else value]
+        if not all(map(is_valid, entries)):
+            wanted = f"a list of {what}s" if only_list else f"one {what}" + f" or a list of {what}s" * has_list
+            raise ValueError(f"{field.name} must be {wanted}, got {value!r}.")
 
 
 def _numbers(value: Any, place: str) -> Iterator[tuple[str, Real]]:
@@ -37,4 +70,4 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, Real]]:
         yield from _numbers(vars(value), place)
 
 
-__all__ = ["check_finite_fields"]
+__all__ = ["check_finite_fields", "check_number_fields", "is_integer", "is_number"]

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .configuration_finite import check_finite_fields
+from .configuration_finite import check_finite_fields, check_number_fields
 from .configuration_pvt import build_backbone_config, check_num_labels, take_overrides, without_default_names
 
 
@@ -37,6 +37,7 @@ class HeadConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_finite_fields({**vars(self), **kwargs})
+        check_number_fields(self)
         self.backbone_config = build_backbone_config(self.backbone_config, self.default_out_features)
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = self.default_num_labels

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING
-from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_finite import check_finite_fields
+from .configuration_finite import check_finite_fields, check_number_fields, is_integer
 
 
 # Fields with one entry per stage
@@ -196,12 +195,15 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _validate(self) -> None:
         stages = self.num_encoder_blocks
+        for name in _STAGE_FIELDS:
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or not all(map(is_integer, values)):
+                raise ValueError(f"{name} must be a list of {stages} integers, one per stage, got {values!r}.")
+        check_number_fields(self)
         if stages < 1:
             raise ValueError(f"num_encoder_blocks must be at least 1, got {stages}.")
         for name in _STAGE_FIELDS:
             values = getattr(self, name)
-            if not isinstance(values, list | tuple) or not all(isinstance(value, int) for value in values):
-                raise ValueError(f"{name} must be a list of {stages} integers, one per stage, got {values!r}.")
             if len(values) != stages:
                 raise ValueError(
                     f"{name} has {len(values)} entries ({list(values)}) but num_encoder_blocks is {stages}: "
@@ -226,10 +228,9 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a probability of at least 0 and below 1, got {getattr(self, name)}.")
         for name in ("layer_norm_eps", "reduction_layer_norm_eps"):
-            if not isinstance(getattr(self, name), float | int) or getattr(self, name) <= 0:
+            if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act {self.hidden_act!r} is unknown: choose one of {', '.join(sorted(ACT2FN))}.")
+        _check_activation(self.hidden_act)
         if not 1 <= self.num_channels <= _LARGEST["num_channels"]:
             raise ValueError(f"num_channels must be from 1 to {_LARGEST['num_channels']:,}, got {self.num_channels}.")
         sides = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
@@ -241,9 +242,19 @@ class PvtConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
 
+def _check_activation(name: str) -> None:
+    """Raises a ValueError for an activation that Transformers does not have."""
+    if name == "gelu":
+        return
+    from transformers.activations import ACT2FN  # takes as long to import as PyTorch
+
+    if name not in ACT2FN:
+        raise ValueError(f"hidden_act {name!r} is unknown: choose one of {', '.join(sorted(ACT2FN))}.")
+
+
 def check_num_labels(num_labels: int | None) -> None:
-    """Raises a ValueError for a negative or absurd number of classes. None, the default number, passes."""
-    if num_labels is not None and not 0 <= num_labels <= LARGEST_NUM_LABELS:
+    """Raises a ValueError for what is no integer, negative or absurdly large. None, the default number, passes."""
+    if num_labels is not None and not (is_integer(num_labels) and 0 <= num_labels <= LARGEST_NUM_LABELS):
         raise ValueError(
             f"num_labels must be from 1 to {LARGEST_NUM_LABELS:,}, or 0 for no head where that is possible, got "
             f"{num_labels}."

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, DetrConfig
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.detr.configuration_detr import DetrConfig
 
 from .configuration_finite import check_finite_fields
 from .configuration_pvt import build_backbone_config, check_num_labels, take_overrides, without_default_names
@@ -55,8 +57,14 @@ class PvtDetrConfig(DetrConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PvtDetrConfig:
-        """As Transformers', but an override of `num_labels` or `id2label` replaces all labels of the file."""
-        return super().from_dict(take_overrides(cls, config_dict, kwargs), **kwargs)
+        """
+        As Transformers', but an override of `num_labels` or `id2label` replaces all labels of the file, and a field of
+        a wrong type raises a ValueError.
+        """
+        try:
+            return super().from_dict(take_overrides(cls, config_dict, kwargs), **kwargs)
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(" ".join(str(error).split())) from error
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`, with `num_labels`: Transformers omits `id2label` with two default names."""

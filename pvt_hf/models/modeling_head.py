@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_head import HeadConfig
-from .modeling_pvt import build_backbone
+from .modeling_pvt import build_backbone, check_not_empty
 
 
 class HeadPreTrainedModel(PreTrainedModel):
@@ -64,6 +64,7 @@ class HeadPreTrainedModel(PreTrainedModel):
         The `BackboneOutput` of the backbone. It has `hidden_states` and `attentions` if the call asks for them, or else
         this model's configuration: the backbone reads only its own.
         """
+        check_not_empty(pixel_values)
         for name in ("output_hidden_states", "output_attentions"):
             if getattr(self.config, name):
                 kwargs.setdefault(name, getattr(self.config, name))

@@ -39,6 +39,7 @@ from .modeling_anchors import (
     normalised_boxes,
     require_torchvision,
 )
+from .modeling_fixed_regions import fixed_detect
 from .modeling_fpn import FeaturePyramidNetwork, FpnConv2d
 from .modeling_head import HeadPreTrainedModel
 from .modeling_rpn import RegionProposalNetwork, check_scores
@@ -167,8 +168,8 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
     """
     Backbone, FPN, region proposals, box head and mask head. The backbone starts from random weights.
 
-    `torch.jit.trace` gives a program for the traced size and batch only, and `torch.export` none: the number of regions
-    depends on the image.
+    `torch.export` gives a program for any size and batch, with fixed numbers of proposals and detections
+    (`modeling_fixed_regions.py`); `torch.jit.trace` one for the traced size and batch only.
     """
 
     config: MaskRcnnConfig
@@ -245,7 +246,9 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
         if labels is not None and objects is not None:
             loss_dict |= self.region_losses(maps, self.sample_regions(proposals, objects, labels))
             loss = sum(loss_dict.values())
-        if not self.training:
+        if torch.compiler.is_exporting():
+            detections = fixed_detect(self, maps, *proposals, image_sizes, STRIDES, BOX_REGION_SIZE, MASK_REGION_SIZE)
+        elif not self.training:
             detections = self.detect(maps, proposals, image_sizes)
         return MaskRcnnInstanceSegmentationOutput(
             loss=loss,

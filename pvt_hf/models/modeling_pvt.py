@@ -27,6 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pvt import PvtConfig
+from .modeling_fast_mlp import add_mlp, can_run_in_blocks, is_plain
 
 
 def to_feature_map(hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -69,12 +70,15 @@ class PvtDropPath(nn.Module):
         super().__init__()
         self.drop_prob = drop_prob
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def draw_mask(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """(batch, 1, 1), 0 for the samples to drop and 1 for the others; None if no sample can be dropped."""
         if self.drop_prob == 0.0 or not self.training:
-            return hidden_states
-        keep_prob = 1 - self.drop_prob
-        mask = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(keep_prob)
-        return hidden_states * mask / keep_prob
+            return None
+        return hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.drop_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        mask = self.draw_mask(hidden_states)
+        return hidden_states if mask is None else hidden_states * mask / (1 - self.drop_prob)
 
     def extra_repr(self) -> str:
         return f"p={self.drop_prob}"
@@ -259,6 +263,14 @@ class PvtLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         context, _ = self.attention(self.layer_norm_1(hidden_states), grid, **kwargs)
         hidden_states = hidden_states + self.drop_path(context)
+        if (
+            is_plain(self.mlp, PvtFFN)
+            and is_plain(self.drop_path, PvtDropPath)
+            and can_run_in_blocks(hidden_states, self.layer_norm_2, self.mlp)
+        ):
+            mask = self.drop_path.draw_mask(hidden_states)
+            scale = None if mask is None else mask / (1 - self.drop_path.drop_prob)
+            return add_mlp(hidden_states, scale, self.layer_norm_2, self.mlp)
         return hidden_states + self.drop_path(self.mlp(self.layer_norm_2(hidden_states)))
 
 
@@ -367,6 +379,7 @@ class PvtPreTrainedModel(PreTrainedModel):
                 f"pixel_values must have the four dimensions (batch, channels, height, width), got shape "
                 f"{tuple(pixel_values.shape)}: a single image needs a batch of one, `pixel_values[None]`."
             )
+        check_not_empty(pixel_values)
         if not pixel_values.is_floating_point():
             raise ValueError(
                 f"pixel_values must be floating point, got {pixel_values.dtype}: the image processor scales and "
@@ -385,6 +398,12 @@ class PvtPreTrainedModel(PreTrainedModel):
                 "resize or pad the images to at least that."
             )
         return pixel_values.to(self.get_input_embeddings().weight.dtype)
+
+
+def check_not_empty(pixel_values: torch.Tensor) -> None:
+    """Raises a ValueError for a batch without images, on which attention and losses fail with errors of their own."""
+    if pixel_values.shape[0] == 0:
+        raise ValueError(f"pixel_values has no image (shape {tuple(pixel_values.shape)}): leave out empty batches.")
 
 
 class PvtModel(PvtPreTrainedModel):

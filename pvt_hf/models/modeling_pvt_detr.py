@@ -21,7 +21,7 @@ from transformers.utils import is_accelerate_available
 
 from .configuration_pvt_detr import PvtDetrConfig
 from .modeling_anchors import check_detection_labels, image_sizes_of
-from .modeling_pvt import PvtBackbone
+from .modeling_pvt import PvtBackbone, check_not_empty
 
 
 if is_accelerate_available():
@@ -155,6 +155,8 @@ class PvtDetrForObjectDetection(DetrForObjectDetection):
                 f"pixel_values must have the four dimensions (batch, channels, height, width), got shape "
                 f"{tuple(pixel_values.shape)}: a single image needs a batch of one, `pixel_values[None]`."
             )
+        if pixel_values is not None:
+            check_not_empty(pixel_values)
         if pixel_mask is not None:
             image_sizes_of(pixel_values, pixel_mask)  # for its checks: DETR would resize a mask of another size
         if labels is not None:

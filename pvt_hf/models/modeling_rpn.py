@@ -9,12 +9,15 @@ box coder and NMS, but not its region proposal network, which has other anchors,
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.utils import is_torchvision_available
 
 from .configuration_mask_rcnn import MaskRcnnConfig
 from .modeling_anchors import IGNORED, AnchorGrid, assign_to_objects, box_coder, clip_to_image
+from .modeling_fixed_regions import fixed_proposals
 
 
 if is_torchvision_available():
@@ -47,7 +50,7 @@ class RegionProposalNetwork(nn.Module):
         feature_maps: list[torch.Tensor],
         image_sizes: torch.Tensor,
         objects: list[torch.Tensor] | None = None,
-    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor] | None]:
+    ) -> tuple[Any, dict[str, torch.Tensor] | None]:
         """
         Args:
             feature_maps: five maps (batch, fpn_channels, rows_i, columns_i), strides 4 to 64.
@@ -62,9 +65,11 @@ class RegionProposalNetwork(nn.Module):
         for feature_map in feature_maps:
             hidden = nn.functional.relu(self.convolution(feature_map))
             logits.append(self.classifier(hidden).permute(0, 2, 3, 1).flatten(1))  # (batch, anchors)
-            codes.append(self.box_regressor(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4))
+            codes.append(self.box_regressor(hidden).permute(0, 2, 3, 1).unflatten(-1, (-1, 4)).flatten(1, 3))
         anchors = self.anchors(feature_maps)
         inside = self.anchors.inside(feature_maps, image_sizes)
+        if torch.compiler.is_exporting():
+            return fixed_proposals(self.config, logits, codes, anchors, inside, image_sizes), None
         proposals = self.proposals(logits, codes, anchors, inside, image_sizes)
         if objects is None:
             return proposals, None

@@ -110,7 +110,7 @@ def read_overrides(settings: HeadSettings, config: str) -> tuple[dict[str, Any],
     head = parse_overrides(flags[0][0], settings.config_overrides, flags[0][1], other=flags[1])
     backbone = parse_overrides(flags[1][0], settings.backbone_overrides, flags[1][1], other=flags[0])
     if head and not settings.model:  # the class need not be imported without any fields
-        load(config)(**head)
+        load(config).from_dict(head)
     if backbone and settings.variant:
         get_config(settings.variant, **backbone)
     return head, backbone

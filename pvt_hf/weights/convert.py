@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ from ..models.modeling_pvt import PvtForImageClassification
 from .official import model_from_official_state_dict
 from .official_files import read_checkpoint, sha256_of, unwrap_checkpoint
 from .verification import verify
+from .whole_folder import check_replaceable, folder_written_whole
 
 
 def convert_checkpoint(
@@ -51,7 +47,7 @@ def convert_checkpoint(
         ImportError: the names of ImageNet-1K are needed and timm is not installed.
     """
     checkpoint, output = Path(checkpoint), Path(output).resolve()
-    _check_output(output, checkpoint, overwrite)
+    check_replaceable(output, overwrite, {"the checkpoint": checkpoint})
     source = unwrap_checkpoint(read_checkpoint(checkpoint))
     model = model_from_official_state_dict(source, **config_overrides)
     config, is_classifier = model.config, isinstance(model, PvtForImageClassification)
@@ -61,7 +57,7 @@ def convert_checkpoint(
         config.label2id = {name: index for index, name in config.id2label.items()}
         labels = f"ImageNet-1K, WordNet's names from timm {importlib.metadata.version('timm')}"
 
-    with _folder_written_whole(output) as folder:
+    with folder_written_whole(output) as folder:
         model.save_pretrained(folder)
         official_image_processor(config.image_size).save_pretrained(folder)
         report = {
@@ -115,43 +111,3 @@ def official_image_processor(image_size: int | list[int] | tuple[int, int], **fi
     shortest_edge = int(256 / 224 * max(height, width))
     sizes = {"size": {"shortest_edge": shortest_edge}, "crop_size": {"height": height, "width": width}}
     return PvtImageProcessorPil(**{**sizes, **fields})
-
-
-def _check_output(output: Path, checkpoint: Path, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file, expected a folder to create: choose another output.")
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{output} is not empty: choose another output, or pass --overwrite to replace it.")
-    needed = {"the checkpoint": checkpoint, "the working directory": Path.cwd(), "the home folder": Path.home()}
-    for what, kept in needed.items():
-        if kept.resolve().is_relative_to(output):
-            raise FileExistsError(f"{output} contains {what} and is not replaced: choose another output.")
-
-
-@contextmanager
-def _folder_written_whole(output: Path) -> Iterator[Path]:
-    """
-    Yields an empty folder on the same file system. Renames it to `output` at the end, or removes it after an error.
-
-    An old `output` is first renamed to `.NAME.old.*`. A process killed between the two renames leaves it there.
-    """
-    existing = next(parent for parent in output.parents if parent.exists())
-    suffix = uuid.uuid4().hex
-    new, old = existing / f".{output.name}.new.{suffix}", output.with_name(f".{output.name}.old.{suffix}")
-    new.mkdir()
-    try:
-        yield new
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.exists():
-            os.rename(output, old)
-        try:
-            os.rename(new, output)
-        except OSError:
-            if old.exists():
-                os.rename(old, output)
-            raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)  # already renamed, unless there was an error
-    shutil.rmtree(old, ignore_errors=True)

@@ -16,7 +16,8 @@ from transformers.modeling_utils import PreTrainedModel
 from ..models.configuration_pvt import PvtConfig
 from ..models.modeling_pvt import PvtForImageClassification
 from .convert import official_image_processor
-from .paths import check_model_path, folder_or_id, official_variant
+from .exported import ExportedForInference, open_exported
+from .paths import check_model_path, folder_or_id, is_exported, official_variant
 from .release import from_official, official_config
 
 
@@ -68,10 +69,15 @@ def open_complete(
 
     Raises:
         OSError: there is no such folder or Hub id, or it lacks a file.
-        ValueError: weights are missing, NaN or infinite, or a file of weights is damaged; or the Auto class has no such
-            model.
+        ValueError: it is an exported program; weights are missing, NaN or infinite, or a file of weights is damaged; or
+            the Auto class has no such model.
     """
     check_model_path(model)
+    if is_exported(model):
+        raise ValueError(
+            f"{model} is an exported program, which has no weights to train, convert or push: give the model that it "
+            "was exported from. (predict, evaluate and app take exports.)"
+        )
     try:
         opened, loaded = _load(model_class, model, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except SafetensorError as error:
@@ -122,8 +128,23 @@ def _load(model_class: Any, model: str | Path, **options: Any) -> Any:
     return PvtForImageClassification.from_pretrained(None, state_dict=source.state_dict(), **options)
 
 
-def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 over names and bytes of all tensors of the state dict. Ties an evaluation to the weights it used."""
+def open_to_run(model_class: Any, model: str | Path, **options: Any) -> Any:
+    """
+    Opens a model that will not be trained: a complete checkpoint, see [`open_complete`], or an export, see
+    [`pvt_hf.weights.exported.open_exported`]. Of the `options`, an export takes `trust_remote_code` only.
+    """
+    if is_exported(model):
+        return open_exported(model, trust_remote_code=options.get("trust_remote_code"))
+    return open_complete(model_class, model, **options)
+
+
+def weights_digest(model: PreTrainedModel | ExportedForInference) -> str:
+    """
+    SHA-256 over names and bytes of all tensors of the state dict; of an export, over its files. Ties an evaluation to
+    the weights it used.
+    """
+    if isinstance(model, ExportedForInference):
+        return model.digest
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -58,6 +58,14 @@ def folder_or_id(model: str | Path) -> str:
     return sample(name.removeprefix(SAMPLE)) if name.startswith(SAMPLE) else name
 
 
+EXPORT_MANIFEST = "export.json"  # that of `transformers.exporters`
+
+
+def is_exported(model: str | Path) -> bool:
+    """Whether `model` is a folder that `pvt-hf export` has written."""
+    return bool(str(model)) and Path(model, EXPORT_MANIFEST).is_file()
+
+
 def check_model_path(model: str | Path) -> None:
     """
     Refuses a path without a model, before it is looked up on the Hub, where the error message would mislead.

@@ -7,19 +7,23 @@ Mistakes in the arguments of every command are answered before anything heavy is
 import os
 import socket
 import sys
+from dataclasses import fields
+from importlib import import_module
 
 import pytest
 
 from pvt_hf.commands import main
+from pvt_hf.engine.arguments import read_fields, similar_names
 from pvt_hf.engine.output_paths import check_output_file, check_output_folder
 from pvt_hf.engine.recipes import find_recipe, read_recipe
+from pvt_hf.families import FAMILIES
 from pvt_hf.tasks.classification.settings import ClassificationEvaluationSettings
 from pvt_hf.tasks.detection.settings import DetectionEvaluationSettings
 
 from ..support.command_lines import answers_of
 
 
-TRAIN = ["train-image-classification", "--output_dir", "{}/out"]
+TRAIN = ["train-image-classification", "--dataset", "digits", "--output_dir", "{}/out"]
 FINETUNE = ["finetune", "image-classification", "--model", "{}/model", "--dataset", "digits", "--output_dir", "{}/out"]
 EVALUATE = ["evaluate", "image-classification", "--dataset", "digits", "--model"]
 PREDICT = ["predict", "--model", "{}/model", "--output_dir", "{}/out"]
@@ -27,6 +31,26 @@ PUSH = ["push", "--dry_run", "--model", "{}/model", "--repo"]
 # Words of a command line, "{}": a folder with the folders `empty`, `runs/model` and `model`, and with `file`
 MISTAKES = [
     ([*TRAIN, "--dataset", ""], "--dataset '': there is no such folder"),
+    (["train-image-classification", "--output_dir", "{}/out"], "required: --dataset. A recipe can set them, too."),
+    (["train-semantic-segmentation", "--output_dir", "{}/out"], "required: --dataset"),
+    (["train-object-detection", "--output_dir", "{}/out"], "required: --dataset"),
+    ([*TRAIN, "--lr", "1"], "unknown argument --lr; did you mean --learning_rate?"),
+    ([*FINETUNE, "--lr", "1"], "unknown argument --lr; did you mean --learning_rate, --local_rank or"),
+    ([*FINETUNE, "--epoch", "1"], "unknown argument --epoch; did you mean --num_train_epochs?"),
+    ([*EVALUATE, "{}/model", "--batchsize=2"], "unknown argument --batchsize; did you mean --batch_size?"),
+    (["predict", "--modle", "{}/model", "{}/file"], "unknown argument --modle; did you mean --model?"),
+    (["reproduce", "cost", "--outputdir", "o"], "unknown argument --outputdir; did you mean --output_dir?"),
+    ([*TRAIN, "--config_overrides", "{{'depths': 1}}"], "--config_overrides is not valid JSON"),
+    ([*TRAIN, "--config_overrides", '{{"depth": 1}}'], "PvtConfig does not have; did you mean depths?"),
+    (
+        ["train-object-detection", *TRAIN[1:], "--config_overrides", '{{"depths": [1]}}'],
+        "PvtConfig has it: give it to --backbone_overrides",
+    ),
+    (
+        ["train-object-detection", *TRAIN[1:], "--architecture", "detr", "--config_overrides", '{{"queries": 1}}'],
+        "PvtDetrConfig does not have; did you mean num_queries?",
+    ),
+    ([*PREDICT, "{}/file", "--device", "gpu"], "--device gpu: expected cpu, cuda, cuda:0 (a number) or mps"),
     ([*TRAIN, "--dataset", "{}/file"], "--dataset {}/file is a file: give a folder"),
     (["train-object-detection", *TRAIN[1:], "--dataset", "{}/file"], "--dataset {}/file is a file: give a folder"),
     ([*TRAIN, "--model", "{}/empty"], "{}/empty has no config.json, so it is no model folder."),
@@ -53,8 +77,15 @@ MISTAKES = [
     ([*FINETUNE[:-1], "{}/file"], "--output_dir {}/file is a file"),
     ([*EVALUATE, "{}/empty"], "{}/empty has no config.json"),
     ([*EVALUATE, "{}/model", "--output", "{}/empty"], "--output {}/empty is a folder: give the name of a file"),
-    ([*PREDICT, "{}/photo.jpg"], "error: there is no file {}/photo.jpg"),
-    ([*PREDICT, "{}/empty"], "{}/empty is a folder: name its image files, such as {}/empty/*.jpg"),
+    ([*TRAIN, "--dataset", "digit"], "--dataset digit: there is no such folder, and the Hub cannot be asked: "),
+    ([*TRAIN, "--dataset", "digit"], "Did you mean digits?"),
+    ([*EVALUATE, "{}/model", "--dataset", "org/photoz"], "looking for the data set org/photoz on the Hub.\n"),
+    ([*FINETUNE, "--dataset", "org/photoz"], "Give a folder, or a Hub id such as org/name."),
+    ([*PREDICT, "{}/photo.jpg"], "error: {}/photo.jpg: there is no such file."),
+    ([*PREDICT, "{}/*.webp"], "error: {}/*.webp: there are no images or videos."),
+    ([*PREDICT, "{}/empty"], "error: {}/empty: there are no images or videos."),
+    ([*PREDICT, "{}/file", "--every", "2", "--fps", "3"], "not allowed with argument"),
+    ([*PREDICT, "{}/file", "--json", "{}/photo.jpg"], "give a name that ends with .json or .jsonl"),
     ([*PREDICT[:-1], "{}/file", "{}/file"], "--output_dir {}/file is a file"),
     (["convert", "--checkpoint", "{}/file", "--output", "{}/file"], "--output {}/file is a file"),
     (["convert", "--checkpoint", "{}/file", "--push", "one two"], "'one two' is not a repository name"),
@@ -62,6 +93,11 @@ MISTAKES = [
     (["convert", "--checkpoint", "{}/file", "--output", "{}/o", "--num_attention_heads", "1", "2"], "four numbers"),
     ([*PUSH, "me/fr uit"], "'me/fr uit' is not a repository name"),
     ([*PUSH, "me/fruit", "--evaluation", "{}/none.json"], "There is no JSON file {}/none.json"),
+    (["check"], "the first argument is the data set"),
+    (["check", "{}/file"], "DATA {}/file is a file: give a folder"),
+    (["check", "{}/none"], "DATA '{}/none': there is no such folder"),
+    (["check", "digits", "--picture", "{}/empty"], "--picture {}/empty is a folder: give the name of a file"),
+    (["check", "digits", "--task", "image-classification", "--mask_values", "0"], "unknown argument --mask_values"),
     (["info", "{}/empty"], "{}/empty has no config.json"),
     (["info", "--variant", "pvt-tiny", "--size", "99999999"], "a side may have at most 16,384 pixels"),
     (["app", "--model", "{}/empty"], "{}/empty has no config.json"),
@@ -138,3 +174,19 @@ def test_a_yaml_file_stands_for_a_yolo_data_set(tmp_path):
     assert DetectionEvaluationSettings(model="org/model", dataset=str(file)).dataset == str(file)
     with pytest.raises(NotADirectoryError, match="data.yaml is a file"):
         ClassificationEvaluationSettings(model="org/model", dataset=str(file))
+
+
+@pytest.mark.parametrize("path", [*(family.config for family in FAMILIES.values()), "transformers"])
+def test_fields_that_are_read_from_source(path):
+    file, _, name = path.partition(".")
+    module, name = (f"pvt_hf.models.{file}", name) if name else ("transformers.training_args", "TrainingArguments")
+    assert set(read_fields(module, name)) == {field.name for field in fields(getattr(import_module(module), name))}
+
+
+def test_similar_arguments():
+    names = ["learning_rate", "learning-rate", "batch_size", "eval_batch_size", "epochs", "photometric", "no_flip"]
+    for word, expected in {
+        "--lr": ["learning_rate"], "--bs": ["batch_size"], "--batchsize": ["batch_size"], "--batch-size": names[2:4],
+        "--no_flips": ["no_flip"], "--flip": [], "--zzz": [], "--epoch": ["epochs"],
+    }.items():  # fmt: skip
+        assert similar_names(word, names) == expected, word

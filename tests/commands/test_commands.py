@@ -33,7 +33,10 @@ def test_help_of_every_command_imports_nothing_heavy():
     ("words", "message"),
     [
         (["trian-image-classification"], None),
-        (["train-image-classification", "--epochs", "0", "--output_dir", "o"], "--epochs must be at least 1, got 0"),
+        (
+            ["train-image-classification", "--dataset", "digits", "--epochs", "0", "--output_dir", "o"],
+            "--epochs must be at least 1, got 0",
+        ),
         (["train-image-classification", "--eppochs", "3", "--output_dir", "o"], "did you mean --epochs?"),
         (["train-object-detection", "coco_retinanet_pvt_smal_1x"], "did you mean coco_retinanet_pvt_small_1x?"),
         (["train-semantic-segmentation", "missing.yaml"], "there is no recipe missing.yaml"),
@@ -58,7 +61,7 @@ def test_wrong_arguments_are_named(words, message, monkeypatch, capsys):
 
 def test_wrong_arguments_import_nothing_heavy():
     answers = answers_of(
-        ["train-image-classification", "--epochs", "0", "--output_dir", "o"],
+        ["train-image-classification", "--dataset", "digits", "--epochs", "0", "--output_dir", "o"],
         ["train-object-detection", "coco_retinanet_pvt_small_1x", "--batch_size", "0", "--output_dir", "o"],
         ["evaluate", "image-classification", "--model", "m", "--dataset", "d", "--crop_ratio", "2"],
         ["finetune", "semantic-segmentation", "--dataset", "d", "--output_dir", "o"],

@@ -40,6 +40,7 @@ from ..support.detection_files import noise, write_coco
 from ..support.hub_fixtures import TOKEN
 from ..support.pages import DOCS, blocks, commands, commands_in_tables, pages
 from ..support.training_runs import make_photos
+from ..support.videos import clip, write_video
 from ..support.warm_processes import ROOT, run
 
 
@@ -71,6 +72,7 @@ RUN = {
         "--max_steps 1 --per_device_train_batch_size 2 --shortest_edge 64 --longest_edge 128 --crop_size 64 --use_cpu"
     ),
     "pvt-hf predict": "",
+    "pvt-hf export path/to/model --format onnx --output": "",
     "pvt-hf push": "",
     "hf auth login": f"--token {TOKEN}",
 }
@@ -85,9 +87,11 @@ WORK = {
     "finetune": "pvt_hf.engine.finetuning.finetune",
     "predict": "pvt_hf.inference.files.predict_files",
     "convert": "pvt_hf.commands.convert.convert",
+    "export": "pvt_hf.export.folder.export_checkpoint",
     "push": "pvt_hf.hub.upload.push_folder",
     "app": "pvt_hf.commands.app_page.serve",
     "benchmark": "pvt_hf.commands.benchmark_{task}.benchmark_{task}",
+    "check": "pvt_hf.engine.check.check_data pvt_hf.commands.check.guess_task",
     "info": "pvt_hf.hub.model_info.open_variant pvt_hf.hub.model_info.open_checkpoint",
     "reproduce": "pvt_hf.commands.reproduce_{task}.reproduce_{task}",
 }
@@ -127,6 +131,7 @@ def _read_arguments(words: list[str], patch: pytest.MonkeyPatch) -> None:
         for function in WORK[words[0]].format(task=task).split():
             inner.setattr(function, begin)
         inner.setattr(sys, "argv", ["pvt-hf", *words])
+        inner.setattr("pvt_hf.data.paths.check_on_hub", lambda source: None)
         try:
             main()
         except Reached:
@@ -197,7 +202,7 @@ def test_commands_accept_their_arguments(command, monkeypatch):
 
 
 def test_every_block_is_known():
-    languages = {"python", "bash", "bibtex", ""}
+    languages = {"python", "bash", "bibtex", "nginx", ""}
     for block in (block for page in pages() for block in blocks(page)):
         assert block.language in languages, block.place
         if block.language == "python":
@@ -262,6 +267,8 @@ def workspace(tmp_path):
     Image.fromarray(noise(0, 90, 120)).save(tmp_path / "photo.jpg")
     Image.fromarray(noise(1, 70, 50)).save(tmp_path / "other.png")
     make_photos(tmp_path / "photos", 5)
+    make_photos(tmp_path / "more" / "night", 1)
+    write_video(tmp_path / "clip.mp4", clip(5))
     for split, count in (("train", 4), ("validation", 2)):
         make_photos(tmp_path / "photos_with_splits" / split, count)
     for split, count in (("training", 4), ("validation", 2)):
@@ -319,6 +326,7 @@ def test_examples_run_in_their_order(workspace, hub, client, script, monkeypatch
     names = {path.name for path in Path("predictions").iterdir()}
     assert {
         "1.classes.png",
+        "clip.annotated.mp4",
         "photo.overlay.png",
         "photo.labels.png",
         "other.objects.png",

@@ -106,11 +106,17 @@ def test_checkpoints_that_are_not_there(arguments, tmp_path):
 def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(arguments, tmp_path, file):
     (tmp_path / "checkpoint-8").mkdir()
     (tmp_path / "checkpoint-8" / file).write_text("{}")
-    with pytest.raises(FileExistsError, match="has checkpoints of an earlier run: .*--resume_from_checkpoint latest"):
+    own = {"finetune": file == "trainer_state.json", "train": file == "loop_state.json"}
+    refused = {True: "of an earlier run: .*--resume_from_checkpoint latest", False: "has checkpoints of pvt-hf"}
+    with pytest.raises(FileExistsError, match=refused[own["finetune"]]):
         finetuning.finetune(*arguments(tmp_path, "--max_steps", 1))
-    with pytest.raises(FileExistsError, match="has checkpoints of an earlier run"):
+    with pytest.raises(FileExistsError, match=refused[own["train"]]):
         ensure_output_dir(tmp_path, "")
-    assert ensure_output_dir(tmp_path, "latest") == tmp_path
+    if own["train"]:
+        assert ensure_output_dir(tmp_path, "latest") == tmp_path
+    else:  # those of another command cannot be continued
+        with pytest.raises(FileExistsError, match="has checkpoints of pvt-hf finetune: choose another --output_dir"):
+            ensure_output_dir(tmp_path, "latest")
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["checkpoint-8"]
 
 
@@ -128,6 +134,38 @@ def test_a_full_disk_is_named(arguments, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Could not save .*checkpoint-1: the disk is full: .* free, .* needed"):
         finetuning.finetune(*arguments(tmp_path, *few))
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_early_stopping_counts_on_after_a_resume(arguments, tmp_path, monkeypatch):
+    """The third evaluation is the second in a row that is not better, in a straight run and in a resumed one."""
+    few = (
+        "--max_steps", 9, "--per_device_train_batch_size", 2, "--eval_steps", 1, "--save_steps", 1, "--patience", 2
+    )  # fmt: skip
+    answers = []
+
+    def evaluate(*given, **kwargs):
+        if not answers:
+            raise Killed
+        return {"accuracy@1": answers.pop(0), "eval_samples": 1, "eval_skipped": 0}
+
+    def steps(folder):
+        return TrainerState.load_from_json(folder / "checkpoint-3" / "trainer_state.json").global_step
+
+    monkeypatch.setattr(finetuning, "evaluate", evaluate)
+    answers[:] = [0.5, 0.4, 0.5, 0.5]  # the last one is that of the best checkpoint, loaded at the end
+    finetuning.finetune(*arguments(tmp_path / "straight", *few))
+    answers[:] = [0.5, 0.4]
+    with pytest.raises(Killed):
+        finetuning.finetune(*arguments(tmp_path / "killed", *few))
+    answers[:] = [0.5, 0.5]
+    finetuning.finetune(*arguments(tmp_path / "killed", *few, "--resume_from_checkpoint", "latest"))
+    for name in ("straight", "killed"):
+        assert not answers and steps(tmp_path / name) == 3 and not (tmp_path / name / "checkpoint-4").exists()
+        assert equal_weights(tmp_path / name, tmp_path / name / "checkpoint-1")
+    with pytest.raises(ValueError, match="--patience 2 counts evaluations: it needs --eval_strategy"):
+        finetuning.finetune(
+            *arguments(tmp_path / "none", *few, "--eval_strategy", "no", "--load_best_model_at_end", False)
+        )
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

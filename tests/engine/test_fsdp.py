@@ -379,7 +379,9 @@ def test_fsdp_on_a_cpu_is_an_error(runs):
 )
 def test_what_does_not_go_with_fsdp(other, capsys):
     with pytest.raises(SystemExit):
-        parse_arguments(ClassificationSettings, ["--fsdp", "True", *other, "--output_dir", "unused"])
+        parse_arguments(
+            ClassificationSettings, ["--fsdp", "True", *other, "--dataset", "digits", "--output_dir", "unused"]
+        )
     assert "--fsdp cannot be combined with" in capsys.readouterr().err
 
 

@@ -27,7 +27,7 @@ def test_a_recipe_overrides_its_base(tmp_path):
     expected = {"epochs": 3, "seed": 2, "config_overrides": {"image_size": 64}, "auto_augment": None}
     assert read_recipe(tmp_path / "last.yaml") == read_recipe(str(tmp_path / "inner" / "middle.yaml")) == expected
     settings = parse_arguments(
-        ClassificationSettings, [str(tmp_path / "last.yaml"), "--output_dir", "o", "--seed", "4"]
+        ClassificationSettings, [str(tmp_path / "last.yaml"), "--output_dir", "o", "--dataset", "d", "--seed", "4"]
     )
     assert (settings.epochs, settings.seed, settings.auto_augment) == (3, 4, "")
 

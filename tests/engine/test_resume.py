@@ -124,11 +124,19 @@ def resumed_equals_straight(
     for name in ("steps", "trained", "skipped", "dropped", "metrics", "best_metrics", "data_fingerprint"):
         assert reports[0][name] == reports[1][name], name
     assert_equal_weights(folder, tmp_path / "straight")
+    if overrides.get("keep_best"):
+        assert_equal_weights(folder / "best", tmp_path / "straight" / "best")
+        best = [(path / "best" / "best.json").read_text() for path in (folder, tmp_path / "straight")]
+        assert best[0] == best[1] and json.loads(best[0])["evaluation"]["step"] == reports[0]["best_step"]
 
 
 def test_two_processes_with_workers_killed_and_resumed(tmp_path):
-    """The full machinery: EMA, repeats, accumulation, mixing, RandAugment, erasing, drop path, shuffling."""
-    full = {"ema_decay": 0.9, "repeated_augmentation": 2, "gradient_accumulation_steps": 2, "samples_per_epoch": 384}
+    """
+    The full machinery: EMA, repeats, accumulation, mixing, RandAugment, erasing, drop path, shuffling, evaluations
+    within an epoch, the best model.
+    """
+    full = {"ema_decay": 0.9, "repeated_augmentation": 2, "gradient_accumulation_steps": 2, "samples_per_epoch": 192}
+    full |= {"eval_every_steps": 5, "keep_best": True}
     resumed_equals_straight(tmp_path, processes=2, num_workers=1, kills=1, warm=True, **full, batch_size=8)
 
 
@@ -242,16 +250,14 @@ def test_a_signal_before_the_first_step_saves_nothing(tmp_path, monkeypatch):
 def test_killed_in_an_evaluation_only_the_evaluation_is_done_again(tmp_path, monkeypatch):
     photos = make_photos(tmp_path / "photos", 16)
     straight, expected = train_here(photos, tmp_path / "straight", eval_every_epochs=2)
-    real = loop.save_checkpoint
 
-    def save_and_stop(*arguments):
-        real(*arguments)
+    def killed(*arguments):
         raise KeyboardInterrupt  # as a kill would: nothing is saved any more
 
-    monkeypatch.setattr(loop, "save_checkpoint", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train_here(photos, tmp_path / "killed", eval_every_epochs=1)
-    monkeypatch.setattr(loop, "save_checkpoint", real)
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Training, "_evaluated_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_here(photos, tmp_path / "killed", eval_every_epochs=1)
     steps = []
     again, report = train_here(
         photos, tmp_path / "killed", lambda model, batch: steps.append(1), eval_every_epochs=1,

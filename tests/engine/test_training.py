@@ -72,7 +72,7 @@ def test_schedule_equals_the_formula():
 
 
 def test_mixing_gives_soft_targets():
-    settings = ClassificationSettings(output_dir="unused", batch_size=8)
+    settings = ClassificationSettings(dataset="digits", output_dir="unused", batch_size=8)
     seen = []
 
     class Model(torch.nn.Module):
@@ -101,7 +101,8 @@ def test_accuracy_metric_against_counting():
 def test_recipes_and_flags(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("epochs: 3\nlearning_rate: 2.0e-3\nconfig_overrides: {depths: [1, 1, 1, 1]}\nauto_augment: ''\n")
-    settings = parse_arguments(ClassificationSettings, [str(recipe), "--output_dir", "out", "--epochs", "7"])
+    given = ["--output_dir", "out", "--dataset", "digits"]
+    settings = parse_arguments(ClassificationSettings, [str(recipe), *given, "--epochs", "7"])
     assert (settings.epochs, settings.learning_rate, settings.auto_augment) == (7, 2e-3, "")
     assert json.loads(settings.config_overrides) == {"depths": [1, 1, 1, 1]}
     for content, words in (("epoch: 3", "sets epoch"), ("- 1", "argument: value"), ("a: [", "not valid YAML")):
@@ -129,8 +130,11 @@ def test_recipes_and_flags(tmp_path, capsys):
         (["--cpu", "yes", str(recipe)], f"the recipe has to come first, before all arguments: {recipe}"),
     ):
         with pytest.raises(SystemExit):
-            parse_arguments(ClassificationSettings, [*bad, "--output_dir", "out"])
+            parse_arguments(ClassificationSettings, [*bad, *given])
         assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_arguments(ClassificationSettings, ["--output_dir", "out", str(recipe)])
+    assert f"required: --dataset. If {recipe} is a recipe, it has to come first." in capsys.readouterr().err
 
 
 def test_fields_of_the_backbone_and_of_the_head(capsys):
@@ -152,7 +156,7 @@ def test_help(capsys):
         parse_arguments(SegmentationSettings, ["--help"], description="Trains.\n    indented")
     text = capsys.readouterr().out
     assert "\nTrains.\n    indented\n" in text and "(default: 300)" in text and "Switch --photometric off." in text
-    assert text.count("(required)") == 1
+    assert text.count("(required)") == 2  # --output_dir and --dataset
     assert "(default: )" not in text and "(default: [])" not in text
 
 
@@ -186,7 +190,7 @@ def test_processes_that_would_not_know_of_each_other(monkeypatch):
     monkeypatch.setattr(launch, "Accelerator", lambda **kwargs: type("Alone", (), {"num_processes": 1}))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE is 2, but Accelerate runs 1"):
-        launch.make_accelerator(ClassificationSettings(output_dir="unused"))
+        launch.make_accelerator(ClassificationSettings(dataset="digits", output_dir="unused"))
 
 
 def test_fine_tuning_a_checkpoint_on_a_folder_and_predicting(tmp_path):
@@ -366,7 +370,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight(tmp_path, value):
 
 def test_a_single_class_is_refused():
     with pytest.raises(ValueError, match="only the class 'apple'"):
-        ClassificationTask().build_model(ClassificationSettings(output_dir="unused"), ("apple",))
+        ClassificationTask().build_model(ClassificationSettings(dataset="digits", output_dir="unused"), ("apple",))
 
 
 @pytest.mark.parametrize(
@@ -383,4 +387,7 @@ def test_a_single_class_is_refused():
 )  # fmt: skip
 def test_mistakes_are_named_before_anything_is_trained(tmp_path, flag, value, message):
     with pytest.raises(ValueError, match=message):
-        train(ClassificationTask(), ClassificationSettings(output_dir=str(tmp_path), cpu=True, **{flag: value}))
+        train(
+            ClassificationTask(),
+            ClassificationSettings(dataset="digits", output_dir=str(tmp_path), cpu=True, **{flag: value}),
+        )

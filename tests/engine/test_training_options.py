@@ -72,7 +72,7 @@ def test_drop_path_is_held_at_zero_and_then_rises_with_depth(photos, tmp_path):
 
 def test_a_model_without_drop_path_cannot_have_a_schedule():
     model = ClassificationTask().build_model(
-        ClassificationSettings(output_dir="unused", drop_path_rate=0.0, image_size=32), ("a", "b")
+        ClassificationSettings(dataset="digits", output_dir="unused", drop_path_rate=0.0, image_size=32), ("a", "b")
     )
     with pytest.raises(ValueError, match="above 0"):
         DropPathSchedule(model, 1)
@@ -145,9 +145,9 @@ def test_what_a_cpu_or_this_environment_does_not_have(tmp_path):
         ({"report_to": "tensorboard,clearml"}, "clearml is not installed"),
     ):
         with pytest.raises(ValueError, match=words):
-            make_accelerator(ClassificationSettings(output_dir=str(tmp_path), cpu=True, **flags))
+            make_accelerator(ClassificationSettings(dataset="digits", output_dir=str(tmp_path), cpu=True, **flags))
     with pytest.raises(ValueError, match="needs a --shuffle_window"):
-        ClassificationSettings(output_dir="unused", repeated_augmentation=3, shuffle_window=0)
+        ClassificationSettings(dataset="digits", output_dir="unused", repeated_augmentation=3, shuffle_window=0)
 
 
 def test_tensorboard_gets_the_curves(photos, plain, tmp_path):

@@ -34,6 +34,8 @@ from ..support.hub_server import HubServer
 
 pytest_plugins = ["tests.support.hub_fixtures"]
 
+# Whoever has no package needs the most from a repository, so `make test` opens everything as a stranger
+MODES = ["stranger", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("package", "offline"))]
 # The same code on the same machine with the same number of threads: only what is not deterministic would differ
 SAME = {"atol": 1e-6, "rtol": 1e-6}
 
@@ -158,7 +160,7 @@ def references(root):
     return references | {"shards": references["classifier"]}
 
 
-@pytest.mark.parametrize("mode", ["stranger", "package", pytest.param("offline", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", [*KINDS, "shards"])
 def test_it_opens_and_computes_the_same(kind, mode, references, request):
     result, reference = request.getfixturevalue(mode), references[kind]
@@ -196,10 +198,11 @@ def test_code_runs_only_when_it_is_trusted(stranger):
     assert "trust_remote_code=True" in stranger["facts"]["refused"]
 
 
-def test_no_complaints(stranger, package, offline):
-    for result in (stranger, package, offline):
-        for word in ("not supported", "rror", "newly initialized", "Traceback"):
-            assert word not in result["stderr"], result["stderr"]
+@pytest.mark.parametrize("mode", MODES)
+def test_no_complaints(mode, request):
+    output = request.getfixturevalue(mode)["stderr"]
+    for word in ("not supported", "rror", "newly initialized", "Traceback"):
+        assert word not in output, output
 
 
 def test_backbones_of_folders_by_configuration(stranger):
@@ -207,6 +210,7 @@ def test_backbones_of_folders_by_configuration(stranger):
         assert stranger["facts"][f"{kind}/from_config"] == ["PvtBackbone", [[1, 16, 16, 16]]]
 
 
+@pytest.mark.slow
 def test_pinned_revisions(root, hub, stranger, package, offline):
     expected, repository = torch.load(root / "expected.pt"), hub.repositories["org/pvt-classifier.v1"]
     first, other = (repository.branches[name] for name in ("main", "other/weights"))

@@ -51,6 +51,25 @@ def test_every_field_of_a_configuration(family, tmp_path):
         config_class.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_true_and_text_are_no_numbers(family):
+    config_class = load(family.config)
+    settings = config_class().to_dict()
+    for name, value in number_fields(settings).items():
+        if name in ("num_labels", "out_indices", "chunk_size_feed_forward"):
+            continue
+        for wrong in (True, "8"):
+            given = [*value[:-1], wrong] if isinstance(value, list) else wrong
+            with pytest.raises(ValueError, match=rf"{name}"):
+                config_class.from_dict({**settings, name: given})
+    with pytest.raises(ValueError, match="num_labels must be from 1 to 1,000,000"):
+        config_class(num_labels=True)
+    if family.name == "pvt":
+        with pytest.raises(ValueError, match=r"depths must be a list of 4 integers, .* got \[True, 2, 2, 2\]"):
+            config_class(depths=[True, 2, 2, 2])
+        assert config_class(depths=(np.int64(1), 1, 1, 1), drop_path_rate=0).depths[0] == 1
+
+
 @pytest.mark.parametrize(
     "backbone", [{"layer_norm_eps": math.inf}, ResNetConfig().to_dict() | {"depths": [3, math.nan]}]
 )

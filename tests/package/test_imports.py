@@ -24,13 +24,14 @@ LAYERS = [
     ["engine"],
     ["tasks"],
     ["inference"],
+    ["export"],
     ["hub"],
     ["commands"],
 ]
 LEVELS = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 # What `import pvt_hf` itself loads
 ROOT_MODULES = {"pvt_hf", "pvt_hf.__main__", "pvt_hf.registry"}
-ROOT_IMPORTS = {"families", "models", "weights", "commands"}
+ROOT_IMPORTS = {"families", "models", "weights", "inference", "commands"}
 # Imports that the rules would refuse, with the reason for each
 ALLOWED = {
     ("pvt_hf.commands", "pvt_hf"): "prints `__version__`",

@@ -29,8 +29,8 @@ assert type(AutoConfig.for_model("semantic_fpn")) is pvt_hf.SemanticFpnConfig in
         pytest.param("from transformers import pipeline; import pvt_hf", marks=pytest.mark.slow),
         pytest.param("import transformers.modeling_utils; import pvt_hf", marks=pytest.mark.slow),
         pytest.param("from pvt_hf.models.configuration_head import HeadConfig", marks=pytest.mark.slow),
-        "from pvt_hf.models.modeling_pvt_detr import PvtDetrForObjectDetection",
-        "import pvt_hf; from transformers import DetrConfig",
+        pytest.param("from pvt_hf.models.modeling_pvt_detr import PvtDetrForObjectDetection", marks=pytest.mark.slow),
+        pytest.param("import pvt_hf; from transformers import DetrConfig", marks=pytest.mark.slow),
     ],
 )
 def test_the_order_of_imports_does_not_matter(first):

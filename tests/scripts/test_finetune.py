@@ -343,10 +343,11 @@ def detr_like(name: str, stages: list[str]) -> PreTrainedModel:
     ("name", "stages"),
     [
         ("Detr", ["stage4"]),
-        pytest.param("ConditionalDetr", ["stage4"], marks=pytest.mark.slow),
-        pytest.param("DeformableDetr", ["stage1", "stage2", "stage3", "stage4"], marks=pytest.mark.slow),
+        ("ConditionalDetr", ["stage4"]),
+        ("DeformableDetr", ["stage1", "stage2", "stage3", "stage4"]),
     ],
 )
+@pytest.mark.slow
 def test_every_tensor_of_a_renamed_model_is_loaded(cases, name, stages, tmp_path):
     """The best checkpoint's at the end, and those of the checkpoint that a run resumes from."""
     model = detr_like(name, stages)

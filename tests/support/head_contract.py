@@ -107,6 +107,13 @@ class HeadContract(ModelContract):
             assert type(self.backbone_of(reloaded)) is type(self.backbone_of(model))
         self.assert_same(self.run_model(reloaded.eval(), images), expected, atol=0, rtol=0)
 
+    @pytest.mark.parametrize("backbone", ["pvt", "resnet"])
+    def test_a_batch_without_images_is_refused(self, backbone):
+        model = self.make_model(backbone_config=BACKBONES[backbone](self.stages))
+        for mode in (True, False):
+            with pytest.raises(ValueError, match=r"pixel_values has no image \(shape \(0, 3, 64, 64\)\)"):
+                model.train(mode)(torch.zeros(0, 3, 64, 64))
+
     def test_load_pretrained_backbone(self, tmp_path):
         """It fills the backbone, with resized position tables, and leaves the head alone."""
         classifier = randomize(PvtForImageClassification(tiny_pvt_config(image_size=96)), seed=3)

@@ -28,7 +28,7 @@ from pvt_hf.tasks.classification.streams import open_classification_stream
 def settings_of(output_dir: Path, **overrides) -> ClassificationSettings:
     defaults = {"batch_size": 4, "epochs": 2, "num_workers": 0, "shuffle_window": 8, "warmup_epochs": 0.5}
     defaults |= {"learning_rate": 1e-3, "mixup": 0.0, "cutmix": 0.0, "log_every_steps": 1, "max_bad_share": 0.2}
-    return ClassificationSettings(output_dir=str(output_dir), cpu=True, **defaults | overrides)
+    return ClassificationSettings(dataset="digits", output_dir=str(output_dir), cpu=True, **defaults | overrides)
 
 
 def batches_of(accelerator, stream, settings, **options) -> BatchStream:

@@ -97,22 +97,24 @@ def forget_accelerate() -> None:
     AcceleratorState._reset_state(True)
 
 
-def train_here(source, output_dir, watch=None, config=None, compute_loss=None, stream_options=None, **overrides):
+def train_here(
+    source, output_dir, watch=None, config=None, compute_loss=None, stream_options=None, accuracy=None, **overrides
+):
     """
     Two epochs of `loop.train` in this process, without a script: (model, report), with evaluations of 0.75 and 0.5.
 
     `watch(model, batch)` is called before each loss; `compute_loss` replaces the model's own; `stream_options` are for
-    `open_classification_stream`.
+    `open_classification_stream`; `accuracy(model)` replaces the two evaluations.
     """
     defaults = {"batch_size": 8, "epochs": 2, "num_workers": 0, "shuffle_window": 0, "warmup_epochs": 0.5}
     defaults |= {"learning_rate": 1e-3, "mixup": 0.0, "cutmix": 0.0, "log_every_steps": 1}
-    settings = ClassificationSettings(output_dir=str(output_dir), cpu=True, **defaults | overrides)
+    settings = ClassificationSettings(dataset="digits", output_dir=str(output_dir), cpu=True, **defaults | overrides)
     accelerator = make_accelerator(settings)
     stream = open_classification_stream(str(source), **stream_options or {})
-    transform = ProcessorTransform(PvtImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False))
+    processor = PvtImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
     batches = BatchStream(
         stream,
-        ClassificationSample(stream, transform),
+        ClassificationSample(stream, ProcessorTransform(processor)),
         settings.batch_size,
         drop_last=True,
         max_bad_share=settings.max_bad_share,
@@ -126,12 +128,13 @@ def train_here(source, output_dir, watch=None, config=None, compute_loss=None, s
         return compute_loss(prepared, batch) if compute_loss else prepared(**batch).loss
 
     accuracies = iter((0.75, 0.5))
+    accuracy = accuracy or (lambda model: next(accuracies))
     if settings.report_to != "none":
         accelerator.init_trackers("test")
     try:
         return loop.train(
             accelerator, settings, model, batches, stream.num_samples, watched_loss,
-            lambda model: {"accuracy@1": next(accuracies)}, "accuracy@1",
+            lambda model: {"accuracy@1": accuracy(model)}, "accuracy@1", processor=processor,
         )  # fmt: skip
     finally:
         accelerator.end_training()

@@ -266,6 +266,13 @@ def test_two_processes_evaluate_every_image_once(coco, tmp_path):
     run_program(list(map(str, arguments)), processes=2)
     report = json.loads((tmp_path / "out" / "run.json").read_text())
     assert report["world_size"] == 2 and report["metrics"]["eval_samples"] == 6
+    curves = json.loads((tmp_path / "out" / "precision_recall.json").read_text())
+    assert np.mean(curves["boxes"]["mean"]["0.50"]) == pytest.approx(report["metrics"]["ap50"], abs=1e-9)
+    assert np.mean(curves["masks"]["mean"]["0.50"]) == pytest.approx(report["metrics"]["mask_ap50"], abs=1e-9)
+    worst = json.loads((tmp_path / "out" / "worst_images.json").read_text())
+    assert len({each["sample"] for each in worst}) == len(worst) <= 6  # of both processes
+    page = (tmp_path / "out" / "predictions.html").read_text()
+    assert page.count("<figure>") == 6 + len(worst)
 
 
 # Settings

@@ -277,9 +277,10 @@ def test_three_processes_with_workers_name_every_bad_sample_once(pvt, photos, tm
         with pytest.raises(StreamError, match=r"^2 of \d+ samples .*allowed share of 1.00%") as error:
             evaluate(pvt, folder, num_workers=num_workers)
         assert "Traceback" not in str(error.value)
-    one = evaluate(pvt, folder, max_bad_share=0.05)
+    one = evaluate(pvt, folder, max_bad_share=0.05, figures=str(tmp_path / "figures" / "one"))
     command = [SCRIPT, "--model", pvt, "--dataset", folder, "--batch_size", 4, "--num_workers", 1, "--cpu"]
-    launch([*command, "--max_bad_share", 0.05, "--output", tmp_path / "new" / "three.json"], processes=3)
+    command += ["--max_bad_share", 0.05, "--figures", tmp_path / "figures" / "three"]
+    launch([*command, "--output", tmp_path / "new" / "three.json"], processes=3)
     three = json.loads((tmp_path / "new" / "three.json").read_text())
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["three.json"]
     assert (one["world_size"], three["world_size"]) == (1, 3)
@@ -287,6 +288,13 @@ def test_three_processes_with_workers_name_every_bad_sample_once(pvt, photos, tm
     assert_same_figures(three["results"][0], one["results"][0])
     assert three["skipped"] == one["skipped"]
     assert sorted(Path(name).name for name in one["skipped"]) == ["cut.png", "empty.png"]
+    found = [tmp_path / "figures" / count for count in ("one", "three")]
+    matrix, other = (np.array(json.loads((path / "confusion_matrix.json").read_text())["matrix"]) for path in found)
+    assert (matrix == other).all() and matrix.sum() == 37
+    assert matrix.trace() / 37 == pytest.approx(one["results"][0]["accuracy@1"])
+    worst, others = (json.loads((path / "worst_images.json").read_text()) for path in found)
+    assert [each["loss"] for each in worst] == pytest.approx([each["loss"] for each in others], abs=1e-5)
+    assert (tmp_path / "figures" / "three" / "predictions.html").is_file()  # only the command draws
 
 
 IN_TWO_PROCESSES = """

@@ -109,7 +109,10 @@ def test_what_a_run_leaves_behind(straight):
     folder, report, printed = straight
     assert {path.name for path in (folder / "run").iterdir() if path.is_file()} == {
         ".training.lock", "config.json", "model.safetensors", "preprocessor_config.json", "run.json", "curves.png",
+        "confusion_matrix.json", "confusion_matrix.png", "worst_images.json",
     }  # fmt: skip
+    confusion = json.loads((folder / "run" / "confusion_matrix.json").read_text())["matrix"]
+    assert [sum(row) for row in confusion] == report["metrics"]["per_category_pixels"]
     assert json.loads((folder / "run" / "run.json").read_text(), parse_constant=pytest.fail) == report
     config = json.loads((folder / "run" / "config.json").read_text())
     assert config["id2label"] == {"0": "ground", "1": "red", "2": "blue"} and config["model_type"] == "semantic_fpn"
@@ -188,7 +191,9 @@ def test_broken_off_and_resumed_ends_with_the_same_bits(straight, scenes, tmp_pa
 def test_trans2seg_trains_and_goes_on_with_other_classes(scenes, tmp_path):
     report, _ = train_here(scenes, tmp_path / "first", "trans2seg", max_steps=2, eval_every_epochs=9)
     assert report["steps"] == 2 and 0 <= report["metrics"]["mean_iou"] <= 1
-    settings = SegmentationSettings(output_dir="unused", model=str(tmp_path / "first"), drop_path_rate=0.3)
+    settings = SegmentationSettings(
+        dataset="digit-scenes", output_dir="unused", model=str(tmp_path / "first"), drop_path_rate=0.3
+    )
     model = TASK.build_model(settings, ("a", "b", "c", "d", "e"))
     assert type(model).__name__ == "Trans2SegForSemanticSegmentation" and model.config.num_labels == 5
     assert model.config.backbone_config.drop_path_rate == 0.3
@@ -263,7 +268,7 @@ def test_bad_arguments(scenes, tmp_path, capsys):
         (["--backbone_overrides", '{"depth": [1]}'], "depth, which PvtConfig does not have; did you mean depths?"),
     ):
         with pytest.raises(SystemExit):
-            parse_arguments(SegmentationSettings, ["--output_dir", "unused", *flags])
+            parse_arguments(SegmentationSettings, ["--output_dir", "unused", "--dataset", "digit-scenes", *flags])
         assert words in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="./pvt_none.pth: there is no such file"):
         train_here(scenes, tmp_path / "a", backbone="./pvt_none.pth")

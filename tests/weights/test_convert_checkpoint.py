@@ -22,6 +22,7 @@ from torchvision.models import ResNet50_Weights
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 import pvt_hf.weights.convert
+import pvt_hf.weights.whole_folder
 from pvt_hf import PvtBackbone, PvtForImageClassification
 from pvt_hf.weights.convert import convert_checkpoint, imagenet_labels
 from pvt_hf.weights.official_files import download_checkpoint
@@ -236,14 +237,14 @@ def test_an_empty_output_folder_is_filled(tmp_path):
 def test_old_output_returns_when_the_new_one_cannot_be_put_in_place(monkeypatch, tmp_path):
     convert_checkpoint(GOLDEN_WEIGHTS, tmp_path / "out")
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    before, rename = content(tmp_path), pvt_hf.weights.convert.os.rename
+    before, rename = content(tmp_path), pvt_hf.weights.whole_folder.os.rename
 
     def rename_but_for_the_new(source, target):
         if ".new." in str(source):
             raise OSError("disk trouble")
         rename(source, target)
 
-    monkeypatch.setattr(pvt_hf.weights.convert.os, "rename", rename_but_for_the_new)
+    monkeypatch.setattr(pvt_hf.weights.whole_folder.os, "rename", rename_but_for_the_new)
     with pytest.raises(OSError, match="disk trouble"):
         convert_checkpoint(GOLDEN_WEIGHTS, tmp_path / "out", overwrite=True)
     assert content(tmp_path) == before

@@ -11,6 +11,7 @@ import os
 
 import pytest
 import torch
+from huggingface_hub import cached_assets_path
 from PIL import Image
 from transformers import AutoModelForImageClassification, AutoModelForObjectDetection
 
@@ -48,8 +49,12 @@ def saved(content):
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     """An empty assets cache of the Hub's client."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
-    return tmp_path / "assets"
+    assets = tmp_path / "assets"
+    monkeypatch.setattr(
+        "pvt_hf.weights.official_files.cached_assets_path",
+        lambda library_name, subfolder: cached_assets_path(library_name, subfolder=subfolder, assets_dir=assets),
+    )
+    return assets
 
 
 def files(folder):
@@ -183,7 +188,9 @@ def test_commands_open_it(serve, cache, golden_weights):
     with pytest.raises(ValueError, match="official:pvt-tiny is a classifier, which is no model for AutoModelFor"):
         open_complete(AutoModelForObjectDetection, "official:pvt-tiny")
 
-    settings = SegmentationSettings(output_dir=str(cache / "out"), backbone="official:pvt-tiny", variant="pvt-tiny")
+    settings = SegmentationSettings(
+        dataset="digit-scenes", output_dir=str(cache / "out"), backbone="official:pvt-tiny", variant="pvt-tiny"
+    )
     segmenter = SegmentationTask().build_model(settings, ("background", "thing"))
     key = "block.2.1.attention.self.query.weight"
     assert torch.equal(segmenter.backbone.encoder.state_dict()[key], model.pvt.encoder.state_dict()[key])

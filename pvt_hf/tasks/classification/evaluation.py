@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -13,6 +16,8 @@ from torchvision.transforms import v2 as transforms
 from transformers import PreTrainedModel
 
 from ...data.samples import ProcessorTransform
+from ...engine.figures import write_confusion
+from ...engine.gallery import Shown, to_jpeg
 from ...engine.task import Evaluation
 from ...metrics.accuracy_at_k import AccuracyAtK
 
@@ -35,9 +40,33 @@ class ClassificationEvaluation(Evaluation):
 
     def add(self, forward: Callable[..., Any], batch: dict[str, Any]) -> None:
         logits = forward(pixel_values=batch["pixel_values"], **self.options).logits.float().cpu()
-        self.loss_sum += nn.functional.cross_entropy(logits, batch["labels"], reduction="sum").item()
+        losses = nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+        self.loss_sum += losses.sum().item()
         self.ranked += logits.topk(5 if logits.shape[1] > 5 else 1).indices.tolist()
         self.labels += batch["labels"].tolist()
+        if self.gallery is not None:
+            for index, (name, loss) in enumerate(zip(batch["sample_ids"], losses.tolist())):
+                wrong = logits[index].argmax() != batch["labels"][index]
+                self.gallery.offer(name, (loss if wrong else 0.0,), partial(self._shown, batch, logits, index, loss))
+
+    def _shown(self, batch: dict[str, Any], logits: torch.Tensor, index: int, loss: float) -> Shown:
+        assert self.gallery is not None
+        scores, labels = logits[index].softmax(dim=0).topk(min(3, logits.shape[1]))
+        return Shown(
+            batch["sample_ids"][index],
+            to_jpeg(self.gallery.picture(batch["pixel_values"][index])),
+            {"classes": [(batch["labels"][index].item(), None)]},
+            {"classes": list(zip(labels.tolist(), scores.tolist()))},
+            {"loss": loss},
+        )
+
+    def write_figures(self, states: list[Any], class_names: Sequence[str], folder: Path) -> None:
+        """Writes the confusion matrix."""
+        number, matrix = len(class_names), np.zeros(len(class_names) ** 2, dtype=np.int64)
+        for ranked, labels, _ in states:
+            predicted = np.array([row[0] for row in ranked], dtype=np.int64)
+            matrix += np.bincount(np.array(labels, dtype=np.int64) * number + predicted, minlength=number**2)
+        write_confusion(matrix.reshape(number, number), class_names, "samples", folder)
 
     def state(self) -> tuple[list[list[int]], list[int], float]:
         collected = self.ranked, self.labels, self.loss_sum

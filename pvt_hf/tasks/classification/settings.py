@@ -24,7 +24,7 @@ from ..settings import CheckpointSettings, ModelSettings
 class ClassificationData(DataSettings):
     """The data set: images with one label each."""
 
-    dataset: str = option("digits", "digits (built in), a folder, or a Hub data set such as org/name.")
+    dataset: str = field(metadata={"help": "digits (built in), a folder, or a Hub data set such as org/name."})
     label_column: str = option("", "Column with the labels, e.g. label; default: found by name.")
 
 
@@ -76,7 +76,6 @@ class ClassificationFinetuning(SplitSettings, ClassificationData, Classification
     """Arguments of `pvt-hf finetune image-classification`."""
 
     model: str = field(metadata={"help": "Checkpoint to fine-tune, with its image processor, e.g. official:pvt-small."})
-    dataset: str = field(metadata={"help": "digits (built in), a folder, or a Hub data set such as org/name."})
     image_size: int = option(
         0, "Height and width of the images, in pixels, e.g. 224; 0: the size of the model's image processor."
     )
@@ -92,7 +91,6 @@ class ClassificationFinetuning(SplitSettings, ClassificationData, Classification
 class ClassificationEvaluationSettings(EvaluationSettings, ClassificationData):
     """Arguments of `scripts/evaluate_image_classification.py`."""
 
-    dataset: str = field(metadata={"help": "digits (built in), a folder, or a Hub data set such as org/name."})
     batch_size: int = option(64, "Images per batch and process.")
     image_sizes: list[int] = option(
         [], "Heights and widths to evaluate at, in pixels, e.g. 224 384; default: as the model's image processor does."

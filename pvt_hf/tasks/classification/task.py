@@ -178,6 +178,7 @@ class ClassificationTask(Task):
                 report=_at_size(height, width),
                 table=_as_line(height, width),
                 facts={"warning": warning, "note": numbers_without_names(stream, model_names)},
+                folder=f"{height}x{width}" if len(sizes) > 1 else "",
             )
 
     def summarize(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:

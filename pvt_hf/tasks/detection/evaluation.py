@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from ...engine.figures import write_precision_recall
+from ...engine.gallery import Shown, to_jpeg
 from ...engine.task import Evaluation
 from ...families import FAMILIES
 from ...metrics.coco_ap import FIGURES, CocoAP
@@ -15,6 +20,8 @@ from ...metrics.coco_ap import FIGURES, CocoAP
 # By model type. Detectors of other types are treated like DETR: all of their predictions count, and they are not asked
 # for masks. (Transformers' DETR processor can post-process masks, but those of another model.)
 SCORE_THRESHOLDS = {family.model_type: family.score_threshold for family in FAMILIES.values()}
+# Detections with lower scores are neither drawn nor counted as errors of an image.
+SHOWN_SCORE = 0.5
 MODELS_WITH_MASKS = {family.model_type for family in FAMILIES.values() if family.masks}
 
 
@@ -36,6 +43,7 @@ class DetectionEvaluation(Evaluation):
         self.processor, self.num_labels, self.masks = processor, num_labels, masks
         self.threshold = SCORE_THRESHOLDS.get(model_type, 0.0)
         self.metric = self._new_metric()
+        self.precisions: dict[str, np.ndarray] = {}  # of the last computation
 
     def _new_metric(self) -> CocoAP:
         return CocoAP(num_labels=self.num_labels, masks=self.masks)
@@ -44,6 +52,39 @@ class DetectionEvaluation(Evaluation):
         outputs = forward(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"])
         predictions = detections(self.processor, outputs, self.threshold, batch["orig_size"], self.masks)
         self.metric.add_batch(predictions=predictions, references=[reference(target) for target in batch["target"]])
+        if self.gallery is not None:
+            for index, name in enumerate(batch["sample_ids"]):
+                record = self.metric.images[batch["target"][index]["image_id"]]
+                errors = count_errors(record["prediction"], record["reference"])
+                rank = (1 - errors["f1"], errors["missed"] + errors["false_alarms"])
+                self.gallery.offer(name, rank, partial(self._shown, batch, index, record, errors))
+
+    def _shown(self, batch: dict[str, Any], index: int, record: dict[str, Any], errors: dict[str, Any]) -> Shown:
+        assert self.gallery is not None
+        rows, columns = (int(batch["pixel_mask"][index].any(dim=axis).sum()) for axis in (1, 0))  # without padding
+        image = self.gallery.picture(batch["pixel_values"][index, :, :rows, :columns])
+        height, width = batch["orig_size"][index]
+        scale = np.array([image.width / width, image.height / height] * 2)
+
+        def objects(side: dict[str, Any], keep: np.ndarray) -> dict[str, Any]:
+            corners = side["boxes_xywh"].copy()
+            corners[:, 2:] += corners[:, :2]
+            scores = side["scores"].tolist() if "scores" in side else [None] * len(corners)
+            found = zip((corners * scale).tolist(), side["labels"].tolist(), scores, keep)
+            return {"objects": [entry[:3] for entry in found if entry[3]]}
+
+        predicted, wanted = record["prediction"], record["reference"]
+        return Shown(
+            batch["sample_ids"][index],
+            to_jpeg(image),
+            objects(wanted, ~wanted["iscrowd"]),
+            objects(predicted, predicted["scores"] >= SHOWN_SCORE),
+            errors,
+        )
+
+    def write_figures(self, states: list[Any], class_names: Sequence[str], folder: Path) -> None:
+        """Writes the precision-recall curves."""
+        write_precision_recall(self.precisions, class_names, folder)
 
     def state(self) -> dict[Any, Any]:
         collected, self.metric = self.metric.images, self._new_metric()
@@ -53,7 +94,9 @@ class DetectionEvaluation(Evaluation):
         return sum(len(images) for images in states)
 
     def compute(self, states: list[Any]) -> dict[str, Any]:
-        return self.merge(states).compute()
+        metric = self.merge(states)
+        figures, self.precisions = metric.compute(), metric.precisions
+        return figures
 
     def merge(self, states: list[Any]) -> CocoAP:
         """Combines the images of all processes in one metric."""
@@ -64,6 +107,40 @@ class DetectionEvaluation(Evaluation):
 
     def idle_inputs(self) -> dict[str, torch.Tensor]:
         return {**super().idle_inputs(), "pixel_mask": torch.ones(1, 64, 64, dtype=torch.long)}
+
+
+def count_errors(prediction: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """
+    Compares the detections of an image that score `SHOWN_SCORE` or more with its objects. Best first, a detection takes
+    the free object of its class with the highest IoU of boxes, from 0.5 on. What lies in a crowd is not counted.
+
+    Args:
+        prediction, reference: the records of an image in a `CocoAP`.
+
+    Returns:
+        `found`, `missed`, `false_alarms`, and `f1`, from 0 to 1; 1 if there is nothing to find and nothing was found.
+    """
+    from pycocotools import mask as coco_mask
+
+    order = np.argsort(-prediction["scores"], kind="stable")
+    order = order[prediction["scores"][order] >= SHOWN_SCORE]
+    is_crowd = reference["iscrowd"]
+    iou = np.zeros((len(order), len(is_crowd)))
+    if iou.size:
+        iou = coco_mask.iou(prediction["boxes_xywh"][order], reference["boxes_xywh"], is_crowd.astype(np.uint8))
+    free, found, ignored = ~is_crowd, 0, 0
+    for row, label in zip(iou, prediction["labels"][order]):
+        same = reference["labels"] == label
+        best = np.where(free & same, row, 0)
+        if best.size and best.max() >= 0.5:
+            free[best.argmax()] = False
+            found += 1
+        else:
+            ignored += bool((row[is_crowd & same] >= 0.5).any())
+    missed, false_alarms = int((~is_crowd).sum()) - found, len(order) - found - ignored
+    total = 2 * found + missed + false_alarms
+    f1 = 2 * found / total if total else 1.0
+    return {"found": found, "missed": missed, "false_alarms": false_alarms, "f1": f1}
 
 
 def detections(

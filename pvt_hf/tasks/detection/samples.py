@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch.nn.functional import pad
@@ -99,6 +100,14 @@ class _DecodedSample:
         objects, _ = self._objects(example)
         height, width = image_size(self.stream, example)
         return count_objects(objects, clean_objects(objects, height, width), height, width)
+
+    def count_clipped(self, example: dict[str, Any]) -> int:
+        """Objects to learn from whose boxes extend beyond the image by a pixel or more, so that they are clipped."""
+        objects, _ = self._objects(example)
+        used = clean_objects(objects, *image_size(self.stream, example))
+        annotated = objects.where(np.isin(objects.positions, used.positions)).boxes_xywh
+        changed = np.abs(annotated - used.boxes_xywh).max(axis=1, initial=0)
+        return int((changed >= 1).sum())
 
 
 def _category_ids(stream: Stream, class_names: tuple[str, ...]) -> dict[int, int | str]:

@@ -18,7 +18,6 @@ from ..settings import HeadFinetuning, HeadSettings, SceneSettings, read_overrid
 
 
 ARCHITECTURES = architectures("detection")
-DATASET_HELP = "digit-scenes (built in), a folder, or a Hub data set such as org/name."
 
 
 @dataclass(kw_only=True)
@@ -27,7 +26,7 @@ class DetectionData(DataSettings, SceneSettings):
 
     dataset_files = (".yaml", ".yml")  # of YOLO
 
-    dataset: str = option("digit-scenes", DATASET_HELP)
+    dataset: str = field(metadata={"help": "digit-scenes (built in), a folder, or a Hub data set such as org/name."})
     objects_column: str = option("", "Column with the objects, e.g. objects; default: found by type.")
     masks: bool = option(True, "Use masks too, if the model predicts them.")
 
@@ -81,14 +80,11 @@ class DetectionSettings(TrainingSettings, DetectionData, DetectionRecipe):
 class DetectionFinetuning(HeadFinetuning, SplitSettings, DetectionData, DetectionRecipe):
     """Arguments of `pvt-hf finetune object-detection`."""
 
-    dataset: str = field(metadata={"help": DATASET_HELP})
-
 
 @dataclass(kw_only=True)
 class DetectionEvaluationSettings(EvaluationSettings, DetectionData):
     """Arguments of `scripts/evaluate_object_detection.py`."""
 
-    dataset: str = field(metadata={"help": DATASET_HELP})
     batch_size: int = option(
         1, "Images per batch and process. Above 1, images are padded, which changes the predictions slightly."
     )

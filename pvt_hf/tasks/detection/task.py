@@ -111,6 +111,10 @@ class DetectionTask(Task):
     ) -> DetectionEvaluationSample:
         return DetectionEvaluationSample(stream, ProcessorTransform(processor), class_names, self._has_masks(settings))
 
+    def remarks(self, sample: Any, example: dict[str, Any]) -> dict[str, int]:
+        clipped = sample.count_clipped(example)
+        return {"boxes that extend beyond their image: clipped": clipped} if clipped else {}
+
     def _has_masks(self, settings: Any) -> bool:
         """Whether to train with masks: the model predicts them, and `settings.masks` is on."""
         model_type = ARCHITECTURES[settings.architecture].model_type

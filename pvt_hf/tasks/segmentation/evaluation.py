@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
+from ...engine.figures import write_confusion
+from ...engine.gallery import Shown, to_jpeg, to_png_map
 from ...engine.task import Evaluation
 from ...metrics.mean_iou import MeanIoU, figures_of_confusion_matrix
+from ...models.image_processing_semantic import IGNORE_LABEL
 from .inference import Forward
 
 
@@ -41,9 +46,26 @@ class SegmentationEvaluation(Evaluation):
         def model(pixel_values: torch.Tensor) -> Any:
             return forward(pixel_values=pixel_values)
 
-        for views, labels in zip(batch["views"], batch["labels"]):
+        for index, (views, labels) in enumerate(zip(batch["views"], batch["labels"])):
             predicted = self.inference.predict(model, views, tuple(labels.shape))
             self.metric.add(prediction=predicted, reference=labels)
+            if self.gallery is not None:
+                labelled = labels != IGNORE_LABEL
+                wrong = ((predicted != labels) & labelled).sum().item() / max(labelled.sum().item(), 1)
+                name = batch["sample_ids"][index]
+                self.gallery.offer(name, (wrong,), partial(self._shown, name, views, labels, predicted, wrong))
+
+    def _shown(
+        self, name: str, views: list[torch.Tensor], labels: torch.Tensor, predicted: torch.Tensor, wrong: float
+    ) -> Shown:
+        assert self.gallery is not None
+        image = self.gallery.picture(max(views, key=torch.numel))
+        truth, prediction = ({"map": to_png_map(each, image.size)} for each in (labels, predicted))
+        return Shown(name, to_jpeg(image), truth, prediction, {"wrong_pixels": wrong})
+
+    def write_figures(self, states: list[Any], class_names: Sequence[str], folder: Path) -> None:
+        """Writes the confusion matrix."""
+        write_confusion(sum(matrix for matrix, _ in states), class_names, "pixels", folder)
 
     def state(self) -> tuple[Any, int]:
         collected = self.metric.confusion_matrix, len(self.metric)

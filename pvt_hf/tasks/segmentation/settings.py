@@ -21,23 +21,27 @@ ARCHITECTURES = architectures("segmentation")
 # For multi-scale testing, as in one row of the PVT paper's Table 5. The paper does not give the ratios; these are in
 # the official segmentation/configs/_base_/datasets/ade20k.py, commented out.
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-DATASET_HELP = "digit-scenes (built in), a folder, or a Hub data set such as org/name."
 
 
 @dataclass(kw_only=True)
 class SegmentationData(DataSettings, SceneSettings):
     """The data set: images with one mask of labels each."""
 
-    dataset: str = option("digit-scenes", DATASET_HELP)
+    dataset: str = field(metadata={"help": "digit-scenes (built in), a folder, or a Hub data set such as org/name."})
     mask_column: str = option("", "Column with the masks, e.g. annotation; default: found by type and name.")
     mask_values: list[int] = option(
         [],
         "Value of each class in the masks, in order, e.g. 0 255 for masks of 0 and 255; default: 0 1 2 ...",
     )
+    ignore_other_values: bool = option(
+        False, "Values that --mask_values does not name are no class, as 255 is. Otherwise they are an error."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         values = self.mask_values
+        if self.ignore_other_values and not values:
+            raise ValueError("--ignore_other_values goes with --mask_values, which names the values of the classes.")
         if values and (len(values) < 2 or len({*values}) < len(values) or min(values) < 0):
             raise ValueError(f"--mask_values must be two or more different numbers, none negative, got {values}.")
 
@@ -85,14 +89,11 @@ class SegmentationSettings(TrainingSettings, SegmentationData, SegmentationRecip
 class SegmentationFinetuning(HeadFinetuning, SplitSettings, SegmentationData, SegmentationRecipe):
     """Arguments of `pvt-hf finetune semantic-segmentation`."""
 
-    dataset: str = field(metadata={"help": DATASET_HELP})
-
 
 @dataclass(kw_only=True)
 class SegmentationEvaluationSettings(EvaluationSettings, SegmentationData):
     """Arguments of `scripts/evaluate_semantic_segmentation.py`."""
 
-    dataset: str = field(metadata={"help": DATASET_HELP})
     batch_size: int = option(1, "Images that a loader process sends at once. The model gets them one by one.")
     reduce_labels: bool | None = option(
         None, "Label 0 of the masks is no class, e.g. true; default: as the model's image processor says."

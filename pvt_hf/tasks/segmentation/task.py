@@ -101,13 +101,19 @@ class SegmentationTask(Task):
             photometric=settings.photometric,
         )
         class_names = read_class_names(settings.class_names)
-        return SegmentationSample(stream, transform, class_names, settings.reduce_labels, settings.mask_values)
+        values = settings.mask_values, settings.ignore_other_values
+        return SegmentationSample(stream, transform, class_names, settings.reduce_labels, *values)
 
     def evaluation_sample(
         self, settings: Any, stream: Stream, processor: Any, class_names: tuple[str, ...]
     ) -> SegmentationEvaluationSample:
         return SegmentationEvaluationSample(
-            stream, SingleScale(processor), class_names, settings.reduce_labels, settings.mask_values
+            stream,
+            SingleScale(processor),
+            class_names,
+            settings.reduce_labels,
+            settings.mask_values,
+            settings.ignore_other_values,
         )
 
     def loss(self, settings: Any, num_labels: int) -> Callable[[nn.Module, dict[str, Any]], torch.Tensor]:
@@ -136,7 +142,12 @@ class SegmentationTask(Task):
         table[: len(labels)] = torch.tensor(labels)
         inference = make_inference(settings, processor)
         sample = SegmentationEvaluationSample(
-            stream, inference, data_names or model_names, reduce_labels, settings.mask_values
+            stream,
+            inference,
+            data_names or model_names,
+            reduce_labels,
+            settings.mask_values,
+            settings.ignore_other_values,
         )
 
         def report(metrics: dict[str, Any]) -> dict[str, Any]:

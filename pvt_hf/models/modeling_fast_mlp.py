@@ -1,0 +1,229 @@
+"""
+The MLP of a PVT block on a CPU, a few tokens at a time: `tokens + scale * mlp(layer_norm(tokens))`, equal to what the
+modules compute up to the order of sums, with less memory and in less time.
+
+The hidden activation has up to eight times the channels of the tokens. As one tensor, it is the largest of the model,
+is cleared page by page by the operating system in every call, and is kept for the backward pass. Here it stays in the
+cache of the processor, and is computed again in the backward pass.
+
+Measured with PVT-Small, fp32, 224x224, on 2 cores with AVX-512, against the modules' own forward pass: 1.5 times as
+fast at batch 8 and 1.25 times at batch 1 (`pvt-hf benchmark`). Keys and values in one product, and patches and spatial
+reductions as matrix products, gave nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules import module as global_hooks
+from transformers.activations import GELUActivation
+
+
+# Hidden activation of a block per thread, the size of a core's L2 cache. All MLPs of PVT-Small at batch 8: 254 ms as
+# modules; in blocks 213 ms with 0.5 MB per thread, 181 with 1, 167 with 2, 181 with 4.
+BYTES_PER_THREAD = 2 * 2**20
+
+# oneDNN's product with bias and GELU in one pass, where it was measured: 1.25 instead of 1.19 times at batch 1.
+HAS_FUSED_LINEAR = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
+)
+
+
+def is_plain(module: nn.Module, cls: type) -> bool:
+    """Whether a call of `module` runs `cls.forward` and nothing else: no adapter, hook, or weights of another type."""
+    return (
+        type(module) is cls
+        and "forward" not in module.__dict__
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+        and all(type(parameter) in (nn.Parameter, torch.Tensor) for parameter in module._parameters.values())
+    )
+
+
+def is_watched(tensor: torch.Tensor) -> bool:
+    """Whether something records or transforms operations: a compiler, exporter, autocast, torch.func, a mode, hooks."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or type(tensor) is not torch.Tensor
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or global_hooks._has_any_global_hook()
+    )
+
+
+def parameters_of(layer_norm: nn.LayerNorm, mlp: Any) -> tuple[torch.Tensor | None, ...]:
+    """Weight and bias of the norm, the first and the second linear layer."""
+    return tuple(part for module in (layer_norm, mlp.dense1, mlp.dense2) for part in (module.weight, module.bias))
+
+
+def needs_gradients(*tensors: torch.Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def can_run_in_blocks(hidden_states: torch.Tensor, layer_norm: nn.LayerNorm, mlp: Any) -> bool:
+    """
+    Whether [`add_mlp`] computes the same as the modules. Not on a GPU, in training in half precision, or where anyone
+    could notice that the modules are not called: hooks, adapters, quantised layers, dropout, compilers and so on.
+
+    Args:
+        hidden_states: (batch, tokens, channels).
+        mlp: with `dense1`, `activation`, `dense2` and `dropout`.
+    """
+    if hidden_states.device.type != "cpu" or is_watched(hidden_states):
+        return False
+    if not (
+        is_plain(layer_norm, nn.LayerNorm)
+        and is_plain(mlp.dense1, nn.Linear)
+        and is_plain(mlp.activation, GELUActivation)
+        and mlp.activation.act is F.gelu
+        and is_plain(mlp.dense2, nn.Linear)
+        and is_plain(mlp.dropout, nn.Dropout)
+        and (mlp.dropout.p == 0 or not mlp.dropout.training)
+    ):
+        return False
+    dtype, device = hidden_states.dtype, hidden_states.device
+    parameters = parameters_of(layer_norm, mlp)
+    if any(part is None or part.dtype != dtype or part.device != device for part in parameters):
+        return False
+    # Sums over blocks would round the gradients of half-precision weights once per block.
+    return dtype in (torch.float32, torch.float64) or not needs_gradients(hidden_states, *parameters)
+
+
+def add_mlp(
+    hidden_states: torch.Tensor, scale: torch.Tensor | None, layer_norm: nn.LayerNorm, mlp: Any
+) -> torch.Tensor:
+    """
+    Computes `hidden_states + scale * mlp(layer_norm(hidden_states))`. Without gradients, overwrites `hidden_states`.
+
+    Args:
+        hidden_states: (batch, tokens, channels), for which [`can_run_in_blocks`] is true.
+        scale: (batch, 1, 1), None for 1.
+    """
+    tokens = hidden_states.flatten(0, 1)
+    if scale is not None:
+        scale = scale.expand(-1, hidden_states.shape[1], -1).flatten(0, 1)
+    parameters = parameters_of(layer_norm, mlp)
+    if needs_gradients(tokens, *parameters):
+        tokens = AddMlp.apply(tokens, scale, layer_norm.eps, *parameters)
+    else:
+        tokens = run_blocks(tokens, scale, layer_norm.eps, parameters, out=tokens)
+    return tokens.view_as(hidden_states)
+
+
+def blocks(tokens: torch.Tensor, hidden_size: int) -> Iterator[slice]:
+    """Splits the rows of `tokens`, so that a block of `hidden_size` channels has the size given above."""
+    rows = max(1, BYTES_PER_THREAD * torch.get_num_threads() // (hidden_size * tokens.element_size()))
+    return (slice(start, start + rows) for start in range(0, len(tokens), rows))
+
+
+def run_blocks(
+    tokens: torch.Tensor, scale: torch.Tensor | None, eps: float, parameters: Any, out: torch.Tensor
+) -> torch.Tensor:
+    """Writes the result for `tokens` (tokens, channels) and `scale` (tokens, 1) to `out`, which may be `tokens`."""
+    norm_weight, norm_bias, weight_1, bias_1, weight_2, bias_2 = parameters
+    is_fused = HAS_FUSED_LINEAR and tokens.dtype == torch.float32 and torch.backends.mkldnn.enabled
+    for block in blocks(tokens, len(weight_1)):
+        change = F.layer_norm(tokens[block], norm_weight.shape, norm_weight, norm_bias, eps)
+        if is_fused:
+            change = torch.ops.mkldnn._linear_pointwise(change, weight_1, bias_1, "gelu", [], "none")
+            change = torch.ops.mkldnn._linear_pointwise(change, weight_2, bias_2, "none", [], "")
+        else:
+            change = torch.ops.aten.gelu_(F.linear(change, weight_1, bias_1))
+            change = F.linear(change, weight_2, bias_2)
+        if scale is not None:
+            change *= scale[block]
+        torch.add(tokens[block], change, out=out[block])
+    return out
+
+
+class AddMlp(torch.autograd.Function):
+    """
+    [`run_blocks`] with gradients. Keeps the tokens and no activation, which it computes again. A training step of
+    PVT-Small at batch 32 took 1.17 to 1.22 times less than that of the native class.
+    """
+
+    @staticmethod
+    def forward(ctx, tokens, scale, eps, *parameters):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(tokens, scale, *parameters)
+        ctx.eps = eps
+        return run_blocks(tokens, scale, eps, parameters, out=torch.empty_like(tokens))
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        tokens, scale, *parameters = ctx.saved_tensors
+        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
+        if torch.is_grad_enabled():  # create_graph=True: the gradient itself needs gradients
+            gradients = differentiable_gradients(grad, tokens, scale, ctx.eps, parameters, needed)
+        else:
+            gradients = gradients_in_blocks(grad, tokens, scale, ctx.eps, parameters, needed)
+        return gradients[0], None, None, *gradients[1:]
+
+
+def differentiable_gradients(
+    grad: torch.Tensor,
+    tokens: torch.Tensor,
+    scale: torch.Tensor | None,
+    eps: float,
+    parameters: Any,
+    needed: list[bool],
+) -> list[torch.Tensor | None]:
+    """As [`gradients_in_blocks`], by the operations of the modules."""
+    norm_weight, norm_bias, weight_1, bias_1, weight_2, bias_2 = parameters
+    change = F.linear(F.layer_norm(tokens, norm_weight.shape, norm_weight, norm_bias, eps), weight_1, bias_1)
+    change = F.linear(F.gelu(change), weight_2, bias_2)
+    result = tokens + (change if scale is None else change * scale)
+    inputs = [tensor for tensor, is_needed in zip((tokens, *parameters), needed) if is_needed]
+    found = iter(torch.autograd.grad(result, inputs, grad, create_graph=True))
+    return [next(found) if is_needed else None for is_needed in needed]
+
+
+def gradients_in_blocks(
+    grad: torch.Tensor,
+    tokens: torch.Tensor,
+    scale: torch.Tensor | None,
+    eps: float,
+    parameters: Any,
+    needed: list[bool],
+) -> list[torch.Tensor | None]:
+    """The gradients of the tokens and the six parameters, None where not needed; `grad` is that of the result."""
+    norm_weight, norm_bias, weight_1, bias_1, weight_2, bias_2 = parameters
+    gradients = [
+        torch.zeros_like(tensor) if is_needed else None for tensor, is_needed in zip((tokens, *parameters), needed)
+    ]
+    grad_tokens, grad_norm_weight, grad_norm_bias, grad_weight_1, grad_bias_1, grad_weight_2, grad_bias_2 = gradients
+    for block in blocks(tokens, len(weight_1)):
+        normed, mean, deviation = torch.native_layer_norm(tokens[block], norm_weight.shape, norm_weight, norm_bias, eps)
+        hidden = F.linear(normed, weight_1, bias_1)
+        grad_change = grad[block] if scale is None else grad[block] * scale[block]
+        if grad_weight_2 is not None:
+            grad_weight_2.addmm_(grad_change.t(), F.gelu(hidden))
+        if grad_bias_2 is not None:
+            grad_bias_2 += grad_change.sum(0)
+        grad_hidden = torch.ops.aten.gelu_backward(grad_change @ weight_2, hidden)
+        if grad_weight_1 is not None:
+            grad_weight_1.addmm_(grad_hidden.t(), normed)
+        if grad_bias_1 is not None:
+            grad_bias_1 += grad_hidden.sum(0)
+        grad_part, block_norm_weight, block_norm_bias = torch.ops.aten.native_layer_norm_backward(
+            grad_hidden @ weight_1, tokens[block], norm_weight.shape, mean, deviation, norm_weight, norm_bias,
+            [grad_tokens is not None, grad_norm_weight is not None, grad_norm_bias is not None],
+        )  # fmt: skip
+        if grad_tokens is not None:
+            torch.add(grad[block], grad_part, out=grad_tokens[block])
+        if grad_norm_weight is not None:
+            grad_norm_weight += block_norm_weight
+        if grad_norm_bias is not None:
+            grad_norm_bias += block_norm_bias
+    return gradients
+
+
+__all__ = ["add_mlp", "can_run_in_blocks", "is_plain"]

@@ -1,0 +1,75 @@
+"""The formats of exported models. Imports nothing heavy: arguments are checked with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """
+    Attributes:
+        name: as `pvt-hf export --format` takes it.
+        title: for people.
+        transformers_name: in `export.json`, of `transformers.exporters` or registered beside them.
+        packages: that export it and run it, as they are imported.
+        extra: of this package, that installs them; "" if the core does.
+        precisions: besides fp32 and int8: "fp16", "bf16".
+        quantizer: the package that quantises to int8; "" if there is none.
+        dynamic: whether batch, height and width may stay open.
+        native_code: whether its files hold code for the processor, which opening it may run.
+    """
+
+    name: str
+    title: str
+    transformers_name: str
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    precisions: tuple[str, ...] = ()
+    quantizer: str = ""
+    dynamic: bool = True
+    native_code: bool = False
+
+    def missing(self, quantize: bool = False) -> str:
+        """
+        Why it cannot be used here: the packages that are not installed, and the line that installs them; or "".
+
+        Args:
+            quantize: whether it is to be quantised.
+        """
+        needed = dict.fromkeys([*self.packages, *([self.quantizer] if quantize else [])])
+        packages = [package for package in needed if find_spec(package) is None]
+        if not packages:
+            return ""
+        are = "is" if len(packages) == 1 else "are"
+        return (
+            f"{self.title} needs {' and '.join(packages)}, which {are} not installed: pip install "
+            f'"pvt-hf[{self.extra}]"'
+        )
+
+
+EXPORT_FORMATS = {
+    one.name: one
+    for one in (
+        ExportFormat(
+            "onnx", "ONNX", "onnx", ("onnx", "onnxruntime", "onnxscript"), "export", precisions=("fp16",),
+            quantizer="onnxruntime",
+        ),
+        ExportFormat(
+            "openvino", "OpenVINO", "openvino", ("openvino",), "openvino", precisions=("fp16", "bf16"),
+            quantizer="nncf",
+        ),
+        ExportFormat("torch", "torch.export", "dynamo", precisions=("fp16", "bf16")),
+        ExportFormat(
+            "aotinductor", "torch.export, compiled by AOTInductor", "aotinductor", precisions=("bf16",),
+            native_code=True,
+        ),
+        ExportFormat("executorch", "ExecuTorch", "executorch", ("executorch",), "executorch", dynamic=False),
+    )
+}  # fmt: skip
+
+
+def format_called(transformers_name: str) -> ExportFormat | None:
+    """The format with this name in `export.json`; None if there is none."""
+    return next((one for one in EXPORT_FORMATS.values() if one.transformers_name == transformers_name), None)

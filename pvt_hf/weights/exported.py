@@ -1,0 +1,214 @@
+"""
+Runs exported models: folders that `pvt-hf export` has written, which are those of
+`transformers.exporters.ExportedModel` with the image processor and `export_report.json` beside the program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.dynamic_module_utils import resolve_trust_remote_code
+
+from ..families import FAMILIES, load
+from .export_formats import format_called
+from .paths import EXPORT_MANIFEST
+
+
+REPORT = "export_report.json"
+INPUTS = ("pixel_values", "pixel_mask")
+
+
+class ExportedForInference(nn.Module):
+    """
+    An exported program that is called like the model it came from, and answers like it: on a pipeline, in evaluation.
+    It has no parameters and cannot be trained.
+
+    A program for one size (`--static`) takes batches, too, and runs on one image after the other.
+
+    Args:
+        exported: a `transformers.exporters.ExportedModel`.
+        parameters: number of parameters of the model it came from.
+        digest: of its files.
+    """
+
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+
+    def __init__(self, exported: Any, parameters: int = 0, digest: str = ""):
+        super().__init__()
+        self.exported, self.parameters_of_model, self.digest = exported, parameters, digest
+        self.config: PreTrainedConfig = exported.config
+        (component,) = exported.components.values()
+        self.inputs: dict[str, dict[str, Any]] = component.metadata.kwargs
+        settings = component.metadata.export_config
+        fixed = not settings.get("dynamic") and not settings.get("dynamic_shapes")
+        self.fixed_shape = tuple(self.inputs["pixel_values"]["shape"]) if fixed else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes its inputs from; they are brought there."""
+        return self.exported.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its inputs."""
+        return getattr(torch, self.inputs["pixel_values"]["dtype"])
+
+    def to(self, device: Any = None, *_: Any, **__: Any) -> ExportedForInference:  # type: ignore[override]
+        """Moves it to another device. Raises a ValueError if its runtime cannot use that device."""
+        if device is not None and torch.device(device) != self.device:
+            self.exported.to(torch.device(device))
+        return self
+
+    def can_generate(self) -> bool:
+        return False
+
+    def num_parameters(self) -> int:
+        """Of the model it came from."""
+        return self.parameters_of_model
+
+    @torch.no_grad()
+    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> Any:
+        """
+        Args:
+            pixel_values: (batch, channels, height, width), of any float dtype, on any device.
+            pixel_mask: (batch, height, width), for detectors; without it, nothing is padded.
+
+        Returns:
+            The output of the model that was exported. Floats are fp32.
+
+        Raises:
+            ValueError: the program is for images of another size. (Those of a detector may be smaller.)
+        """
+        given = {"pixel_values": pixel_values}
+        if "pixel_mask" in self.inputs:
+            shape = (pixel_values.shape[0], *pixel_values.shape[-2:])
+            given["pixel_mask"] = torch.ones(shape, dtype=torch.int64) if pixel_mask is None else pixel_mask
+        if self.fixed_shape is not None:
+            given = self._at_fixed_size(given)
+        given = {
+            name: value.to(self.device, getattr(torch, self.inputs[name]["dtype"])) for name, value in given.items()
+        }
+        if self.fixed_shape is None:
+            return as_fp32(self.exported(**given))
+        images = range(pixel_values.shape[0])
+        answers = [self.exported(**{name: value[i : i + 1] for name, value in given.items()}) for i in images]
+        return as_fp32(joined(answers))
+
+    def _at_fixed_size(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Pads the images of a detector at the right and bottom, as its image processor does for batches."""
+        assert self.fixed_shape is not None
+        (height, width), (rows, columns) = self.fixed_shape[-2:], given["pixel_values"].shape[-2:]
+        if (rows, columns) == (height, width):
+            return given
+        if "pixel_mask" not in given or rows > height or columns > width:
+            raise ValueError(
+                f"This export takes images of {height}x{width} pixels only, got {rows}x{columns}: prepare them with "
+                "the image processor in its folder, or export without --static."
+            )
+        padding = (0, width - columns, 0, height - rows)
+        return {name: nn.functional.pad(value, padding) for name, value in given.items()}
+
+
+def joined(answers: list[Any]) -> Any:
+    """The outputs for single images as that for a batch. Outputs of one image are returned as they are."""
+    if len(answers) == 1:
+        return answers[0]
+    leaves, spec = zip(*(torch.utils._pytree.tree_flatten(answer) for answer in answers))
+    together = [torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts[0] for parts in zip(*leaves)]
+    return torch.utils._pytree.tree_unflatten(together, spec[0])
+
+
+def as_fp32(output: Any) -> Any:
+    """An output with its fp16 and bf16 tensors as fp32."""
+    leaves, spec = torch.utils._pytree.tree_flatten(output)
+    half = (torch.float16, torch.bfloat16)
+    leaves = [leaf.float() if isinstance(leaf, torch.Tensor) and leaf.dtype in half else leaf for leaf in leaves]
+    return torch.utils._pytree.tree_unflatten(leaves, spec)
+
+
+def open_exported(
+    folder: str | Path, *, device: str | torch.device = "cpu", trust_remote_code: bool | None = None
+) -> ExportedForInference:
+    """
+    Opens an exported folder to run it.
+
+    Args:
+        folder: written by `pvt-hf export`.
+        device: where it runs. An ONNX Runtime with CUDA and the torch format know "cuda".
+        trust_remote_code: whether native code in the folder may run, which an AOTInductor package is; None asks on the
+            terminal.
+
+    Raises:
+        ImportError: the runtime is not installed.
+        OSError: a file is missing.
+        ValueError: the folder cannot be read, or has code that may not run.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / EXPORT_MANIFEST).read_text())
+        name = manifest["export_format"]
+        files = [component["file"] for component in manifest["components"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / EXPORT_MANIFEST} cannot be read: {error!r}. Export the model again.") from error
+    kind = format_called(name)
+    if kind is None:
+        raise ValueError(f"{folder} is an export of the format {name!r}, which this version does not know.")
+    if reason := kind.missing():
+        raise ImportError(f"{folder} cannot run: {reason}")
+    for file in files:
+        # A path in a file that was downloaded must not lead out of the folder.
+        if Path(file).name != file or not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} has no {file}, which its {EXPORT_MANIFEST} names: copy it again.")
+    if kind.native_code:
+        resolve_trust_remote_code(trust_remote_code, str(folder), has_local_code=False, has_remote_code=True)
+
+    from transformers.exporters import ExportedModel
+
+    from . import torch_programs  # noqa: F401  registers its formats
+
+    config = read_config(folder)
+    import_outputs(config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*children_specs.*", category=FutureWarning)  # in Transformers
+        exported = ExportedModel.from_pretrained(folder, device=device)
+    exported.config = config
+    report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
+    # Pipelines print an error for class names that are not in their tables.
+    name = (config.architectures or [ExportedForInference.__name__])[0]
+    named: type[ExportedForInference] = type(name, (ExportedForInference,), {})
+    return named(exported, report.get("parameters", 0), digest_of(folder, files)).eval()
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of the model that was exported."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder)
+
+
+def import_outputs(config: PreTrainedConfig) -> None:
+    """Imports the model's file, which defines the class of its output: the program returns that class."""
+    for family in FAMILIES.values():
+        if family.model_type == config.model_type:
+            load(family.models[0].path)
+
+
+def digest_of(folder: Path, files: list[str]) -> str:
+    """SHA-256 over the program's files and those beside it: weights that are kept apart have the file's name first."""
+    digest = hashlib.sha256()
+    stems = {Path(file).stem for file in files}
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        if path.name in files or path.name.partition(".")[0] in stems:
+            digest.update(path.name.encode())
+            with path.open("rb") as stream:
+                while block := stream.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,335 @@
+"""
+Exports compute what their models do and answer like them; what is wrong is said, and leaves nothing behind.
+
+    pytest tests/export/test_export.py
+"""
+
+import copy
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor
+
+import pvt_hf
+from pvt_hf.commands import main
+from pvt_hf.export import folder as export_folder
+from pvt_hf.export.accuracy import AccuracyData
+from pvt_hf.export.comparison import Comparison, difference_of, matched
+from pvt_hf.export.folder import Disagreement
+from pvt_hf.families import FAMILIES
+from pvt_hf.weights import export_formats
+from pvt_hf.weights.exported import open_exported
+from pvt_hf.weights.opening import open_complete
+
+from ..support.common import random_images
+from ..support.exports import export, figures, save_model
+from ..support.heads import HEADS
+from ..support.pages import DOCS, blocks
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A model, and its export for any size."""
+    folder = tmp_path_factory.mktemp("classifier")
+    report = export(save_model("pvt", folder / "model"), folder / "export")
+    return folder / "model", folder / "export", report
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((150, 90), Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def run(monkeypatch, capsys, *arguments: object) -> tuple[object, str]:
+    """Exit status or message of `pvt-hf ARGUMENTS` in this process, and what it prints."""
+    monkeypatch.setattr(sys, "argv", ["pvt-hf", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    captured = capsys.readouterr()
+    return end.value.code, captured.out + captured.err
+
+
+# What the program computes. The tolerance is that of fp32 sums in another order, see `tests/support/common.py`.
+
+
+def test_the_program_runs_without_torch_at_sizes_that_were_not_compared(classifier):
+    model, folder, _ = classifier
+    opened = pvt_hf.PvtForImageClassification.from_pretrained(model).eval()
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    for batch, height, width in ((1, 33, 47), (4, 128, 32), (2, 75, 203)):
+        images = random_images(batch, height, width, seed=height)
+        (logits,) = session.run(["logits"], {"pixel_values": images.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), opened(images).logits, atol=2e-5, rtol=1e-4)
+
+
+def test_the_folder_holds_what_a_user_needs(classifier):
+    model, folder, report = classifier
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "README.md", "config.json", "export.json", "export_report.json", "labels.txt", "model.onnx",
+        "model.onnx.data", "preprocessor_config.json",
+    ]  # fmt: skip
+    assert (folder / "labels.txt").read_text().split() == [str(digit) for digit in range(10)]
+    written = json.loads((folder / "export_report.json").read_text())
+    assert written == json.loads(json.dumps(report))
+    shapes = [(one["batch"], one["height"], one["width"]) for one in written["comparison"]]
+    assert {batch for batch, _, _ in shapes} >= {1, 2, 3} and any(height != width for _, height, width in shapes)
+    assert any(min(shape[1:]) > 64 for shape in shapes)  # the model is built for 64
+    card = (folder / "README.md").read_text()
+    assert "onnxruntime" in card and all(f"{b} x {h}x{w}" in card for b, h, w in shapes)
+    # PyTorch notes lines of code and their files in each node of the graph
+    assert b"modeling_pvt.py" not in (folder / "model.onnx").read_bytes()
+    before, after = (AutoImageProcessor.from_pretrained(place).to_dict() for place in (model, folder))
+    assert before == after
+
+
+def test_a_pipeline_and_predict_answer_like_the_model(classifier, photo, monkeypatch, capsys):
+    model, folder, _ = classifier
+    answers = [pvt_hf.open_pipeline(str(place))[1](Image.open(photo), top_k=10) for place in (model, folder)]
+    assert [one["label"] for one in answers[0]] == [one["label"] for one in answers[1]]
+    np.testing.assert_allclose(*[[one["score"] for one in answer] for answer in answers], rtol=1e-4)
+    lines = []
+    for place in (model, folder):
+        status, text = run(monkeypatch, capsys, "predict", "--model", place, photo, "--output_dir", photo.parent / "o")
+        assert not status and "not supported" not in text
+        lines.append(text.partition("->")[0])
+    assert lines[0] == lines[1] != ""
+
+
+def test_the_example_of_the_page_runs_without_torch(classifier, photo):
+    model, folder, _ = classifier
+    (code,) = [block.code for block in blocks(DOCS / "deployment.md") if "onnxruntime.InferenceSession" in block.code]
+    assert "torch" not in code and "pvt_hf" not in code
+    code = code.replace('"classifier-onnx"', repr(str(folder))).replace('"photo.jpg"', repr(str(photo)))
+    blocked = "import sys\nfor name in ('torch', 'transformers', 'pvt_hf'): sys.modules[name] = None\n"
+    done = subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (answer,) = pvt_hf.open_pipeline(str(model))[1](Image.open(photo), top_k=1)
+    assert done.stdout.strip() == answer["label"]
+
+
+def test_evaluation_gives_the_same_accuracy(classifier):
+    model, folder, _ = classifier
+    before, after = (figures("pvt", place) for place in (model, folder))
+    assert before["eval_loss"] == pytest.approx(after["eval_loss"], rel=1e-5)
+    assert {**before, "eval_loss": 0} == {**after, "eval_loss": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*HEADS])
+def test_heads_answer_like_their_models(name, tmp_path, photo):
+    """Programs for one size, which are traced faster; `python -m tests.support.export_table` makes those for any."""
+    model = save_model(name, tmp_path / "model")
+    export(model, tmp_path / "export", fixed_size=(64, 64))
+    before, after = (figures(name, place) for place in (model, tmp_path / "export"))
+    assert before.keys() == after.keys()
+    for key, value in before.items():  # fp32 rounding may change the class of a pixel, or the order of two objects
+        assert after[key] == pytest.approx(value, abs=1e-3) if not isinstance(value, list) else True, key
+    task, pipeline = pvt_hf.open_pipeline(str(tmp_path / "export"))
+    assert type(pipeline.model).__name__ == FAMILIES[name].models[0].name
+    assert pipeline(Image.open(photo)) is not None
+
+
+# A static program
+
+
+@pytest.mark.slow
+def test_a_program_for_one_size_takes_batches_and_refuses_other_sizes(tmp_path):
+    model = save_model("pvt", tmp_path / "model")
+    report = export(model, tmp_path / "export", fixed_size=(96, 64))
+    assert report["fixed_size"] == (96, 64) and len(report["comparison"]) == 1
+    program = open_exported(tmp_path / "export")
+    images = random_images(3, 96, 64)
+    with torch.no_grad():
+        expected = open_complete(pvt_hf.PvtForImageClassification, model)(images).logits
+    torch.testing.assert_close(program(images).logits, expected, atol=2e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="images of 96x64 pixels only, got 64x96.*without --static"):
+        program(random_images(1, 64, 96))
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "export")
+    assert processor(Image.new("RGB", (300, 40)), return_tensors="pt")["pixel_values"].shape == (1, 3, 96, 64)
+
+
+# Mistakes
+
+
+def test_a_disagreement_stops_with_the_figures_and_writes_nothing(classifier, tmp_path, monkeypatch):
+    model, _, _ = classifier
+    traced = export_folder.trace
+
+    def wrong(model, options):
+        """The program of a model whose position table of the first stage is upside down."""
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            table = other.pvt.encoder.patch_embeddings[0].position_embeddings
+            table.copy_(table.flip(1))
+        return traced(other, options)
+
+    monkeypatch.setattr(export_folder, "trace", wrong)
+    with pytest.raises(Disagreement, match=r"nothing was written.*1 x 64x64: largest difference [0-9.]+"):
+        export(model, tmp_path / "export", fixed_size=(64, 64))
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, signal.SIGTERM])
+def test_an_interrupted_export_leaves_nothing(classifier, tmp_path, monkeypatch, capsys, ending):
+    def interrupt(*arguments, **options):
+        assert [*tmp_path.rglob("config.json")]  # it is being written
+        if ending is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        signal.raise_signal(ending)
+
+    exported = [file for file in classifier[1].iterdir() if file.suffix != ".md"]
+    monkeypatch.setattr(export_folder, "trace", lambda *_: Copied(exported))
+    monkeypatch.setattr(export_folder, "open_exported", interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        status, text = run(
+            monkeypatch, capsys, "export", classifier[0], "--format", "onnx", "--output", tmp_path / "new" / "export"
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert status == ("interrupted: nothing was written." if ending is KeyboardInterrupt else 128 + ending)
+    assert [*tmp_path.rglob("*")] == []
+
+
+class Copied:
+    """Stands for a program: saving it copies these files."""
+
+    def __init__(self, files: list[Path]):
+        self.files = files
+
+    def save_pretrained(self, folder: Path) -> None:
+        for file in self.files:
+            shutil.copy(file, folder)
+
+
+def test_mistakes_are_named(classifier, tmp_path, monkeypatch, capsys):
+    model, folder, _ = classifier
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    broken = shutil.copytree(model, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    del weights["classifier.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    unprepared = shutil.copytree(model, tmp_path / "unprepared", ignore=shutil.ignore_patterns("preprocessor*"))
+    to = ["--format", "onnx", "--output"]
+    for words, expected in (
+        ([model, "--format", "onyx", "--output", tmp_path / "x"], "invalid choice: 'onyx' (choose from"),
+        ([model, *to, tmp_path / "full"], "is not empty: choose another output, or pass --overwrite"),
+        ([model, *to, tmp_path / "full" / "file"], "is a file"),
+        ([model, *to, tmp_path / "x", "--static", "1x"], "'1x' is not a size"),
+        ([model, *to, tmp_path / "x", "--int8"], "--int8 is calibrated on images: give a --dataset"),
+        ([model, *to, tmp_path / "x", "--bf16"], "--bf16: ONNX has fp32, fp16."),
+        (
+            [model, "--format", "torch", "--output", tmp_path / "x", "--int8"],
+            "is not quantised here; onnx and openvino",
+        ),
+        ([tmp_path / "absent", *to, tmp_path / "x"], "There is no model folder"),
+        (
+            [broken, *to, tmp_path / "x"],
+            "it has no weights for 'classifier.weight'",
+        ),
+        ([unprepared, *to, tmp_path / "x"], "has no image processor, which an export needs"),
+        ([folder, *to, tmp_path / "x"], "is an export already"),
+        ([model, *to, model.parent, "--overwrite"], "contains the model and is not replaced"),
+    ):
+        status, text = run(monkeypatch, capsys, "export", *words)
+        assert expected in f"{status} {text}", (words, status, text)
+    assert not (tmp_path / "x").exists() and [*(tmp_path / "full").iterdir()] == [tmp_path / "full" / "file"]
+
+
+def test_a_missing_package_is_named_with_its_extra(classifier, tmp_path, monkeypatch, capsys):
+    model, folder, _ = classifier
+    find = export_formats.find_spec
+    monkeypatch.setattr(export_formats, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    line = 'ONNX needs onnxruntime, which is not installed: pip install "pvt-hf[export]"'
+    status, _ = run(monkeypatch, capsys, "export", model, "--format", "onnx", "--output", tmp_path / "x")
+    assert status == f"error: {line}"
+    with pytest.raises(ValueError, match="onnxruntime, which is not installed"):
+        pvt_hf.open_pipeline(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda manifest: "{", "cannot be read"),
+        (lambda manifest: json.dumps({"export_format": "tflite", "components": {}}), "the format 'tflite', which this"),
+        (lambda manifest: manifest.replace('"model.onnx"', '"../model.onnx"'), "has no ../model.onnx"),
+        (lambda manifest: manifest.replace('"model.onnx"', '"other.onnx"'), "has no other.onnx"),
+    ],
+)
+def test_damaged_exports_are_refused(classifier, tmp_path, change, expected):
+    folder = shutil.copytree(classifier[1], tmp_path / "export")
+    shutil.copy(folder / "model.onnx", tmp_path)
+    (folder / "export.json").write_text(change((folder / "export.json").read_text()))
+    with pytest.raises(ValueError) as error:
+        pvt_hf.open_pipeline(str(folder))
+    assert expected in str(error.value)
+
+
+def test_what_needs_weights_refuses_an_export(classifier, tmp_path):
+    _, folder, _ = classifier
+    with pytest.raises(ValueError, match="is an exported program, which has no weights to train"):
+        open_complete(pvt_hf.PvtForImageClassification, folder)
+    with pytest.raises(ValueError, match="mixed_precision bf16: .* is an export"):
+        figures("pvt", folder, mixed_precision="bf16")
+
+
+# The comparison can fail
+
+
+def test_differences_of_outputs():
+    boxes = torch.rand(1, 40, 4, generator=torch.Generator().manual_seed(0))
+    logits = torch.linspace(-3, 3, 40 * 5).view(1, 40, 5)
+    one = {"logits": logits, "pred_boxes": boxes}
+    assert difference_of(one, one) == (0.0, 40, 1.0)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    swapped = {name: value[:, order] for name, value in one.items()}
+    assert difference_of(one, swapped) == (0.0, 40, 1.0)
+    moved = {"logits": logits, "pred_boxes": boxes.clone()}
+    moved["pred_boxes"][0, :4] += 0.5
+    difference, count, share = difference_of(one, moved)
+    assert count == 40 and share == pytest.approx(0.9)
+    assert not Comparison(1, 64, 64, difference, count, share).agrees()
+    assert difference_of({"logits": logits}, {"logits": logits + 0.03})[0] == pytest.approx(0.01, rel=1e-4)
+    assert difference_of({"logits": logits}, {"logits": logits * torch.nan})[0] == float("inf")
+    with pytest.raises(ValueError, match="The export returns"):
+        difference_of(one, {"logits": logits})
+    assert matched([torch.zeros(0, 5)], [torch.zeros(2, 5)])[1] == 0
+
+
+# Other formats
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("torch", "fp32"), ("openvino", "fp32"), ("openvino", "int8"), ("onnx", "int8")]
+)
+def test_other_formats_and_precisions(kind, precision, tmp_path):
+    """8 bits move the logits by some percent, and a random model's answers lie close together."""
+    if kind == "openvino":
+        pytest.importorskip("openvino")
+        pytest.importorskip("nncf")
+    model = save_model("pvt", tmp_path / "model")
+    data = AccuracyData("digits", calibration_images=20) if precision == "int8" else None
+    request = {} if precision == "int8" else {"fixed_size": (64, 64)}
+    report = export(model, tmp_path / "export", kind, precision=precision, accuracy=data, **request)
+    if data is None:
+        assert figures("pvt", tmp_path / "export")["accuracy@1"] == figures("pvt", model)["accuracy@1"]
+        return
+    before, after = report["accuracy"]["figures"]["accuracy@1"]
+    assert before == figures("pvt", model)["accuracy@1"] and abs(before - after) < 0.1
+    assert any(1e-4 < one["difference"] < 0.3 for one in report["comparison"])
+    assert f"| accuracy@1 | {before:.4f} | {after:.4f} |" in (tmp_path / "export" / "README.md").read_text()
