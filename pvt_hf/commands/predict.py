@@ -57,7 +57,10 @@ def parse_arguments() -> argparse.Namespace:
         "images", nargs="+", metavar="INPUT", help="image, video, folder, pattern or -, e.g. photo.jpg photos clip.mp4"
     )
     parser.add_argument(
-        "--model", required=True, help="folder written by save_pretrained, or Hub id, e.g. outputs/detector"
+        "--model",
+        required=True,
+        help="folder written by save_pretrained, Hub id, official:pvt-small (downloads the official release) or "
+        "sample:digits-detector (part of this package), e.g. outputs/detector",
     )
     parser.add_argument("--task", choices=TASKS, help="default: the task that the model was saved for")
     parser.add_argument(

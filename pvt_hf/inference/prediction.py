@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
@@ -24,8 +22,8 @@ from transformers import (
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ..engine.finite import check_answers, check_pixels
-from ..weights.opening import open_to_run
-from ..weights.paths import check_model_path
+from ..weights.opening import open_config, open_processor, open_to_run
+from ..weights.paths import folder_or_id
 
 
 class Task(NamedTuple):
@@ -152,8 +150,7 @@ def open_pipeline(
 def _open(
     model: str, task: str | None, device: str, trust_remote_code: bool | None, options: dict[str, Any]
 ) -> tuple[str, Pipeline]:
-    check_model_path(model)
-    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    config = open_config(model, trust_remote_code=trust_remote_code)
     class_name = (config.architectures or [type(config).__name__])[0]
     task = task or task_of(config)
     if task is None:
@@ -165,16 +162,16 @@ def _open(
     if auto_class is None or task == "instance-segmentation" and task_of(config) != task:
         raise ValueError(cannot)
 
-    folder = Path(model)
+    folder = Path(folder_or_id(model))
     if folder.is_dir() and not any((folder / name).is_file() for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         raise ValueError(f"{model} has no {IMAGE_PROCESSOR_NAME}: save the model's image processor in that folder.")
-    processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+    processor = open_processor(model, trust_remote_code=trust_remote_code)
     if method and not hasattr(processor, method):
         raise ValueError(f"{cannot} (Its {type(processor).__name__} has no {method}.)")
 
     opened = open_to_run(auto_class, model, config=config, trust_remote_code=trust_remote_code, **options)
     # Only the segmentation pipeline looks for a tokenizer, and does without if there is none: OneFormer has one.
-    tokenizer = model if kind == "image-segmentation" else None
+    tokenizer = folder_or_id(model) if kind == "image-segmentation" else None
     built = pipeline(kind, model=opened, image_processor=processor, tokenizer=tokenizer, device=device)  # type: ignore[call-overload]  # by kind, of literals
     return task, built
 

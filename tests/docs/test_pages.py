@@ -76,6 +76,8 @@ RUN = {
     "pvt-hf push": "",
     "hf auth login": f"--token {TOKEN}",
 }
+# What blocks of Python read from a network, and the file of the workspace that stands for it
+LOCAL = {"http://images.cocodataset.org/val2017/000000039769.jpg": "photo.jpg"}
 # The functions that do the work of a command, once it has read its arguments: it calls one of them
 WORK = {
     "train-image-classification": "pvt_hf.engine.run.train",
@@ -311,7 +313,10 @@ def test_examples_run_in_their_order(workspace, hub, client, script, monkeypatch
             continue
         try:
             if block.language == "python":
-                run_python(block.code, cwd=workspace, environment=environment, warm=True)
+                code = block.code
+                for url, file in LOCAL.items():
+                    code = code.replace(url, file)
+                run_python(code, cwd=workspace, environment=environment, warm=True)
             elif block.language == "bash":
                 for words in commands(block.code):
                     if (added := added_arguments(words)) is not None:

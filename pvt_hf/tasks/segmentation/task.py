@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 
 from ...data.streams import Stream
 from ...engine.task import EvaluationPart, Task
 from ...metrics.reports import format_metrics
 from ...models.image_processing_semantic import IGNORE_LABEL, PvtSemanticImageProcessor
+from ...weights.opening import open_processor
 from ..labels import RenumberedSample, class_names_of, match_labels, numbers_without_names, read_class_names
 from ..models import build_head, normalization_of, open_model
 from .evaluation import MEANS, Inference, SegmentationEvaluation, class_table, format_table
@@ -74,7 +75,7 @@ class SegmentationTask(Task):
 
     def build_processor(self, settings: SegmentationRecipe) -> Any:
         if settings.model:
-            return AutoImageProcessor.from_pretrained(settings.model, do_reduce_labels=settings.reduce_labels)
+            return open_processor(settings.model, do_reduce_labels=settings.reduce_labels)
         size = {"shortest_edge": settings.shortest_edge, "longest_edge": settings.longest_edge}
         return PvtSemanticImageProcessor(
             size=size, do_reduce_labels=settings.reduce_labels, **normalization_of(settings.backbone)
