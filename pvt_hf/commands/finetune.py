@@ -41,7 +41,7 @@ Afterwards `out` has the model, its image processor, `all_results.json` and `tra
 def main() -> None:
     name = split_task(DESCRIPTION, list(TASKS))
     check_arguments(name)
-    task, *arguments = parse_arguments(name)
+    task, settings, options, training = parse_arguments(name)
 
     from ..data.streams import StreamError
     from ..engine.finetuning import finetune
@@ -50,7 +50,7 @@ def main() -> None:
 
     try:
         with quiet_progress_bars():
-            finetune(task, *arguments, write_page)
+            finetune(task, settings, options, training, write_page)
     except (ImportError, OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None
 

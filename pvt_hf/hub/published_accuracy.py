@@ -125,11 +125,11 @@ def _rows() -> Iterator[PublishedAccuracy]:
         5, "PVT-Large", "320k steps, several scales", "ade20k", "semantic-fpn-pvt-large-320k", {"mean_iou": 44.8},
         multi_scale=True,
     )  # fmt: skip
-    for model, values in (
+    for model, detr in (
         ("ResNet50", (32.3, 53.9, 32.3, 10.7, 33.8, 53.0)),
         ("PVT-Small", (34.7, 55.7, 35.4, 12.0, 36.4, 56.7)),
     ):
-        figures = dict(zip(BOXES, values))
+        figures = dict(zip(BOXES, detr))
         yield PublishedAccuracy(
             6, model, "", "coco", f"detr-{_name(model)}", figures, _recipe("coco_detr_", model, "_50e")
         )
@@ -159,14 +159,14 @@ def _rows() -> Iterator[PublishedAccuracy]:
         )  # fmt: skip
     yield _on_coco(10, "mask_rcnn", "ResNet50 + GC r4", ONE_TIME, dict(zip(MASKS, (36.2, 58.7, 38.3))))
     yield _on_coco(10, "mask_rcnn", "PVT-Small", ONE_TIME, dict(zip(MASKS, _TABLE_4["PVT-Small"][0][3:])))
-    for model, setting, values in (
+    for model, setting, ap in (
         ("ResNet50", "800", (36.3, 55.3, 38.6)),
         ("PVT-Small", "640", (38.7, 59.3, 40.8)),
         ("PVT-Small", "800", (40.4, 61.3, 43.0)),
     ):
         end = "-640" if setting == "640" else ""
         yield PublishedAccuracy(
-            11, model, setting, "coco", f"retinanet-{_name(model)}{end}", dict(zip(BOXES, values)),
+            11, model, setting, "coco", f"retinanet-{_name(model)}{end}", dict(zip(BOXES, ap)),
             _recipe("coco_retinanet_", model, f"{end.replace('-', '_')}_1x"),
         )  # fmt: skip
 
