@@ -91,9 +91,9 @@ def open_checkpoint(model: str) -> Opened:
         return Opened(model, type(official), official.config, None, weights, _size_of(official))
     config = open_config(model)
     model_class = _class_of(model, config)
-    official = official_variant(model)
-    if official:
-        classifier, official_processor = from_official(official)
+    released = official_variant(model)
+    if released:
+        classifier, official_processor = from_official(released)
         weights = ("complete; of the official release",)
         return Opened(model, type(classifier), classifier.config, official_processor, weights, _size_of(classifier))
     try:
