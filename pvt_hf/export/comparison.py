@@ -220,7 +220,8 @@ def speed_ratio(
     inputs = pictures(model, 1, height, width, seed=0)
     seconds: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats + 1):  # the first one warms up
-        for function, times in zip((model, program), seconds):
+        functions: tuple[Callable[..., Any], ...] = (model, program)
+        for function, times in zip(functions, seconds):
             start = time.perf_counter()
             function(**inputs)
             if repeat:

@@ -112,7 +112,8 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
         source.processor.save_pretrained(folder)
     for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME):
         forget_code(folder / name)
-    labels = [model.config.id2label[index] for index in sorted(model.config.id2label)] if source.task else []
+    id2label: Any = model.config.id2label
+    labels = [id2label[index] for index in sorted(id2label)] if source.task else []
     if labels:
         (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
     size = "x".join(map(str, options.fixed_size)) if options.fixed_size else "any height, width and number of images"

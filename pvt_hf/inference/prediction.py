@@ -102,10 +102,10 @@ def task_of(config: PreTrainedConfig) -> str | None:
 def check_device(device: str) -> None:
     """Raises a ValueError for a device, such as "cuda:1", that PyTorch does not find on this machine."""
     wanted, found = torch.device(device), torch.accelerator.current_accelerator(check_available=True)
+    if wanted.type in ("cpu", "meta"):
+        return
     count = torch.accelerator.device_count() if found else 0
-    if wanted.type not in ("cpu", "meta") and (
-        found is None or found.type != wanted.type or (wanted.index or 0) >= count
-    ):
+    if found is None or found.type != wanted.type or (wanted.index or 0) >= count:
         there = "".join(f", {found}:{number}" for number in range(count)) if found else ""
         raise ValueError(f"PyTorch finds no device {device} on this machine. There is: cpu{there}.")
 

@@ -22,7 +22,7 @@ from .paths import EXPORT_MANIFEST
 
 
 REPORT = "export_report.json"
-INPUTS = ("pixel_values", "pixel_mask")
+OPENVINO_PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 class ExportedForInference(nn.Module):
@@ -156,6 +156,7 @@ def open_exported(
         manifest = json.loads((folder / EXPORT_MANIFEST).read_text())
         name = manifest["export_format"]
         files = [component["file"] for component in manifest["components"].values()]
+        dtypes = {component["metadata"]["export_dtype"] for component in manifest["components"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / EXPORT_MANIFEST} cannot be read: {error!r}. Export the model again.") from error
     kind = format_called(name)
@@ -176,14 +177,17 @@ def open_exported(
 
     config = read_config(folder)
     import_outputs(config)
+    hint = next((OPENVINO_PRECISIONS[dtype] for dtype in dtypes if dtype in OPENVINO_PRECISIONS), "f32")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*children_specs.*", category=FutureWarning)  # in Transformers
-        exported = ExportedModel.from_pretrained(folder, device=device)
+        # By itself, OpenVINO computes in bf16 on processors that have it, whatever the model was.
+        options: dict[str, Any] = {"config": {"INFERENCE_PRECISION_HINT": hint}} if name == "openvino" else {}
+        exported = ExportedModel.from_pretrained(folder, device=device, **options)
     exported.config = config
     report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
     # Pipelines print an error for class names that are not in their tables.
-    name = (config.architectures or [ExportedForInference.__name__])[0]
-    named: type[ExportedForInference] = type(name, (ExportedForInference,), {})
+    class_name = (config.architectures or [ExportedForInference.__name__])[0]
+    named: type[ExportedForInference] = type(class_name, (ExportedForInference,), {})
     return named(exported, report.get("parameters", 0), digest_of(folder, files)).eval()
 
 

@@ -45,7 +45,7 @@ class AotInductorConfig(DynamoConfig):
 class AotInductorExporter(DynamoExporter):
     """Compiles a program into a package with native code for this processor, with the weights frozen in it."""
 
-    export_format = "aotinductor"
+    export_format = "aotinductor"  # type: ignore[assignment]  # Transformers takes names of others, too
     config_class = AotInductorConfig
     program_suffix = ".aoti.pt2"
 
@@ -90,11 +90,11 @@ class AotInductorRunner(ModelRunner):
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.metadata.export_device)
+        return torch.device(self.metadata.export_device or "cpu")
 
     @classmethod
     def from_program(cls, program: Any, metadata: Any, device: Any = None) -> AotInductorRunner:
-        own = torch.device(metadata.export_device)
+        own = torch.device(metadata.export_device or "cpu")
         if device is not None and torch.device(device).type != own.type:
             raise ValueError(f"This package was compiled for {own.type} and cannot run on {device}: use {own.type}.")
         return cls(program, metadata)

@@ -103,8 +103,10 @@ MISTAKES = [
     (["app", "--model", "{}/empty"], "{}/empty has no config.json"),
     (["app", "--model", "{}/model", "--port", "99999"], "--port must be from 1 to 65535"),
     (["app", "--model", "{}/model", "--host", "a..b"], "--host 'a..b' is no address of this machine"),
-    (["benchmark", "model"], "the first argument is the task, one of models, training, data; got model"),
+    (["benchmark", "model"], "the first argument is the task, one of peers, models, training, data; got model"),
     (["benchmark", "--varant", "pvt-tiny"], "did you mean --variant?"),
+    (["benchmark", "--image_size", "64"], "the related models are measured at 224"),
+    (["benchmark", "--output", "{}/empty"], "--output {}/empty is a folder: give the name of a JSON file"),
 ]
 
 

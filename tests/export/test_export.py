@@ -318,7 +318,7 @@ def test_differences_of_outputs():
     ("kind", "precision"), [("torch", "fp32"), ("openvino", "fp32"), ("openvino", "int8"), ("onnx", "int8")]
 )
 def test_other_formats_and_precisions(kind, precision, tmp_path):
-    """8 bits move the logits by some percent, and a random model's answers lie close together."""
+    """8 bits move the logits of a random model, which has no large ones, by a quarter or more."""
     if kind == "openvino":
         pytest.importorskip("openvino")
         pytest.importorskip("nncf")
@@ -331,5 +331,5 @@ def test_other_formats_and_precisions(kind, precision, tmp_path):
         return
     before, after = report["accuracy"]["figures"]["accuracy@1"]
     assert before == figures("pvt", model)["accuracy@1"] and abs(before - after) < 0.1
-    assert any(1e-4 < one["difference"] < 0.3 for one in report["comparison"])
+    assert any(1e-3 < one["difference"] < 1 for one in report["comparison"])
     assert f"| accuracy@1 | {before:.4f} | {after:.4f} |" in (tmp_path / "export" / "README.md").read_text()

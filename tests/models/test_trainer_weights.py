@@ -89,7 +89,7 @@ def trainer_of(model, folder, *callbacks) -> Trainer:
 
 COLLATE = {MaskFormerForInstanceSegmentation: collate_masks}
 SMALL_DECODER = {
-    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "num_queries": 6,
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "num_queries": 6,
     "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
 }  # fmt: skip
 
