@@ -45,7 +45,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(
         description=DESCRIPTION.replace("FORMATS", formats), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="folder written by save_pretrained, or Hub id, e.g. outputs/detector")
+    parser.add_argument(
+        "model",
+        help="folder written by save_pretrained, Hub id, official:pvt-small (downloads the official release) or "
+        "sample:digits-detector (part of this package), e.g. outputs/detector",
+    )
     parser.add_argument("--format", required=True, choices=[*EXPORT_FORMATS], help="e.g. onnx")
     parser.add_argument("--output", required=True, type=Path, help="folder to create, e.g. exports/detector")
     parser.add_argument(

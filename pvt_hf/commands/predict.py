@@ -104,6 +104,11 @@ def parse_arguments() -> argparse.Namespace:
         help="also write all answers as a table (.csv), one row for each class or object, e.g. answers.csv; - for "
         "standard output",
     )  # fmt: skip
+    parser.add_argument(
+        "--trust_remote_code", action="store_true",
+        help="run the code that comes with the model, also an AOTInductor package; read it first; default: ask on the "
+        "terminal, and refuse where there is none",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or mps; default: %(default)s")
     arguments = parser.parse_args()
     if not 0 <= arguments.threshold <= 1:

@@ -72,7 +72,7 @@ def accuracy_before_and_after(source: Source, model: str, export: Any, data: Acc
     }
 
 
-def calibration_samples(source: Source, data: AccuracyData) -> list[dict[str, torch.Tensor]]:
+def calibration_samples(source: Source, model: str, data: AccuracyData) -> list[dict[str, torch.Tensor]]:
     """
     Inputs of the model, one image each, from a shuffled stream.
 
@@ -80,7 +80,7 @@ def calibration_samples(source: Source, data: AccuracyData) -> list[dict[str, to
         ValueError: there is no image, or the data set is none.
         StreamError: the source cannot be read.
     """
-    task, settings = settings_of(source, str(source.model.name_or_path), data)
+    task, settings = settings_of(source, model, data)
     stream = task.open_stream(settings, data.calibration_split, source.processor)
     samples: list[dict[str, torch.Tensor]] = []
     for example in stream.dataset.shuffle(seed=0, buffer_size=4 * data.calibration_images):

@@ -85,7 +85,7 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
     options = ExportOptions(request.format, source.fixed_size, request.precision)
     if request.precision == "int8":
         assert request.accuracy is not None  # the command asks for it
-        samples = calibration_samples(source, request.accuracy)
+        samples = calibration_samples(source, request.model, request.accuracy)
         say(f"calibrate with {len(samples)} images of {request.accuracy.dataset}, {request.accuracy.calibration_split}")
         options = replace(options, quantizer=quantizer_for(request.format, samples))
     with folder_written_whole(output) as folder:

@@ -92,8 +92,10 @@ def trace(model: PreTrainedModel, options: ExportOptions) -> Any:
                 forget_sources(exported.program)
             return exported
         except Exception as error:  # torch.export and the converters raise a dozen types
-            lines = [line for line in str(error).strip().splitlines() if line.strip()]
-            reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
+            lines = [line.lstrip("- ") for line in str(error).splitlines() if line.strip()] or [""]
+            # OpenVINO names the operations that it lacks in its last lines
+            line = next((line for line in lines if line.startswith("No conversion rule")), lines[0])
+            reason = f"{type(error).__name__}: {line}"
             raise ValueError(
                 f"{type(model).__name__} cannot be exported to {options.format.title}: {reason}"
             ) from error

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..data.samples import decode_rgb
 from ..engine.state import StopSignal
+from ..weights.paths import folder_or_id
 from .inputs import Input, Inputs, is_video, unique_names
 from .prediction import open_pipeline
 from .predictors import ClassPredictor, ObjectPredictor, Predictor, SharePredictor, describe
@@ -41,13 +42,18 @@ def open_predictor(arguments: argparse.Namespace) -> tuple[Predictor, dict[str, 
         SystemExit: with one line of text, if the model cannot be opened or a package is missing.
     """
     try:
-        task, pipeline = open_pipeline(arguments.model, arguments.task, device=arguments.device)
+        task, pipeline = open_pipeline(
+            arguments.model,
+            arguments.task,
+            device=arguments.device,
+            trust_remote_code=arguments.trust_remote_code or None,  # None asks
+        )
         if task == "instance-segmentation":
             import pycocotools.mask  # noqa: F401  a missing package should show before the first image is predicted
     except ImportError:
         raise SystemExit('Masks are written with pycocotools: `pip install "pvt-hf[detection]"`.') from None
     except ValueError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(str(error).replace("trust_remote_code=True", "--trust_remote_code")) from None
     predictor: Predictor
     if task == "image-classification":
         predictor = ClassPredictor(pipeline, arguments.top_k)
@@ -60,7 +66,7 @@ def open_predictor(arguments: argparse.Namespace) -> tuple[Predictor, dict[str, 
 
 def _model_version(model: str, pipeline: Pipeline) -> dict[str, Any]:
     """The model's name and version: the commit on the Hub, or when the newest file of its folder was written."""
-    folder = Path(model)
+    folder = Path(folder_or_id(model))
     if not folder.is_dir():
         return {"model": model, "version": getattr(pipeline.model.config, "_commit_hash", None)}
     newest = max(file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file())

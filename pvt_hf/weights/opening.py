@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
@@ -105,7 +106,9 @@ def open_complete(
             "folder whose files belong together."
         )
     not_finite = [
-        name for name, value in opened.state_dict().items() if value.is_floating_point() and not value.isfinite().all()
+        name
+        for name, value in opened.state_dict().items()
+        if any(part.is_floating_point() and not part.isfinite().all() for part in parts_of(value))
     ]
     if not_finite:
         raise ValueError(
@@ -148,8 +151,17 @@ def weights_digest(model: PreTrainedModel | ExportedForInference) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+        for part in parts_of(tensor):
+            digest.update(part.cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors of a tensor: itself, or the integers and scales of a weight that torchao stores."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in parts_of(getattr(tensor, name))]
 
 
 def shorten(names: Sequence[str], limit: int = 10) -> str:

@@ -53,6 +53,7 @@ ELSEWHERE = {
     "models/deformable_detr": "models/test_detection_frameworks.py",
     "outputs/mask2former_instances": "models/test_detection_frameworks.py",
     "torch.compile(model, fullgraph=True)": "models/test_modeling_pvt.py",
+    "torchao.quantization": "models/test_fast_paths.py",
 }
 
 # How commands begin that are run here, and the arguments that are added to make them small: they win over those before
@@ -73,6 +74,7 @@ RUN = {
     ),
     "pvt-hf predict": "",
     "pvt-hf export path/to/model --format onnx --output": "",
+    "pvt-hf export sample:digits-detector": "",
     "pvt-hf push": "",
     "hf auth login": f"--token {TOKEN}",
 }

@@ -110,14 +110,20 @@ def test_a_pipeline_and_predict_answer_like_the_model(classifier, photo, monkeyp
 
 def test_the_example_of_the_page_runs_without_torch(classifier, photo):
     model, folder, _ = classifier
-    (code,) = [block.code for block in blocks(DOCS / "deployment.md") if "onnxruntime.InferenceSession" in block.code]
+    printed = run_without_torch("classifier-onnx", folder, photo)
+    (answer,) = pvt_hf.open_pipeline(str(model))[1](Image.open(photo), top_k=1)
+    assert printed.strip() == answer["label"]
+
+
+def run_without_torch(name: str, folder: Path, photo: Path) -> str:
+    """What the block of docs/deployment.md that opens the export `name` in ONNX Runtime prints, without PyTorch."""
+    (code,) = [one.code for one in blocks(DOCS / "deployment.md") if "onnxruntime.I" in one.code and name in one.code]
     assert "torch" not in code and "pvt_hf" not in code
-    code = code.replace('"classifier-onnx"', repr(str(folder))).replace('"photo.jpg"', repr(str(photo)))
+    code = code.replace(f'"{name}', f'"{folder}').replace('"photo.jpg"', repr(str(photo)))
     blocked = "import sys\nfor name in ('torch', 'transformers', 'pvt_hf'): sys.modules[name] = None\n"
     done = subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (answer,) = pvt_hf.open_pipeline(str(model))[1](Image.open(photo), top_k=1)
-    assert done.stdout.strip() == answer["label"]
+    return done.stdout
 
 
 def test_evaluation_gives_the_same_accuracy(classifier):
@@ -140,6 +146,22 @@ def test_heads_answer_like_their_models(name, tmp_path, photo):
     task, pipeline = pvt_hf.open_pipeline(str(tmp_path / "export"))
     assert type(pipeline.model).__name__ == FAMILIES[name].models[0].name
     assert pipeline(Image.open(photo)) is not None
+
+
+@pytest.mark.slow
+def test_the_detector_of_the_page_runs_without_torch(tmp_path):
+    """The boxes are those of the model, which a pipeline rounds down to whole pixels."""
+    export("sample:digits-detector", tmp_path / "export", fixed_size=(128, 192))
+    photo = Path(pvt_hf.sample("digits-detector"), "scene.png")
+    lines = run_without_torch("detector-onnx", tmp_path / "export", photo).splitlines()
+    detector = pvt_hf.open_pipeline("sample:digits-detector", "object-detection")[1]
+    detector.image_processor = AutoImageProcessor.from_pretrained(tmp_path / "export")
+    answers = detector(Image.open(photo), threshold=0.5)
+    assert len(lines) == len(answers) > 1
+    for line, answer in zip(lines, answers, strict=True):
+        label, score, box = line.split(" ", 2)
+        assert label == answer["label"] and float(score) == pytest.approx(answer["score"], abs=0.006)
+        assert json.loads(box) == pytest.approx([side + 0.5 for side in answer["box"].values()], abs=0.56)
 
 
 # A static program

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from pvt_hf import PvtModel
+from pvt_hf.commands import predict
 from pvt_hf.families import FAMILIES
 from pvt_hf.inference.prediction import TASKS, find_objects, label_map, open_pipeline, task_of, top_classes
 
@@ -138,7 +139,7 @@ def test_weights_in_a_pickle_open_unless_safetensors_are_asked_for(folders):
     assert open_pipeline(str(folders / "pickled"))[0] == "image-classification"
 
 
-def test_code_of_a_checkpoint_runs_only_if_allowed(tmp_path):
+def test_code_of_a_checkpoint_runs_only_if_allowed(tmp_path, monkeypatch):
     folder, flag = tmp_path / "own", tmp_path / "code_was_run"
     ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(folder)
     ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(folder)
@@ -150,6 +151,15 @@ def test_code_of_a_checkpoint_runs_only_if_allowed(tmp_path):
     with pytest.raises(ValueError, match="own brings code of its own, which runs only with trust_remote_code=True"):
         open_pipeline(str(folder), trust_remote_code=False)
     assert not flag.exists()
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    words = ["pvt-hf", str(tmp_path / "photo.png"), "--model", str(folder), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match="own brings code of its own, which runs only with --trust_remote_code"):
+        predict.main()
+    assert not flag.exists()
+    monkeypatch.setattr("sys.argv", [*words, "--trust_remote_code"])
+    predict.main()
+    assert flag.exists() and (tmp_path / "out/photo.classes.png").is_file()
     task, pipeline = open_pipeline(str(folder), trust_remote_code=True)
     assert flag.exists() and task == "image-classification"
     assert type(pipeline.model).__name__ == "OwnForImageClassification"

@@ -18,8 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pvt_hf import PvtBackbone, PvtForImageClassification
 from pvt_hf.models import modeling_fast_mlp, modeling_pvt
+from pvt_hf.weights.opening import open_complete, weights_digest
 
 from ..support.common import FP32_TOLERANCE, random_images, randomize, tiny_pvt_config
+from ..support.pages import block_with
 
 
 NUM_BLOCKS = 5  # of the tiny model
@@ -289,6 +291,25 @@ def test_changed_layers_are_called(change, calls, plain):
     assert len(calls) == NUM_BLOCKS - 1
     torch.testing.assert_close(after, plain(logits_of, model, images), **FP32_TOLERANCE)
     assert (after - before).abs().max() > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_weights_that_torchao_quantised(calls, tmp_path, monkeypatch):
+    """The example of docs/deployment.md: 8 bits move the logits by about a hundredth; the file shrinks."""
+    pytest.importorskip("torchao")
+    monkeypatch.chdir(tmp_path)
+    model, images = make_model(), random_images(2, 64, 64)
+    model.save_pretrained("path/to/model")
+    exec(block_with("torchao.quantization", "deployment.md"), {})
+    before, files = logits_of(model, images), [*tmp_path.rglob("model.safetensors")]
+    calls.clear()
+    opened = open_complete(PvtForImageClassification, "classifier-torchao")
+    after = logits_of(opened, images)
+    assert not calls
+    assert 0 < (after - before).norm() < 0.05 * before.norm()
+    sizes = {file.parent.name: file.stat().st_size for file in files}
+    assert sizes["classifier-torchao"] < 0.7 * sizes["model"]
+    assert weights_digest(opened) != weights_digest(model)
 
 
 def test_lora_on_the_mlp(calls, plain):
