@@ -49,7 +49,7 @@ def main() -> None:
 
     try:
         with quiet_progress_bars():
-            finetune(task, *arguments, write_page)
+            finetune(task, *arguments, write_page=write_page)
     except (ImportError, OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -321,7 +321,7 @@ def test_settings_that_cannot_be(more, words, tmp_path):
 
 def test_a_head_may_read_other_stages(tmp_path):
     for more, stages in (([], ["stage4"]), (["--out_features", "stage3"], ["stage3"])):
-        given = ["--architecture", "detr", "--output_dir", str(tmp_path), *more]
+        given = ["--dataset", "digit-scenes", "--architecture", "detr", "--output_dir", str(tmp_path), *more]
         with torch.device("meta"):
             model = TASK.build_model(parse_arguments(DetectionSettings, given), ("a", "b"))
         assert model.config.backbone_config.out_features == stages
