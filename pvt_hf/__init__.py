@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # types of the names, all of which are loaded on demand
     from .models.modeling_trans2seg import Trans2SegForSemanticSegmentation
     from .weights.backbone import BackboneLoadReport, load_pretrained_backbone
     from .weights.official import load_official_checkpoint
+    from .weights.paths import sample
+    from .weights.release import from_official
     from .weights.variants import get_config
 
 
@@ -65,19 +67,23 @@ __all__ = [
     "SemanticFpnForSemanticSegmentation",
     "Trans2SegConfig",
     "Trans2SegForSemanticSegmentation",
+    "from_official",
     "get_config",
     "load_official_checkpoint",
     "load_pretrained_backbone",
     "open_pipeline",
+    "sample",
 ]
 
 _ON_DEMAND = {  # name to file
     "BackboneLoadReport": "weights.backbone",
     "PvtPreTrainedModel": "models.modeling_pvt",
+    "from_official": "weights.release",
     "get_config": "weights.variants",
     "load_official_checkpoint": "weights.official",
     "load_pretrained_backbone": "weights.backbone",
     "open_pipeline": "inference.prediction",
+    "sample": "weights.paths",
 } | {class_name(path): f"models.{path.partition('.')[0]}" for family in FAMILIES.values() for path in family.paths}
 
 

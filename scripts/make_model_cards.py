@@ -38,6 +38,7 @@ def main() -> int:
     (arguments,) = parser.parse_args_into_dataclasses()
     folder, outdated = Path(arguments.output_dir), []
     unknown = {file.stem for ending in ("md", "json") for file in folder.glob(f"*.{ending}")} - set(PUBLISHED)
+    unknown -= {"ablations"}  # the report of `pvt-hf reproduce ablations`
     if unknown:
         print(
             f"error: {folder} has files for {', '.join(sorted(unknown))}: there are no such checkpoints",

@@ -32,7 +32,7 @@ COMMANDS = {
     "finetune": Command("finetune", "fine-tune a model of any task with Transformers' Trainer"),
     "check": Command("check", "read a whole data set, and say what is in it and what is wrong with it"),
     "evaluate": Command("evaluate", "compute the metrics of a model of any task"),
-    "predict": Command("predict", "run a model on images, and write pictures of its predictions"),
+    "predict": Command("predict", "run a model on images and videos, and write pictures of its predictions"),
     "convert": Command("convert", "convert an official PVT checkpoint"),
     "export": Command("export", "export a model to ONNX and other formats that run without its Python code"),
     "push": Command("push", "push a model to the Hub, with a model card"),
@@ -50,8 +50,21 @@ EXTRAS = {
     ),
     "pycocotools": "detection",
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
+    **dict.fromkeys(("nncf", "openvino"), "openvino"),
+    "executorch": "executorch",
+    "av": "video",
     "gradio": "demo",
 }
+
+
+def check_dataset(source: str) -> None:
+    """Exits with a message if a data set is neither here nor on the Hub; see `check_on_hub`."""
+    from ..data import paths
+
+    try:
+        paths.check_on_hub(source)
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from .app_addresses import is_loopback
 
 HOST_ERRORS = (socket.gaierror, UnicodeError)
 DEMO = [f"outputs/demo/{name}" for name in ("detector", "segmenter", "model")]  # written by `make demo`
+INCLUDED = ["sample:digits-detector", "sample:digits-segmenter"]  # part of this package
 DESCRIPTION = """
 A web page to try a model: drop an image and see its classes, segmentation or objects, and the attention maps.
 
@@ -19,9 +20,9 @@ A web page to try a model: drop an image and see its classes, segmentation or ob
     pvt-hf app --model outputs/demo/detector --model outputs/demo/model --host 0.0.0.0 --port 8080
 
 Opens classifiers, segmenters and detectors of this package and of Transformers, from a folder or the Hub; without
---model, those that `make demo` has trained. Reads weights from safetensors only. Apart from checkpoints on the Hub, the
-page loads nothing from other hosts and sends them nothing. Needs the extras `demo` and, for detectors, `detection`:
-`pip install "pvt-hf[demo,detection]"`.
+--model, those that `make demo` has trained or, without them, the samples in this package. Reads weights from
+safetensors only. Apart from checkpoints on the Hub, the page loads nothing from other hosts and sends them nothing.
+Needs the extras `demo` and, for detectors, `detection`: `pip install "pvt-hf[demo,detection]"`.
 
 Who may use the page:
 
@@ -40,8 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model", action="append",
-        help="folder written by save_pretrained, or Hub id, e.g. outputs/demo/detector; may be given several times: "
-        "the first is opened at the start; default: those of `make demo`",
+        help="folder written by save_pretrained, Hub id, official:pvt-small or sample:digits-detector, e.g. "
+        "outputs/demo/detector; may be given several times: "
+        "the first is opened at the start; default: those of `make demo`, or the samples",
     )  # fmt: skip
     parser.add_argument(
         "--host", default="127.0.0.1",
@@ -55,6 +57,8 @@ def parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     arguments = parser.parse_args()
     arguments.model = arguments.model or [folder for folder in DEMO if Path(folder, "config.json").is_file()]
+    if not arguments.model and is_loopback(arguments.host):
+        arguments.model = INCLUDED
     if not arguments.model and not is_loopback(arguments.host):
         parser.error(f"a page at --host {arguments.host} offers the checkpoints of --model only: give at least one.")
     if not 1 <= arguments.port <= 65_535:

@@ -9,21 +9,52 @@ from typing import Any, NamedTuple
 
 from ..engine.arguments import describe_unknown
 from ..engine.settings import DataclassParser
-from .benchmark_arguments import DataArguments, ModelsArguments, TrainingArguments
+from .benchmark_arguments import DataArguments, ModelsArguments, PeersArguments, TrainingArguments
 
 
+PEERS = """
+Measures the speed and memory of PVT on this machine, beside other ways to run it and beside related models. It takes
+under 10 minutes on two cores.
+
+    pvt-hf benchmark
+    pvt-hf benchmark --rows native ours ours-compiled --batch_sizes 1 32 --output outputs/ours.json
+    pvt-hf benchmark --variant pvt-large --threads 2
+
+Tasks: "peers", the default, is described here. "models" measures forward and backward passes and sizes of dense
+prediction, "training" training steps, and "data" the input pipeline: pvt-hf benchmark TASK --help.
+
+Rows, for every batch size:
+
+- native, native-compiled: Transformers' own class, without and with torch.compile;
+- ours, ours-compiled: this package's class with the same weights;
+- onnxruntime, openvino: these runtimes with the ONNX graph of the native class, exported for this size;
+- pvt_v2_b2, twins_pcpvt_small, resnet50 (timm) and swin_tiny (Transformers): related models with random weights, at
+  the largest batch size. Speed and memory are measured here; the pages that scripts/make_performance_pages.py writes
+  put their published accuracy and costs beside them, with the source.
+
+What is not installed is a row that says how to install it: pip install "pvt-hf[benchmark]".
+
+- Every row has a process of its own, in which its model and the native class, without torch.compile, alternate
+  (A B A B ...), so that other load affects both. A pause before each call lets the threads of the call before it rest.
+- Speed is the median over the pairs of native time / time of the row: above 1, the row is faster. The row "native" is
+  the native class against itself: its quartiles show how much this machine varies.
+- Memory is the peak during the first three calls, less what was in use before them (weights, loaded libraries): on CUDA
+  of allocated tensors, on a CPU of resident memory (Linux only, otherwise null). For compiled rows, of three calls
+  after the one that compiles.
+- The share is FLOP / median time, relative to the rate of a large square matmul, see: pvt-hf benchmark models --help.
+- Outputs of the same model are compared before anything is timed. If they differ, the run stops.
+
+The JSON file is written after every row, so Ctrl-C keeps what was measured; the chart is drawn at the end.
+"""
 MODELS = """
 Measures the speed of PVT on this machine. Two sides alternate in one process (A B A B ...), so other load on the
 machine affects both.
 
-    pvt-hf benchmark --output outputs/benchmark.json
+    pvt-hf benchmark models --output outputs/models.json
     pvt-hf benchmark models --device cuda --dtype bfloat16 --variant pvt-large
     pvt-hf benchmark models --sections attention --sizes 512 800x1312
-    pvt-hf benchmark training
-    pvt-hf benchmark data
 
-Tasks: "training" measures training steps against the native class, "data" the input pipeline, and "models", the
-default, the model alone, in two sections:
+Two sections:
 
 - "native": our classifier against that of plain Transformers with the same weights, at the size both are built for;
 - "attention": our classifier with SDPA against eager attention, at the sizes of dense prediction, with memory.
@@ -81,8 +112,9 @@ class Task(NamedTuple):
     description: str
 
 
-# First word of the command line; "models" if there is none. `benchmark_NAME.py` has the function that runs it.
+# First word of the command line; "peers" if there is none. `benchmark_NAME.py` has the function that runs it.
 TASKS = {
+    "peers": Task(PeersArguments, PEERS),
     "models": Task(ModelsArguments, MODELS),
     "training": Task(TrainingArguments, TRAINING),
     "data": Task(DataArguments, DATA),
@@ -91,7 +123,7 @@ TASKS = {
 
 def main() -> int:
     words = sys.argv[1:]
-    name = words.pop(0) if words and words[0] in TASKS else "models"
+    name = words.pop(0) if words and words[0] in TASKS else "peers"
     task = TASKS[name]
     parser = DataclassParser(task.arguments, description=task.description)
     parser.usage = f"%(prog)s {name} [--argument value ...]"

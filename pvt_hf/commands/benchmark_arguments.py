@@ -16,6 +16,10 @@ MIN_PAIRS = 3  # pairs per row, even if the time is up
 MODES = ("plain", "compiled", "checkpointing", "compiled+checkpointing")  # rows of task "training"
 ROWS = ("crop", "recipe", "evaluation")  # of task "data"
 SOURCES = ("parquet", "folder", "webdataset")
+# Of task "peers". What compiles comes last, because it takes long.
+RELATIVES = ("pvt_v2_b2", "twins_pcpvt_small", "resnet50", "swin_tiny")
+COMPILED = ("native-compiled", "ours-compiled")
+PEERS = ("native", "ours", "onnxruntime", "openvino", *RELATIVES, *COMPILED)
 
 
 def check_arguments(arguments: Any) -> None:
@@ -24,6 +28,16 @@ def check_arguments(arguments: Any) -> None:
         raise ValueError(f"--repeats must be at least {MIN_PAIRS}, got {arguments.repeats}.")
     if arguments.output is not None and arguments.output.is_dir():
         raise ValueError(f"--output {arguments.output} is a folder: give the name of a JSON file.")
+
+
+def check_model_arguments(arguments: Any) -> None:
+    """Raises a ValueError for an `image_size`, `batch_sizes` or `threads` that cannot be."""
+    if arguments.image_size < 32 or arguments.image_size % 32:
+        raise ValueError(f"--image_size must be a multiple of 32, got {arguments.image_size}.")
+    if min(arguments.batch_sizes) < 1:
+        raise ValueError(f"--batch_sizes must be at least 1, got {arguments.batch_sizes}.")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {arguments.threads}.")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -35,6 +49,54 @@ def parse_size(text: str) -> tuple[int, int]:
             f"--sizes: {text!r} is not an image size: give one like 512 or 800x1312 (height x width), at least 32x32."
         )
     return height, width
+
+
+@dataclass
+class PeersArguments:
+    """Measures the classifier beside other ways to run it and beside related models."""
+
+    output: Path = field(
+        default=Path("outputs/benchmark.json"),
+        metadata={"help": "JSON file for the results, replaced after every row; the chart has its name with .png."},
+    )
+    rows: list[str] = field(
+        default_factory=lambda: list(PEERS), metadata={"help": "Rows to measure.", "choices": list(PEERS)}
+    )
+    variant: str = field(default="pvt-small", metadata={"help": "PVT to measure.", "choices": list(VARIANTS)})
+    device: str = field(
+        default="auto", metadata={"help": "auto: CUDA if available.", "choices": ["auto", "cpu", "cuda"]}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Data type of weights and images; other runtimes: float32.",
+            "choices": list(DTYPES),
+        },
+    )
+    image_size: int = field(default=224, metadata={"help": "Height and width in pixels, a multiple of 32."})
+    batch_sizes: list[int] = field(
+        default_factory=lambda: [1, 8], metadata={"help": "Images per batch; related models: the largest one."}
+    )
+    repeats: int = field(default=30, metadata={"help": f"Most pairs per row, at least {MIN_PAIRS}."})
+    row_seconds: float = field(
+        default=12.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
+    )
+    pause: float = field(
+        default=0.1, metadata={"help": "Seconds before each call, in which the threads of the call before it rest."}
+    )
+    max_minutes: float = field(default=8.5, metadata={"help": "Start no row after this many minutes."})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads, e.g. 2; default: PyTorch's choice."})
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+        check_model_arguments(self)
+        if not 0 <= self.pause < 60:
+            raise ValueError(f"--pause must be from 0 to 60 seconds, got {self.pause}.")
+        if self.image_size != 224 and set(self.rows) & set(RELATIVES):
+            raise ValueError(
+                f"--image_size {self.image_size}: the related models are measured at 224, the size of their published "
+                f"figures. Name other rows: --rows native ours."
+            )
 
 
 @dataclass
@@ -84,12 +146,7 @@ class ModelsArguments:
         check_arguments(self)
         for size in self.sizes:
             parse_size(size)
-        if self.image_size < 32 or self.image_size % 32:
-            raise ValueError(f"--image_size must be a multiple of 32, got {self.image_size}.")
-        if min(self.batch_sizes) < 1:
-            raise ValueError(f"--batch_sizes must be at least 1, got {self.batch_sizes}.")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {self.threads}.")
+        check_model_arguments(self)
 
 
 @dataclass

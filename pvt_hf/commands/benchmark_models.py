@@ -234,6 +234,22 @@ def measure_memory(side: Side, row: dict[str, Any], arguments: ModelsArguments) 
         raise RowError(f"memory of {side.name} was not measured: {error}") from None
 
 
+def time_sides(
+    sides: list[Side], mode: str, images: torch.Tensor, labels: torch.Tensor, arguments: Any, pause: float = 0.0
+) -> list[tuple[float, float]]:
+    """The seconds of both sides in pairs of calls, see [`time_pairs`], with `pause` seconds before each call."""
+
+    def time_pair() -> list[float]:
+        pair = []
+        for side in sides:
+            time.sleep(pause)
+            pair.append(seconds_of(lambda side=side: run_once(side, mode, images, labels), arguments.device))
+            side.model.zero_grad()
+        return pair
+
+    return time_pairs(time_pair, WARM_UP_SECONDS, arguments.repeats, arguments.row_seconds)
+
+
 def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArguments, matmul: float) -> dict[str, Any]:
     """
     Compares the two models, then warms them up and times pairs of calls.
@@ -248,7 +264,7 @@ def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArgumen
         DisagreementError: see [`compare`].
     """
     images, labels = make_inputs(row, arguments)
-    mode, device = row["mode"], arguments.device
+    mode = row["mode"]
     result = {**row, "gflop": count_flops(build_config(arguments), row) / 1e9}
     extra = [{}, {}]
     for side in sides:
@@ -262,14 +278,7 @@ def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArgumen
             extra = compile_sides(sides, mode, images, labels)
         result["relative_difference"] = compare(sides, mode, images, labels, TOLERANCE[arguments.dtype])
 
-        def time_pair() -> list[float]:
-            pair = []
-            for side in sides:
-                pair.append(seconds_of(lambda side=side: run_once(side, mode, images, labels), device))
-                side.model.zero_grad()
-            return pair
-
-        pairs = time_pairs(time_pair, WARM_UP_SECONDS, arguments.repeats, arguments.row_seconds)
+        pairs = time_sides(sides, mode, images, labels, arguments)
     except (RowError, torch.OutOfMemoryError) as error:
         return {**result, "error": str(error)}
     first, second = zip(*pairs)

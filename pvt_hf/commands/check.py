@@ -14,6 +14,7 @@ from ..engine.output_paths import check_output_file
 from ..engine.recipes import find_recipe, read_recipe
 from ..engine.settings import parse_arguments
 from ..tasks import TASKS, get_task, training_settings
+from . import check_dataset
 
 
 DESCRIPTION = """
@@ -109,6 +110,7 @@ def guess_task(data: str, words: list[str]) -> str:
 
 def main() -> int:
     own, data, words = parse(sys.argv[1:])
+    check_dataset(data)
     if own.task:
         settings: Any = parse_arguments(training_settings(own.task), training_words(data, words))
 

@@ -21,7 +21,7 @@ from typing import Any
 from ..engine.output_paths import check_output_folder
 from ..engine.settings import DataclassParser
 from ..weights.paths import check_repo_id
-from ..weights.variants import VARIANTS, get_variant
+from ..weights.variants import RELEASED, get_variant
 from .push import PushOptions
 
 
@@ -35,7 +35,7 @@ class Arguments(PushOptions):
         default=None,
         metadata={
             "help": "Download the official checkpoint of this model instead, e.g. pvt-small.",
-            "choices": [variant.name for variant in VARIANTS.values() if variant.checkpoint_url],
+            "choices": [*RELEASED],
         },
     )
     output: str | None = field(

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..engine.settings import parse_arguments, split_task
 from ..tasks import evaluation_settings, get_task
+from . import check_dataset
 
 
 DESCRIPTIONS = {
@@ -60,6 +61,7 @@ def main(task: str = "") -> None:
     if not task:
         task = split_task("Computes the metrics of a model on a data set.", list(DESCRIPTIONS))
     settings: Any = parse_arguments(evaluation_settings(task), description=DESCRIPTIONS[task])
+    check_dataset(settings.dataset)
 
     from ..data.streams import StreamError
     from ..engine.evaluation import evaluate_checkpoint

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from ..engine.arguments import ArgumentParser
 from ..engine.output_paths import check_output_folder
 from ..weights.export_formats import EXPORT_FORMATS
 from ..weights.paths import check_model_path
@@ -23,6 +24,7 @@ Exports a model to a program that runs without its Python code, and compares the
     pvt-hf evaluate object-detection --model exports/detector --dataset path/to/coco
 
     pvt-hf export outputs/detector --format onnx --static 800x1333 --output exports/detector-800
+    pvt-hf export outputs/detector --format openvino --int8 --dataset path/to/coco --output exports/detector-int8
 
 Formats:
 
@@ -40,7 +42,7 @@ The exit status is 0 on success, and 1 after an error.
 
 def parse_arguments() -> argparse.Namespace:
     formats = "\n".join(f"    {one.name:<12}{one.title}{needs(one.extra)}" for one in EXPORT_FORMATS.values())
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=DESCRIPTION.replace("FORMATS", formats), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="folder written by save_pretrained, or Hub id, e.g. outputs/detector")
@@ -55,8 +57,45 @@ def parse_arguments() -> argparse.Namespace:
         "--model_class", choices=MODEL_CLASSES, default="",
         help="open a PVT as another class, e.g. PvtBackbone for its feature maps; default: as it was saved",
     )  # fmt: skip
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--fp16", action="store_true", help="16-bit floats; default: fp32")
+    precision.add_argument("--bf16", action="store_true", help="bfloat16, on processors that have it; default: fp32")
+    precision.add_argument(
+        "--int8", action="store_true", help="8-bit integers, calibrated on images of --dataset; default: fp32"
+    )
+    parser.add_argument(
+        "--dataset",
+        help="data set to measure accuracy on, before and after, as in pvt-hf evaluate, e.g. path/to/coco or digits",
+    )
+    parser.add_argument("--split", default="validation", help="its split, e.g. test; default: %(default)s")
+    parser.add_argument(
+        "--calibration_split",
+        default="train",
+        help="its split to calibrate with, e.g. validation; default: %(default)s",
+    )
+    parser.add_argument(
+        "--calibration_images", type=int, default=300, help="images to calibrate with, e.g. 100; default: %(default)s"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an output folder that has content")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    kind, precision_name = EXPORT_FORMATS[arguments.format], precision_of(arguments)
+    if precision_name in ("fp16", "bf16") and precision_name not in kind.precisions:
+        parser.error(f"--{precision_name}: {kind.title} has {', '.join(('fp32', *kind.precisions))}.")
+    if not kind.dynamic and arguments.static is None:
+        parser.error(f"{kind.title} programs are for one size: give --static, e.g. --static 224.")
+    if arguments.int8 and not kind.quantizer:
+        able = [one.name for one in EXPORT_FORMATS.values() if one.quantizer]
+        parser.error(f"--int8: {kind.title} is not quantised here; {' and '.join(able)} are.")
+    if arguments.int8 and not arguments.dataset:
+        parser.error("--int8 is calibrated on images: give a --dataset, as for pvt-hf evaluate.")
+    if arguments.calibration_images < 1:
+        parser.error(f"--calibration_images must be at least 1, got {arguments.calibration_images}.")
+    return arguments
+
+
+def precision_of(arguments: argparse.Namespace) -> str:
+    """The precision that was chosen."""
+    return next((name for name in ("fp16", "bf16", "int8") if getattr(arguments, name)), "fp32")
 
 
 def needs(extra: str) -> str:
@@ -78,9 +117,10 @@ def main() -> None:
         check_replaceable(arguments.output, arguments.overwrite, {})
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
-    if kind.missing:
-        raise SystemExit(f"error: {kind.missing}")
+    if reason := kind.missing(quantize=arguments.int8):
+        raise SystemExit(f"error: {reason}")
 
+    from ..export.accuracy import AccuracyData
     from ..export.folder import ExportRequest, export_checkpoint
 
     signal.signal(signal.SIGTERM, stop)
@@ -91,6 +131,12 @@ def main() -> None:
         model_class=arguments.model_class,
         fixed_size=arguments.static,
         overwrite=arguments.overwrite,
+        precision=precision_of(arguments),
+        accuracy=AccuracyData(
+            arguments.dataset, arguments.split, arguments.calibration_split, arguments.calibration_images
+        )
+        if arguments.dataset
+        else None,
     )
     try:
         export_checkpoint(request, say=lambda line: print(line, flush=True))

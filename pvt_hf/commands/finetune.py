@@ -10,6 +10,7 @@ from typing import Any
 from ..engine.arguments import describe_unknown, read_fields
 from ..engine.settings import DataclassParser, FinetuneSettings, TrainerSettings, split_task
 from ..tasks import TASKS, finetuning_settings, get_task
+from . import check_dataset
 
 
 DESCRIPTION = r"""
@@ -40,7 +41,7 @@ Afterwards `out` has the model, its image processor, `all_results.json` and `tra
 def main() -> None:
     name = split_task(DESCRIPTION, list(TASKS))
     check_arguments(name)
-    task, *arguments = parse_arguments(name)
+    task, settings, options, training = parse_arguments(name)
 
     from ..data.streams import StreamError
     from ..engine.finetuning import finetune
@@ -49,7 +50,7 @@ def main() -> None:
 
     try:
         with quiet_progress_bars():
-            finetune(task, *arguments, write_page=write_page)
+            finetune(task, settings, options, training, write_page)
     except (ImportError, OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -58,7 +59,8 @@ def check_arguments(name: str) -> None:
     """Exits with a message if arguments are wrong, before `TrainingArguments` is imported."""
     if not {"-h", "--help"} & set(sys.argv):
         others = read_fields("transformers.training_args", "TrainingArguments")
-        _parse((finetuning_settings(name), FinetuneSettings, TrainerSettings), others=others)
+        settings, *_ = _parse((finetuning_settings(name), FinetuneSettings, TrainerSettings), others=others)
+        check_dataset(settings.dataset)
 
 
 def parse_arguments(name: str, words: list[str] | None = None) -> tuple[Any, Any, Any, Any]:

@@ -21,7 +21,8 @@ complete, what its image processor does, and which tasks and pipelines it serves
     pvt-hf info --variant pvt-small
     pvt-hf info --variant pvt-small --architecture retinanet --size 640x1024
 
-MODEL is a folder or a Hub id of a model that this package or Transformers has, or an official .pth file. Mask R-CNN is
+MODEL is a folder or a Hub id of a model that this package or Transformers has, an official .pth file,
+official:pvt-small (the official release) or sample:digits-detector (part of this package). Mask R-CNN is
 counted with all its proposals and detections. The exit status is 1 if weights are missing.
 """
 
@@ -39,7 +40,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="folder, Hub id or official file, e.g. outputs/detector")
+    parser.add_argument("model", nargs="?", help="which model, e.g. outputs/detector or official:pvt-small")
     parser.add_argument("--variant", choices=VARIANTS, help="a model of the paper, without weights, e.g. pvt-small")
     parser.add_argument(
         "--architecture", choices=ARCHITECTURES, default="pvt", help="head on the --variant; default: the classifier"

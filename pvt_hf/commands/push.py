@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..engine.settings import DataclassParser
-from ..weights.paths import check_model_path, check_repo_id
+from ..weights.paths import OFFICIAL, check_model_path, check_repo_id
 
 
 @dataclass(kw_only=True)
@@ -58,6 +58,11 @@ class Arguments(PushOptions):
 def main() -> int:
     parser = DataclassParser(Arguments, description=__doc__)
     (arguments,) = parser.parse_args_into_dataclasses()
+    if arguments.model.startswith(OFFICIAL):
+        name = arguments.model.removeprefix(OFFICIAL)
+        reason = f"the official release is converted first: pvt-hf convert --variant {name} --push {arguments.repo}"
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
     if not Path(arguments.model).is_dir():
         print(f"error: there is no folder {arguments.model}: train a model, or convert one, first.", file=sys.stderr)
         return 1

@@ -1,10 +1,11 @@
-"""`pvt-hf reproduce`: the paper's tables and figures, counted and measured again."""
+"""`pvt-hf reproduce`: the paper's tables and figures, counted, measured and evaluated again."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from ..engine.arguments import ArgumentParser
+from .reproduce_data import FIGURE_5, MISSING, TABLE_DATA, missing_data, missing_runs
 
 
 DESCRIPTION = """
@@ -13,10 +14,15 @@ Checks what the paper prints.
     pvt-hf reproduce cost
     pvt-hf reproduce cost --tables 2 5
     pvt-hf reproduce figure6 --output_dir figure6
+    pvt-hf reproduce table2 --data imagenet-1k --checkpoints official
+    pvt-hf reproduce table3 --data coco --checkpoints outputs
+    pvt-hf reproduce figure5 --runs pretrained-1x=outputs/a scratch-1x=outputs/b
 
 - cost counts parameters and GFLOPs of every model in Tables 2 to 11 and shows them beside the printed ones, with the
   difference, and a line for each difference above rounding. No weights, no data, less than a minute.
 - figure6 counts and measures one forward pass at growing image sizes: multiply-adds, time and memory.
+- table2 to table11 evaluate checkpoints and show the figures beside the paper's. figure5 reads runs. If data or
+  checkpoints are missing, they say which, how large they are and how to get them, with exit status 2.
 
 Needs the extras `train` and `detection`: `pip install "pvt-hf[train,detection]"`.
 """
@@ -39,6 +45,45 @@ Memory is what the first pass needs beyond weights and image: on CUDA of allocat
 (Linux only). Run it on a machine that does nothing else. 1344 pixels need some minutes per pass on a few CPU cores.
 
 Writes DIR/figure6.png, DIR/figure6.csv and DIR/figure6.json.
+"""
+TABLE_DESCRIPTION = """
+Evaluates the models of Table {table} of the paper with this package's own evaluation, and shows the figures beside the
+paper's.
+
+    pvt-hf reproduce table{table} --data {data} --checkpoints {checkpoints}
+
+--checkpoints official takes the official release (classifiers only), downloads its files and converts them. A folder
+has the official files (pvt_small.pth, for classifiers), or one folder for each model, such as {example}: what is
+missing is named, with the command that trains it. The model's image processor prepares the images; a note says where
+it differs from the paper's evaluation. Exit status 2: the data, or all checkpoints, are missing.
+
+Writes DIR/table{table}.csv and DIR/table{table}.json.
+"""
+FIGURE_5_DESCRIPTION = """
+Draws AP over epochs of trainings of RetinaNet on COCO, from their run.json, and shows the last AP beside the paper's.
+
+    pvt-hf reproduce figure5 --runs pretrained-1x=outputs/a scratch-1x=outputs/b
+
+Names that the paper has: {names}. Exit status 2: a run is missing; the message has the commands.
+
+Writes DIR/figure5.png and DIR/figure5.json.
+"""
+ABLATIONS_DESCRIPTION = """
+Asks the paper's questions again on built-in digits and scenes of digits, with small models, equal parameters and three
+seeds: pyramid or columnar, deeper or wider, pretrained or from scratch, PVT or ResNet (with and without global
+context), which reduction ratios, which test sizes. The report says what came out, also where that contradicts
+the paper.
+
+    pvt-hf reproduce ablations --budget smoke
+    pvt-hf reproduce ablations --budget small --pilot
+    pvt-hf reproduce ablations --budget small --report_dir model_cards
+    pvt-hf reproduce ablations --budget small --max_minutes 8       # a slice; repeat it until the exit status is 0
+
+It runs in parts, on CPUs. A part that is done is not run again, so the command can be stopped with Ctrl-C and repeated.
+small takes about 90 minutes on two cores. smoke takes about two minutes, and its figures mean nothing. Exit status 3:
+parts are left.
+
+Writes DIR/BUDGET/parts/*.json, and to the folder of --report_dir ablations.md, ablations.json and charts.
 """
 MODELS = ("PVT-Small", "ResNet50", "ViT-Small/16")
 SIZES = (224, 320, 448, 576, 704, 832, 960, 1088, 1216, 1344)
@@ -79,12 +124,48 @@ def parse_arguments() -> argparse.Namespace:
     figure.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="e.g. cuda; default: %(default)s")
     figure.add_argument("--threads", type=int, default=None, help="CPU threads, e.g. 2; default: PyTorch's choice")
 
-    for command in (cost, figure):
+    tables = [_add_table(commands, table) for table in TABLE_DATA]
+    curves = commands.add_parser(
+        "figure5", help="pretrained or from scratch: AP over epochs, from runs",
+        description=FIGURE_5_DESCRIPTION.format(names=", ".join(FIGURE_5)), **raw,
+    )  # fmt: skip
+    curves.add_argument(
+        "--runs", nargs="+", default=[], type=_run, metavar="NAME=FOLDER",
+        help="output folders of trainings, e.g. pretrained-1x=outputs/a; default: none",
+    )  # fmt: skip
+
+    ablations = commands.add_parser(
+        "ablations", help="the paper's questions, asked again with small models on digits",
+        description=ABLATIONS_DESCRIPTION, **raw,
+    )  # fmt: skip
+    ablations.add_argument(
+        "--budget", choices=("small", "smoke"), default="small", help="e.g. smoke; default: %(default)s"
+    )
+    ablations.add_argument("--pilot", action="store_true", help="only check the setting, with plain PVT and one seed")
+    ablations.add_argument("--jobs", type=int, default=2, help="parts at a time, e.g. 4; default: %(default)s")
+    ablations.add_argument(
+        "--max_minutes", type=float, default=0.0,
+        help="start no part that would probably end later, in minutes, e.g. 8; 0: no limit; default: %(default)s",
+    )  # fmt: skip
+    ablations.add_argument(
+        "--report_dir", type=Path, default=None, metavar="DIR",
+        help="folder for the report, e.g. model_cards; default: --output_dir",
+    )  # fmt: skip
+
+    for command in (cost, figure, curves, ablations, *tables):
         command.add_argument(
             "--output_dir", type=Path, default=Path("reproduced"), metavar="DIR",
             help="folder for the results, e.g. out; default: %(default)s",
         )  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.what.startswith("table") and not (
+        arguments.checkpoints == "official" or Path(arguments.checkpoints).is_dir()
+    ):
+        parser.error(f"--checkpoints {arguments.checkpoints}: there is no such folder. Give a folder, or official.")
+    if arguments.what == "ablations":
+        arguments.report_dir = arguments.report_dir or arguments.output_dir
+        if arguments.jobs < 1 or arguments.max_minutes < 0:
+            ablations.error("--jobs must be at least 1, and --max_minutes must not be negative.")
     if arguments.what == "figure6":
         if any(size < 64 or size % 32 for size in arguments.sizes):
             figure.error(f"--sizes {' '.join(map(str, arguments.sizes))}: each must be a multiple of 32, at least 64.")
@@ -97,8 +178,51 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
+def _add_table(commands: Any, table: int) -> argparse.ArgumentParser:
+    data = TABLE_DATA[table]
+    examples = {2: "pvt-small", 4: "mask-rcnn-pvt-small", 5: "semantic-fpn-pvt-small", 6: "detr-pvt-small",
+                7: "trans2seg-pvt-small", 10: "mask-rcnn-pvt-small"}  # fmt: skip
+    parser = commands.add_parser(
+        f"table{table}", help=f"accuracies on {' and '.join(data)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=TABLE_DESCRIPTION.format(
+            table=table, data=" ".join(data), checkpoints="official" if table == 2 else "outputs",
+            example=examples.get(table, "retinanet-pvt-small"),
+        ),
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", nargs="+", type=Path, default=[Path(name) for name in data], metavar="FOLDER",
+        help=f"folder with {' and another with '.join(data)}, e.g. {' '.join(data)}; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoints", default="official", metavar="FOLDER",
+        help="official, or a folder with checkpoints, e.g. outputs; default: %(default)s",
+    )  # fmt: skip
+    parser.add_argument("--models", nargs="+", default=[], help="rows, e.g. PVT-Small; default: all")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU if there is one; default: %(default)s"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="loader processes, e.g. 8; default: %(default)s")
+    return parser
+
+
+def _run(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    if not (name and separator and folder):
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME=FOLDER, e.g. pretrained-1x=outputs/a")
+    return name, Path(folder)
+
+
+def main() -> int:
     arguments = parse_arguments()
+    missing = ""
+    if arguments.what.startswith("table"):
+        missing = missing_data(int(arguments.what.removeprefix("table")), arguments.data)
+    elif arguments.what == "figure5":
+        missing = missing_runs(dict(arguments.runs))
+    if missing:
+        print(missing)
+        return MISSING
     try:
         import matplotlib  # noqa: F401
         import timm  # noqa: F401
@@ -110,7 +234,24 @@ def main() -> None:
         from .reproduce_cost import reproduce_cost
 
         reproduce_cost(arguments.tables, arguments.output_dir)
+    elif arguments.what.startswith("table"):
+        from ..data.streams import StreamError
+        from .reproduce_accuracy import reproduce_accuracy
+
+        try:
+            return reproduce_accuracy(int(arguments.what.removeprefix("table")), arguments)
+        except (OSError, ValueError, StreamError) as error:
+            raise SystemExit(f"error: {error}") from None
+    elif arguments.what == "ablations":
+        from .reproduce_ablations import reproduce_ablations
+
+        return reproduce_ablations(arguments)
+    elif arguments.what == "figure5":
+        from .reproduce_figure5 import reproduce_figure5
+
+        return reproduce_figure5(dict(arguments.runs), arguments.output_dir)
     else:
         from .reproduce_figure6 import reproduce_figure6
 
         reproduce_figure6(arguments)
+    return 0

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..engine.settings import parse_arguments
 from ..tasks import get_task, training_settings
+from . import check_dataset
 
 
 DESCRIPTION = """
@@ -44,6 +45,7 @@ TEXTS = {
 def main(task: str) -> None:
     description = DESCRIPTION.format(task=task, file=task.replace("-", "_"), **TEXTS[task])
     settings: Any = parse_arguments(training_settings(task), description=description)
+    check_dataset(settings.dataset)
 
     from ..data.streams import StreamError
     from ..engine.run import train

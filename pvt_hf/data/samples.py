@@ -61,6 +61,15 @@ def decoding(value: dict[str, Any] | None, what: str) -> Iterator[None]:
         raise BadSample(f"{what}: {type(error).__name__}: {error}") from error
 
 
+def set_pixel_limit() -> None:
+    """Sets Pillow's limit to that of the environment variable PVT_HF_MAX_IMAGE_PIXELS, if there is one."""
+    limit = os.environ.get("PVT_HF_MAX_IMAGE_PIXELS", "")
+    if limit:  # read for each image, because the loader's workers are processes of their own
+        if not limit.isdecimal():
+            raise ValueError(f"PVT_HF_MAX_IMAGE_PIXELS is {limit!r}; expected a number of pixels, such as 200000000")
+        Image.MAX_IMAGE_PIXELS = int(limit)
+
+
 def open_encoded(value: dict[str, Any]) -> Image.Image:
     """
     Opens an image (`{"bytes": ..., "path": ...}`; the path may be any of fsspec's, such as on the Hub) without decoding
@@ -71,11 +80,7 @@ def open_encoded(value: dict[str, Any]) -> Image.Image:
             PVT_HF_MAX_IMAGE_PIXELS sets that number.
         OSError, ValueError: the file cannot be read, is not a regular file, or is not an image.
     """
-    limit = os.environ.get("PVT_HF_MAX_IMAGE_PIXELS", "")
-    if limit:  # read here, because the loader's workers are processes of their own
-        if not limit.isdecimal():
-            raise ValueError(f"PVT_HF_MAX_IMAGE_PIXELS is {limit!r}; expected a number of pixels, such as 200000000")
-        Image.MAX_IMAGE_PIXELS = int(limit)
+    set_pixel_limit()
     if value.get("bytes"):
         return open_file(io.BytesIO(value["bytes"]))
     path = value["path"]

@@ -20,6 +20,7 @@ from .digits import digit_scenes, shard_sizes
 from .folders import LeftOut, files_below, inner_folder, known_split, split_folder, split_in
 from .parquet import open_parquet
 from .webdataset import check_complete
+from .webdataset_builder import TarDataset
 
 
 # Rows that are looked at to find out what a column of bytes has: the first ones may be damaged
@@ -245,8 +246,8 @@ def open_archives(folder: Path, split: str, left_out: LeftOut) -> Examples | Non
                 return Examples(dataset, sum(sizes), shard_sizes=sizes)
             for file in files:
                 check_complete(file)
-            data_files = {split: [str(file) for file in files]}
-            return Examples(datasets.load_dataset(builder, data_files=data_files, split=split, streaming=True))
+            tars = TarDataset(data_files={split: [str(file) for file in files]})
+            return Examples(tars.as_streaming_dataset(split=split))
         except Exception as error:  # an empty or damaged file, in the words of whatever library reads it
             known = type(error) is ValueError  # of this package, and clear
             reason = error if known else f"perhaps one is empty or damaged: {type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -46,7 +46,7 @@ class ArgumentParser(argparse.ArgumentParser):
             self._check_names(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
         """Exits with the usage and the message."""
         if self.missing_advice and message.startswith("the following arguments are required"):
             message = f"{message}. {self.missing_advice}"

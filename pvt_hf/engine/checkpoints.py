@@ -60,11 +60,22 @@ def latest_checkpoint(output_dir: str | Path) -> Path | None:
     return next(reversed(list_checkpoints(output_dir)), None)
 
 
-def ensure_output_dir(output_dir: str | Path, resume_from_checkpoint: str) -> Path:
-    """Raises a FileExistsError if the folder has checkpoints, of any command, and the run does not resume."""
+def ensure_output_dir(output_dir: str | Path, resume_from_checkpoint: str, state_file: str = STATE_FILE) -> Path:
+    """
+    Returns the folder as a path.
+
+    Args:
+        state_file: in every checkpoint of this command.
+
+    Raises:
+        FileExistsError: it has checkpoints of another command, or of this one, and the run does not resume.
+    """
     folder = Path(output_dir)
-    there = [file for name in (STATE_FILE, TRAINER_STATE_NAME) for file in folder.glob(f"checkpoint-*/{name}")]
-    if there and not resume_from_checkpoint:
+    names = {name for name in (STATE_FILE, TRAINER_STATE_NAME) if any(folder.glob(f"checkpoint-*/{name}"))}
+    if names and state_file not in names:
+        command = "pvt-hf train-..." if STATE_FILE in names else "pvt-hf finetune"
+        raise FileExistsError(f"{folder} has checkpoints of {command}: choose another --output_dir.")
+    if names and not resume_from_checkpoint:
         raise FileExistsError(
             f"{folder} has checkpoints of an earlier run: continue it with --resume_from_checkpoint latest, or choose "
             "another --output_dir."

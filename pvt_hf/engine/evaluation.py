@@ -13,13 +13,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..data.batches import BatchStream, make_loader
 from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
 from ..metrics.reports import versions, without_nan, write_json
-from ..weights.opening import open_to_run, shorten, weights_digest
+from ..weights.opening import open_processor, open_to_run, shorten, weights_digest
 from ..weights.paths import is_exported
 from .feed import Batch, stream_error_message
 from .figures import LastEvaluation, WritePage, write_figures
@@ -193,7 +193,7 @@ def open_checkpoint(settings: EvaluationSettings, auto_class: Any) -> tuple[Acce
     limit_cpu_threads(accelerator.device, settings.num_workers)
     prepare_output(settings.output, "output")
     model = open_to_run(auto_class, settings.model, trust_remote_code=settings.trust_remote_code)
-    processor = AutoImageProcessor.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
+    processor = open_processor(settings.model, trust_remote_code=settings.trust_remote_code)
     return accelerator, model.to(accelerator.device), processor
 
 

@@ -282,7 +282,7 @@ def _finetune(
     task: Task, settings: Any, options: FinetuneSettings, training: TrainingArguments, write_page: WritePage | None
 ) -> dict[str, Any]:
     set_seed(training.seed)
-    ensure_output_dir(str(training.output_dir), training.resume_from_checkpoint or "")
+    ensure_output_dir(str(training.output_dir), training.resume_from_checkpoint or "", TRAINER_STATE_NAME)
     checkpoint = find_resumable(training)
     trainer = make_trainer(task, settings, options, training)
     stream: Any = trainer.train_dataset

@@ -323,7 +323,10 @@ class EvaluationSettings(DeviceSettings):
     """Arguments of the evaluation commands of all tasks. Each task adds its own."""
 
     model: str = field(
-        metadata={"help": "Trained model for this task, of any architecture: a folder or Hub id, e.g. outputs/fruit."}
+        metadata={
+            "help": "Trained model for this task, of any architecture: a folder, Hub id, or official:pvt-small, "
+            "which downloads the official release, e.g. outputs/fruit."
+        }
     )
     split: str = option("validation", "Split to evaluate on, e.g. test.")
     batch_size: int = option(1, "Images per batch and process.")

@@ -22,6 +22,7 @@ def card_text(report: dict[str, Any]) -> str:
         "pixel_mask": "`pixel_mask` (batch, height, width) int64, 1 for the image and 0 for padding",
     }
     speed = report["speed"]
+    tolerance = f" (tolerance {report['tolerance']:.0e})" if report["tolerance"] else ""
     rows = [
         f"| {one['batch']} x {one['height']}x{one['width']} | {one['difference']:.2g} | {seen_by_both(one)} |"
         for one in report["comparison"]
@@ -41,7 +42,7 @@ def card_text(report: dict[str, Any]) -> str:
     if report["task"]:
         lines += ["Answers like the model:", "", "```bash", "pvt-hf predict --model . photo.jpg", "```", ""]
     lines += [
-        f"Largest difference to the model, relative to the largest value (tolerance {report['tolerance']:.0e}):",
+        f"Largest difference to the model, relative to the largest value{tolerance}:",
         "",
         "| images | difference | candidates that both have |",
         "|---|---|---|",
@@ -67,4 +68,11 @@ def seen_by_both(comparison: dict[str, Any]) -> str:
 
 def accuracy_lines(report: dict[str, Any]) -> list[str]:
     """Accuracy before and after, if it was measured."""
-    return []
+    if "accuracy" not in report:
+        return []
+    accuracy = report["accuracy"]
+    rows = [f"| {name} | {before:.4f} | {after:.4f} |" for name, (before, after) in accuracy["figures"].items()]
+    text = f"Accuracy on `{accuracy['dataset']}`, {accuracy['split']}, {accuracy['samples']} images"
+    if report["precision"] == "int8":
+        text += f" (calibrated with {accuracy['calibration_images']} images, {accuracy['calibration_split']})"
+    return [f"{text}:", "", "| | model | export |", "|---|---|---|", *rows, ""]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..metrics.reports import versions, write_json
 from ..weights.export_formats import ExportFormat
 from ..weights.exported import REPORT, open_exported
 from ..weights.opening import weights_digest
 from ..weights.whole_folder import check_replaceable, folder_written_whole
+from .accuracy import AccuracyData, accuracy_before_and_after, calibration_samples, quantizer_for
 from .card import card_text
 from .comparison import TOLERANCE, Comparison, compare, shapes_to_compare, speed_ratio
 from .source import Source, open_source
@@ -35,6 +38,8 @@ class ExportRequest:
         model_class: see [`pvt_hf.export.source.open_source`].
         fixed_size: (height, width) in pixels; None: any size and batch.
         overwrite: replace `output` if it has content.
+        precision: "fp32", "fp16", "bf16" or "int8".
+        accuracy: the data to measure accuracy on, and for int8 to calibrate with; None: not measured.
     """
 
     model: str
@@ -43,6 +48,8 @@ class ExportRequest:
     model_class: str = ""
     fixed_size: tuple[int, int] | None = None
     overwrite: bool = False
+    precision: str = "fp32"
+    accuracy: AccuracyData | None = None
 
 
 class Disagreement(ValueError):
@@ -69,14 +76,25 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
     output = request.output.resolve()
     model_folder = {"the model": Path(request.model)} if Path(request.model).is_dir() else {}
     check_replaceable(output, request.overwrite, model_folder)
-    if request.format.missing:
-        raise ImportError(request.format.missing)
+    if reason := request.format.missing(quantize=request.precision == "int8"):
+        raise ImportError(reason)
     source = open_source(request.model, request.model_class, request.fixed_size)
     say(f"model     {request.model}: {type(source.model).__name__}, {source.model.num_parameters():,} parameters")
-    options = ExportOptions(request.format, source.fixed_size)
+    if request.accuracy and source.task is None:
+        raise ValueError(f"--dataset measures accuracy, which a {type(source.model).__name__} has not.")
+    options = ExportOptions(request.format, source.fixed_size, request.precision)
+    if request.precision == "int8":
+        assert request.accuracy is not None  # the command asks for it
+        samples = calibration_samples(source, request.accuracy)
+        say(f"calibrate with {len(samples)} images of {request.accuracy.dataset}, {request.accuracy.calibration_split}")
+        options = replace(options, quantizer=quantizer_for(request.format, samples))
     with folder_written_whole(output) as folder:
         report = write_export(source, options, folder, say)
         report = {"model": request.model, **report}
+        if request.accuracy:
+            report["accuracy"] = accuracy_before_and_after(source, request.model, folder, request.accuracy)
+            for name, (before, after) in report["accuracy"]["figures"].items():
+                say(f"accuracy  {name}: {before:.4f} before, {after:.4f} after")
         write_json(folder / REPORT, report)
         (folder / "README.md").write_text(card_text(report))
     size = sum(file.stat().st_size for file in output.iterdir()) / 1e6
@@ -92,7 +110,10 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
     model.config.save_pretrained(folder)
     if source.processor is not None:
         source.processor.save_pretrained(folder)
-    labels = [model.config.id2label[index] for index in sorted(model.config.id2label)] if source.task else []
+    for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME):
+        forget_code(folder / name)
+    id2label: Any = model.config.id2label
+    labels = [id2label[index] for index in sorted(id2label)] if source.task else []
     if labels:
         (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
     size = "x".join(map(str, options.fixed_size)) if options.fixed_size else "any height, width and number of images"
@@ -103,7 +124,7 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
     for one in compare(model, program, shapes_to_compare(model, options.fixed_size, source.usual_size)):
         say(f"compared  {one}")
         comparisons.append(one)
-    wrong = [one for one in comparisons if not one.agrees]
+    wrong = [one for one in comparisons if not one.agrees(options.precision)]
     if wrong:
         raise Disagreement(
             f"The export does not compute what the model does, and nothing was written. Tolerance {TOLERANCE:.0e}; "
@@ -123,7 +144,7 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
         "parameters": model.num_parameters(),
         "weights": weights_digest(model),
         "comparison": [asdict(one) for one in comparisons],
-        "tolerance": TOLERANCE,
+        "tolerance": TOLERANCE if options.precision == "fp32" else None,
         "speed": {
             "height": height,
             "width": width,
@@ -136,3 +157,11 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
         "command": shlex.join([*sys.argv[0].split(), *sys.argv[1:]]),
         "versions": versions(("transformers", *kind.packages)),
     }
+
+
+def forget_code(file: Path) -> None:
+    """Removes the names of code files from a configuration: an export brings no code."""
+    if file.is_file():
+        values = json.loads(file.read_text())
+        values.pop("auto_map", None)
+        write_json(file, values)

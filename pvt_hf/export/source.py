@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..families import MODELS, load
 from ..inference.prediction import TASKS, task_of
-from ..weights.opening import open_complete
+from ..weights.opening import open_complete, open_config, open_processor
 from ..weights.paths import is_exported
 
 
@@ -54,7 +54,7 @@ def open_source(model: str, model_class: str = "", fixed_size: tuple[int, int] |
     """
     if is_exported(model):
         raise ValueError(f"{model} is an export already: give the model that it was exported from.")
-    config = AutoConfig.from_pretrained(model)
+    config = open_config(model)
     name = model_class or (config.architectures or [""])[0]
     if name in MODELS:
         opened = open_complete(load(MODELS[name][1].path), model)
@@ -69,9 +69,9 @@ def open_source(model: str, model_class: str = "", fixed_size: tuple[int, int] |
     opened.config.architectures = [type(opened).__name__]
     task = task_of(opened.config)
     try:
-        processor = AutoImageProcessor.from_pretrained(model)
+        processor = open_processor(model)
         if fixed_size:
-            processor = AutoImageProcessor.from_pretrained(model, **sizes_of_processor(processor, *fixed_size))
+            processor = open_processor(model, **sizes_of_processor(processor, *fixed_size))
     except OSError as error:
         if task:
             raise ValueError(

@@ -22,7 +22,7 @@ from ..weights.export_formats import ExportFormat
 # Of the images to trace with, if the size stays open. No side equals another, or the number of images: what is equal
 # in the example may be taken for always equal.
 TRACED_SIZE = (2, 224, 288)
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class ExportOptions:
     Attributes:
         format: see [`pvt_hf.weights.export_formats.EXPORT_FORMATS`].
         fixed_size: (height, width) in pixels; the program then takes one image of that size. None: any size and batch.
-        precision: "fp32", "fp16" or "bf16".
-        quantizer: of `transformers.exporters`, for int8; None: not quantised.
+        precision: "fp32", "fp16", "bf16" or "int8".
+        quantizer: of `transformers.exporters`, for int8.
     """
 
     format: ExportFormat
@@ -83,9 +83,8 @@ def trace(model: PreTrainedModel, options: ExportOptions) -> Any:
     if options.fixed_size is None:
         config.dynamic_shapes = open_sizes(inputs)
     config.quantizer = options.quantizer
-    dtype = DTYPES[options.precision]
-    if model.dtype != dtype:
-        model = copy.deepcopy(model).to(dtype)  # type: ignore[arg-type]  # of all models, which torch overloads
+    if options.precision in HALF:
+        model = copy.deepcopy(model).to(HALF[options.precision])  # type: ignore[arg-type]  # of all models, which torch overloads
     with quiet():
         try:
             exported = exporter.export(model, inputs, config)
@@ -104,10 +103,19 @@ def exporter_of(options: ExportOptions) -> tuple[Any, Any]:
     """The exporter for a format and its configuration."""
     from transformers import exporters
 
+    from ..weights.torch_programs import AotInductorConfig, AotInductorExporter
+
+    kinds = {
+        "onnx": ("OnnxExporter", "OnnxConfig"),
+        "openvino": ("OpenVINOExporter", "OpenVINOConfig"),
+        "executorch": ("ExecutorchExporter", "ExecutorchConfig"),
+        "torch": ("DynamoExporter", "DynamoConfig"),
+    }
     with quiet():
-        if options.format.name == "onnx":
-            return exporters.OnnxExporter(), exporters.OnnxConfig()
-    raise KeyError(options.format.name)
+        if options.format.name == "aotinductor":
+            return AotInductorExporter(), AotInductorConfig()
+        exporter, config = (getattr(exporters, name) for name in kinds[options.format.name])
+        return exporter(), config()
 
 
 def forget_sources(program: Any) -> None:

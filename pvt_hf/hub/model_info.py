@@ -11,13 +11,15 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..families import FAMILIES, MODELS, load
 from ..inference.prediction import TASKS, task_of
 from ..metrics.costs import Costs, build_on_meta, count_costs
 from ..weights.official import load_official_checkpoint
-from ..weights.opening import check_model_path, shorten
+from ..weights.opening import open_config, open_processor, shorten
+from ..weights.paths import folder_or_id, is_exported, official_variant
+from ..weights.release import from_official
 from ..weights.variants import get_config, get_variant
 from .card import describe
 from .card_usage import opens_natively, preprocessing_steps
@@ -77,7 +79,7 @@ def open_checkpoint(model: str) -> Opened:
     A checkpoint, with its weights read once to see whether they are complete.
 
     Args:
-        model: folder or Hub id, or an official `.pth` or `.safetensors` file.
+        model: folder, Hub id, "official:pvt-small", "sample:NAME", or an official `.pth` or `.safetensors` file.
 
     Raises:
         OSError: there is no such model.
@@ -87,16 +89,21 @@ def open_checkpoint(model: str) -> Opened:
         official = load_official_checkpoint(model)
         weights = ("complete; an official checkpoint (pvt-hf convert opens it for Transformers)",)
         return Opened(model, type(official), official.config, None, weights, _size_of(official))
-    check_model_path(model)
-    config = AutoConfig.from_pretrained(model)
+    config = open_config(model)
     model_class = _class_of(model, config)
+    if name := official_variant(model):
+        classifier, official_processor = from_official(name)
+        weights = ("complete; of the official release",)
+        return Opened(model, type(classifier), classifier.config, official_processor, weights, _size_of(classifier))
     try:
-        processor = AutoImageProcessor.from_pretrained(model)
+        processor = open_processor(model)
     except (OSError, ValueError):
         processor = None
+    if is_exported(model):
+        return Opened(model, model_class, config, processor, ("complete; in an exported program, see its README.md",))
     try:
         opened, loaded = model_class.from_pretrained(
-            model, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            folder_or_id(model), config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]

@@ -2,7 +2,8 @@
 The paper's checkpoints, one row for each model card: what the model is, its recipe, and the published figures.
 
 All figures are from the paper (arXiv 2102.12122, Tables 2 to 7, 10 and 11) or its official repository. None was
-measured by us. Those of the classifiers are in `weights/variants.py`, parameters and GFLOPs in `published_costs.py`.
+measured by us. Those of the paper's tables are in `published_accuracy.py`, parameters and GFLOPs in
+`published_costs.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from ..weights.variants import VARIANTS
 from .card_figures import Results, Source
+from .published_accuracy import published_accuracy
 from .published_costs import published_costs
 
 
@@ -93,32 +95,11 @@ def _paper(table: int) -> Source:
 
 OFFICIAL = Source("official repository", OFFICIAL_URL)
 SIZES = ("tiny", "small", "medium", "large")
-BOXES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-BOXES_AND_MASKS = ("ap", "ap50", "ap75", "mask_ap", "mask_ap50", "mask_ap75")
 ONE_TIME = "1x schedule: 12 epochs, shorter side 800"
 THREE_TIMES = "3x schedule: 36 epochs, shorter side from 640 to 800 in training"
 
-# Mean IoU in Table 5, and of the released code, from its README
-_SEMANTIC_FPN = {
-    "tiny": (35.7, 36.6),
-    "small": (39.8, 41.9),
-    "medium": (41.6, 43.5),
-    "large": (42.1, 43.5),
-}
-# Table 3: BOXES at 1x and at 3x
-_RETINANET = {
-    "tiny": ((36.7, 56.9, 38.9, 22.6, 38.8, 50.0), (39.4, 59.8, 42.0, 25.5, 42.0, 52.1)),
-    "small": ((40.4, 61.3, 43.0, 25.0, 42.9, 55.7), (42.2, 62.7, 45.0, 26.2, 45.2, 57.2)),
-    "medium": ((41.9, 63.1, 44.3, 25.0, 44.9, 57.6), (43.2, 63.8, 46.1, 27.3, 46.3, 58.9)),
-    "large": ((42.6, 63.7, 45.4, 25.8, 46.0, 58.4), (43.4, 63.6, 46.1, 26.1, 46.0, 59.5)),
-}
-# Table 4: BOXES_AND_MASKS at 1x and at 3x
-_MASK_RCNN = {
-    "tiny": ((36.7, 59.2, 39.3, 35.1, 56.7, 37.3), (39.8, 62.2, 43.0, 37.4, 59.3, 39.9)),
-    "small": ((40.4, 62.9, 43.8, 37.8, 60.1, 40.3), (43.0, 65.3, 46.9, 39.9, 62.5, 42.8)),
-    "medium": ((42.0, 64.4, 45.6, 39.0, 61.6, 42.1), (44.2, 66.0, 48.2, 40.5, 63.1, 43.5)),
-    "large": ((42.9, 65.0, 46.6, 39.5, 61.9, 42.5), (44.5, 66.0, 48.3, 40.7, 63.4, 43.7)),
-}
+# Mean IoU of the released code, from its README
+_RELEASED_SEMANTIC_FPN = {"tiny": 36.6, "small": 41.9, "medium": 43.5, "large": 43.5}
 # Results that are published for one size only
 _MORE_RESULTS = {
     "pvt-small": (
@@ -128,7 +109,9 @@ _MORE_RESULTS = {
         Results({"mean_iou": 44.8}, _paper(5), "320,000 steps; several scales, each also mirrored"),
     ),
     "retinanet-pvt-small": (
-        Results(dict(zip(BOXES, (38.7, 59.3, 40.8))), _paper(11), "1x schedule: 12 epochs, shorter side 640"),
+        Results(
+            published_accuracy(11, "PVT-Small", "640").figures, _paper(11), "1x schedule: 12 epochs, shorter side 640"
+        ),
     ),
 }
 # (parameters, GFLOPs) of a row, "" where the paper gives none
@@ -152,11 +135,13 @@ def _classifier(size: str) -> PublishedModel:
 
 def _semantic_fpn(size: str) -> PublishedModel:
     name = f"semantic-fpn-pvt-{size}"
-    paper, released = _SEMANTIC_FPN[size]
+    paper = published_accuracy(5, f"PVT-{size.capitalize()}").figures
     params, gflops = _PRINTED[5, f"PVT-{size.capitalize()}"]
     results = (
-        Results({"mean_iou": paper}, _paper(5), "80,000 steps of 16 images; single scale, no flip"),
-        Results({"mean_iou": released}, OFFICIAL, "40,000 steps of 32 images; single scale, no flip"),
+        Results(paper, _paper(5), "80,000 steps of 16 images; single scale, no flip"),
+        Results(
+            {"mean_iou": _RELEASED_SEMANTIC_FPN[size]}, OFFICIAL, "40,000 steps of 32 images; single scale, no flip"
+        ),
         *_MORE_RESULTS.get(name, ()),
     )
     return PublishedModel(
@@ -166,15 +151,15 @@ def _semantic_fpn(size: str) -> PublishedModel:
     )  # fmt: skip
 
 
-def _detector(
-    size: str, key: str, title: str, model_class: str, table: int, columns: tuple[str, ...], rows: dict
-) -> PublishedModel:
-    once, three_times = rows[size]
+def _detector(size: str, key: str, title: str, model_class: str, table: int) -> PublishedModel:
+    once, three_times = (
+        published_accuracy(table, f"PVT-{size.capitalize()}", setting).figures for setting in ("1x", "3x")
+    )
     params, _ = _PRINTED[table, f"PVT-{size.capitalize()}"]
     name = f"{key}-pvt-{size}"
     results = (
-        Results(dict(zip(columns, once)), _paper(table), ONE_TIME),
-        Results(dict(zip(columns, three_times)), _paper(table), THREE_TIMES),
+        Results(once, _paper(table), ONE_TIME),
+        Results(three_times, _paper(table), THREE_TIMES),
         *_MORE_RESULTS.get(name, ()),
     )
     images = "1 image" if name == "mask-rcnn-pvt-large" else "2 images"
@@ -194,22 +179,25 @@ PUBLISHED: dict[str, PublishedModel] = {
             "trans2seg-pvt-small", "Trans2Seg, PVT-Small", "Trans2SegForSemanticSegmentation", "pvt-small", ADE20K,
             "ade20k_trans2seg_pvt_small.yaml", "4 V100, 4 images each", _PRINTED[7, "PVT-Small + Trans2Seg"][0],
             f"{_PRINTED[7, 'PVT-Small + Trans2Seg'][1]} (Table 7)",
-            (Results({"mean_iou": 42.6}, _paper(7), "40,000 steps of 16 images; single scale, no flip"),),
+            (
+                Results(
+                    published_accuracy(7, "PVT-Small + Trans2Seg").figures, _paper(7),
+                    "40,000 steps of 16 images; single scale, no flip"
+                ),
+            ),
         ),
         *(
-            _detector(size, "retinanet", "RetinaNet", "RetinaNetForObjectDetection", 3, BOXES, _RETINANET)
+            _detector(size, "retinanet", "RetinaNet", "RetinaNetForObjectDetection", 3)
             for size in SIZES
         ),
         *(
-            _detector(
-                size, "mask-rcnn", "Mask R-CNN", "MaskRcnnForInstanceSegmentation", 4, BOXES_AND_MASKS, _MASK_RCNN
-            )
+            _detector(size, "mask-rcnn", "Mask R-CNN", "MaskRcnnForInstanceSegmentation", 4)
             for size in SIZES
         ),
         PublishedModel(
             "detr-pvt-small", "DETR, PVT-Small", "PvtDetrForObjectDetection", "pvt-small", COCO,
             "coco_detr_pvt_small_50e.yaml", "8 V100, 2 images each", "", "",
-            (Results(dict(zip(BOXES, (34.7, 55.7, 35.4, 12.0, 36.4, 56.7))), _paper(6), "50 epochs"),),
+            (Results(published_accuracy(6, "PVT-Small").figures, _paper(6), "50 epochs"),),
         ),
     )
 }  # fmt: skip

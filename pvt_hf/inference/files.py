@@ -1,66 +1,41 @@
-"""Predicts image files and writes the results beside each other in a folder."""
+"""Predicts image and video files and writes the results into a folder."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import numpy as np
+import torch
 from PIL import Image
 from transformers import Pipeline
 from transformers.utils import logging
 
 from ..data.samples import decode_rgb
-from .pictures import annotate_classes, class_shares, label_image, overlay_classes, overlay_objects
-from .prediction import find_objects, label_map, open_pipeline, top_classes
+from ..engine.state import StopSignal
+from .inputs import Input, Inputs, is_video, unique_names
+from .prediction import open_pipeline
+from .predictors import ClassPredictor, ObjectPredictor, Predictor, SharePredictor, describe
+from .progress import Progress, say
+from .record import Record, write_csv, write_json
 
 
-# One line of text, and the content of files to write by the ending of their names
-Prediction = tuple[str, dict[str, Image.Image | str]]
+ENDINGS = (
+    "annotated.mp4", "classes.png", "frames.jsonl", "labels.png", "objects.json", "objects.png", "overlay.png",
+)  # fmt: skip
 
 
-def classify(classifier: Pipeline, top_k: int, image: Image.Image) -> Prediction:
-    predictions = top_classes(classifier, image, top_k)
-    text = ", ".join(f"{prediction['label']} {prediction['score']:.1%}" for prediction in predictions)
-    return text, {"classes.png": annotate_classes(image, predictions)}
-
-
-def segment(segmenter: Pipeline, image: Image.Image) -> Prediction:
-    config: Any = segmenter.model.config
-    labels = label_map(segmenter, image)
-    text = ", ".join(f"{config.id2label[label]} {share:.1%}" for label, share in class_shares(labels))
-    overlay = overlay_classes(image, labels, config.id2label)
-    return text, {"overlay.png": overlay, "labels.png": label_image(labels, config.num_labels)}
-
-
-def detect(detector: Pipeline, threshold: float, with_masks: bool, image: Image.Image) -> Prediction:
-    id2label: Any = detector.model.config.id2label
-    found = find_objects(detector, image, threshold, with_masks)
-    names = [id2label[label] for label in found.labels]
-    objects: list[dict[str, Any]] = [
-        {"label": name, "score": score, "box": box}
-        for name, score, box in zip(names, found.scores, found.boxes_xyxy.tolist())
-    ]
-    if found.masks is not None:
-        from pycocotools.mask import encode
-
-        for one, mask in zip(objects, found.masks.numpy()):
-            rle = encode(np.asfortranarray(mask, dtype=np.uint8))
-            one["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
-    text = ", ".join(f"{count} {name}" for name, count in Counter(names).most_common()) or "no objects"
-    picture = overlay_objects(image, found.boxes_xyxy, found.labels, found.scores, id2label, found.masks)
-    return text, {"objects.png": picture, "objects.json": json.dumps(objects, indent=1)}
-
-
-def open_predictor(arguments: argparse.Namespace) -> Callable[[Image.Image], Prediction]:
+def open_predictor(arguments: argparse.Namespace) -> tuple[Predictor, dict[str, Any]]:
     """
     Opens the model.
+
+    Returns:
+        The predictor, and what its answers depend on, for the record.
 
     Raises:
         SystemExit: with one line of text, if the model cannot be opened or a package is missing.
@@ -73,63 +48,266 @@ def open_predictor(arguments: argparse.Namespace) -> Callable[[Image.Image], Pre
         raise SystemExit('Masks are written with pycocotools: `pip install "pvt-hf[detection]"`.') from None
     except ValueError as error:
         raise SystemExit(str(error)) from None
+    predictor: Predictor
     if task == "image-classification":
-        return partial(classify, pipeline, arguments.top_k)
-    if task == "semantic-segmentation":
-        return partial(segment, pipeline)
-    return partial(detect, pipeline, arguments.threshold, task == "instance-segmentation")
+        predictor = ClassPredictor(pipeline, arguments.top_k)
+    elif task == "semantic-segmentation":
+        predictor = SharePredictor(pipeline)
+    else:
+        predictor = ObjectPredictor(pipeline, arguments.threshold, task == "instance-segmentation")
+    return predictor, {**_model_version(arguments.model, pipeline), "task": task, **predictor.settings}
 
 
-def write_files(folder: Path, stem: str, files: dict[str, Image.Image | str], taken: set[Path]) -> list[Path]:
+def _model_version(model: str, pipeline: Pipeline) -> dict[str, Any]:
+    """The model's name and version: the commit on the Hub, or when the newest file of its folder was written."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return {"model": model, "version": getattr(pipeline.model.config, "_commit_hash", None)}
+    newest = max(file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file())
+    return {"model": os.path.abspath(folder), "version": newest}
+
+
+def predict_files(arguments: argparse.Namespace, inputs: Inputs, record: Record) -> None:
     """
-    Writes `STEM.ENDING` for each entry of `files`, or `STEM-2.ENDING` and so on if a name is taken.
+    Predicts what the `arguments` of `pvt-hf predict` name, prints a line for each file and writes the results.
 
     Args:
-        folder: exists.
-        stem: of an image's file name.
-        files: content by ending.
-        taken: resolved paths that must not be overwritten: input images and earlier results. The new ones are added.
-    """
-    name, number = stem, 1
-    while taken & {(folder / f"{name}.{ending}").resolve() for ending in files}:
-        number += 1
-        name = f"{stem}-{number}"
-    targets = [folder / f"{name}.{ending}" for ending in files]
-    for target, content in zip(targets, files.values()):
-        if isinstance(content, Image.Image):
-            content.save(target)
-        else:
-            target.write_text(content)
-    taken.update(target.resolve() for target in targets)
-    return targets
-
-
-def predict_files(arguments: argparse.Namespace) -> None:
-    """
-    Predicts the images that the `arguments` of `pvt-hf predict` name, prints a line for each and writes the results.
+        inputs: what was found; at least one file.
+        record: of `arguments.output_dir`.
 
     Raises:
-        SystemExit: with one line of text, if the model or the output folder cannot be used, or an image was skipped.
+        SystemExit: with one line of text, if the model or the output folder cannot be used, an input could not be
+            predicted, or the run was interrupted.
     """
     logging.disable_progress_bar()
-    predict = open_predictor(arguments)
+    predictor, made_with = open_predictor(arguments)
     try:
         arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        run = Run(arguments, predictor, made_with, record, inputs.found)
+        with StopSignal() as stop:
+            run.predict(lambda: stop.received is not None)
+            write_tables(arguments, record, [_source(one.path) for one in inputs.found])
+    except KeyboardInterrupt:  # the second Ctrl-C
+        raise SystemExit(130) from None
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise SystemExit(f"{reason} Give a smaller --batch_size than {arguments.batch_size}.") from None
     except OSError as error:
-        raise SystemExit(f"--output_dir {arguments.output_dir} cannot be used as a folder: {error}") from None
-    taken, failures = {Path(file).resolve() for file in arguments.images}, 0
-    for file in arguments.images:
-        try:
-            # Decoded here: the pipeline's own loader saturates 16-bit images and drops transparency.
-            text, files = predict(decode_rgb({"path": file, "bytes": None}))
-        except ValueError as error:  # a damaged file, an image that cannot be taken, an answer that is not finite
-            print(f"{file}: {error}", file=sys.stderr)
-            failures += 1
-            continue
-        try:
-            targets = write_files(arguments.output_dir, Path(file).stem, files, taken)
-        except OSError as error:
-            raise SystemExit(f"The results of {file} cannot be written to {arguments.output_dir}: {error}") from None
-        print(f"{file}: {text}  -> {', '.join(map(str, targets))}")
+        raise SystemExit(f"The results cannot be written to {arguments.output_dir}: {error}") from None
+    finally:
+        record.close()
+    total = len(inputs.found) + len(inputs.problems)
+    if stop.received:
+        done = run.done + run.skipped
+        say(f"Stopped by {stop.received} after {done} of {total} files. --resume goes on with the others.", True)
+        raise SystemExit(130)
+    failures = run.failures + len(inputs.problems)
     if failures:
-        raise SystemExit(f"{failures} of {len(arguments.images)} images could not be predicted.")
+        what = "files" if any(is_video(one.path) for one in inputs.found) else "images"
+        raise SystemExit(f"{failures} of {total} {what} could not be predicted.")
+
+
+class Run:
+    """
+    One call of `pvt-hf predict`.
+
+    Attributes:
+        done, skipped, failures: numbers of files: predicted now, predicted by an earlier run (`--resume`), and those
+            that could not be predicted, or not completely.
+    """
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        predictor: Predictor,
+        made_with: dict[str, Any],
+        record: Record,
+        found: list[Input],
+    ):
+        self.arguments, self.predictor, self.made_with, self.record = arguments, predictor, made_with, record
+        self.folder: Path = arguments.output_dir
+        self.batch_size: int = arguments.batch_size
+        self.to_errors = "-" in (arguments.json, arguments.csv)
+        self.done = self.skipped = self.failures = 0
+        self.todo = self._plan(found)
+
+    def _plan(self, found: list[Input]) -> list[Input]:
+        """What is to be predicted, with the names of the results. Starts the record."""
+        waiting = [one for one in found if not (self.arguments.resume and self._is_done(one))]
+        self.skipped = len(found) - len(waiting)
+        if self.arguments.resume:
+            self.say(f"{self.skipped} of {len(found)} files are done already.")
+        # Results of earlier runs are written over by those of the same file only.
+        again = {_source(one.path) for one in waiting}
+        own = {self.record.name_of(source) for source in again}
+        waiting = [one._replace(name=self.record.name_of(_source(one.path)) or one.name) for one in waiting]
+        names = {name for source in self.record.entries if (name := self.record.name_of(source)) not in own}
+        kept = {name.casefold() for name in names if name}
+        inputs, real = {os.path.realpath(one.path) for one in found}, os.path.realpath(self.folder)
+
+        def taken(name: str) -> bool:
+            return name.casefold() in kept or any(f"{real}/{name}.{ending}" in inputs for ending in ENDINGS)
+
+        self.record.begin(again)
+        return [one._replace(name=name) for one, name in zip(waiting, unique_names(waiting, taken), strict=True)]
+
+    def _is_done(self, one: Input) -> bool:
+        return self.record.has(_source(one.path), self._made_with(one.path))
+
+    def _made_with(self, path: Path) -> dict[str, Any]:
+        """What the results of a file depend on."""
+        frames = {"every": self.arguments.every, "fps": self.arguments.fps} if is_video(path) else {}
+        file = path.stat()
+        return {**self.made_with, **frames, "bytes": file.st_size, "modified": file.st_mtime_ns}
+
+    def say(self, text: str) -> None:
+        say(text, self.to_errors)
+
+    def fail(self, path: Path, reason: object) -> None:
+        say(f"{path}: {reason}", to_errors=True)
+        self.failures += 1
+
+    def predict(self, stopped: Callable[[], bool]) -> None:
+        """Predicts all files, in order, until `stopped`."""
+        batch: list[tuple[Input, Image.Image]] = []
+        with Progress(len(self.todo), "files", "predict") as progress:
+            for number, one in enumerate(self.todo, 1):
+                if stopped():
+                    return
+                if is_video(one.path):
+                    self.predict_images(batch)
+                    batch = []
+                    self.predict_video(one, stopped)
+                else:
+                    try:
+                        # Decoded here: the pipeline's own loader saturates 16-bit images and drops transparency.
+                        batch.append((one, decode_rgb({"path": str(one.path), "bytes": None})))
+                    except ValueError as error:
+                        self.fail(one.path, error)
+                if len(batch) == self.batch_size or number == len(self.todo):
+                    self.predict_images(batch)
+                    batch = []
+                progress.advance()
+
+    def predict_images(self, batch: list[tuple[Input, Image.Image]]) -> None:
+        for (one, image), answer in zip(batch, self.answers([image for _, image in batch]), strict=True):
+            if isinstance(answer, ValueError):
+                self.fail(one.path, answer)
+                continue
+            entry = self.predictor.entry(answer)
+            files = self.predictor.files(image, answer)
+            for ending, content in files.items():
+                write_whole(self.folder / f"{one.name}.{ending}", content)
+            size = {"width": image.width, "height": image.height}
+            self.finish(one, {"image": _source(one.path), **size, **entry}, list(files), describe(entry))
+
+    def answers(self, images: list[Image.Image]) -> list[Any]:
+        """The answer for each image, or the ValueError that says why there is none."""
+        if not images:
+            return []
+        try:
+            return self.predictor.answers(images)
+        except ValueError as error:  # an image that cannot be taken, an answer that is not finite
+            if len(images) == 1:
+                return [error]
+        return [answer for image in images for answer in self.answers([image])]
+
+    def predict_video(self, one: Input, stopped: Callable[[], bool]) -> None:
+        """Frames in batches; their answers and the annotated frames are written as they come."""
+        from .video import Frame, VideoReader, VideoWriter
+
+        try:
+            reader = VideoReader(one.path, self.arguments.every, self.arguments.fps)
+        except ValueError as error:
+            self.fail(one.path, error)
+            return
+        answered = 0
+        problem: str | None = None
+        lines_path, video_path = (self.folder / f"{one.name}.{ending}" for ending in ("frames.jsonl", "annotated.mp4"))
+        lines_path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            reader,
+            open(lines_path, "w") as lines,
+            VideoWriter(video_path) as writer,
+            Progress(reader.expected, "frames", one.path.name) as progress,
+        ):
+
+            def predict_frames(batch: list[Frame]) -> None:
+                nonlocal answered, problem
+                for frame, answer in zip(batch, self.answers([frame.image for frame in batch]), strict=True):
+                    if isinstance(answer, ValueError):
+                        problem = f"frame {frame.number}: {answer}"
+                        continue
+                    size = {"width": frame.image.width, "height": frame.image.height}
+                    entry = {"frame": frame.number, "time": frame.time, **size, **self.predictor.entry(answer)}
+                    lines.write(json.dumps(entry) + "\n")
+                    writer.write(self.predictor.frame(frame.image, answer), frame.time)
+                    answered += 1
+                lines.flush()
+                progress.advance(len(batch))
+
+            batch: list[Frame] = []
+            for frame in reader:
+                batch.append(frame)
+                if len(batch) == self.batch_size:
+                    predict_frames(batch)
+                    batch = []
+                    if stopped():
+                        problem = "it was interrupted"
+                        break
+            predict_frames(batch)
+        problem = problem or reader.problem
+        if not answered:
+            lines_path.unlink()
+            self.fail(one.path, problem)
+            return
+        entry = {"video": _source(one.path), "frames": answered}
+        if problem:
+            self.fail(one.path, problem)
+            entry["problem"] = problem
+        self.finish(one, entry, ["frames.jsonl", "annotated.mp4"], f"{answered} frames")
+
+    def finish(self, one: Input, entry: dict[str, Any], endings: list[str], text: str) -> None:
+        """Records a file whose results have been written, and prints its line."""
+        files = [f"{one.name}.{ending}" for ending in endings]
+        self.record.write({**entry, "files": files, "made_with": self._made_with(one.path)})
+        self.done += "problem" not in entry
+        self.say(f"{one.path}: {text}  -> {', '.join(str(self.folder / file) for file in files)}")
+
+
+def _source(path: Path) -> str:
+    """The name of a file in the record."""
+    return os.path.abspath(path)
+
+
+def write_whole(target: Path, content: Image.Image | str) -> None:
+    """Writes a file that appears under its name when it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    if isinstance(content, Image.Image):
+        content.save(part, format="PNG")
+    else:
+        part.write_text(content)
+    os.replace(part, target)
+
+
+def write_tables(arguments: argparse.Namespace, record: Record, sources: list[str]) -> None:
+    """Writes `--json` and `--csv`: the answers for these sources, also of earlier runs that were resumed."""
+    for name in ("json", "csv"):
+        target = getattr(arguments, name)
+        if target is None:
+            continue
+        part = Path(f"{target}.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        file: Any = nullcontext(sys.stdout) if target == "-" else open(part, "w", newline="", errors="surrogateescape")
+        with file as text:
+            _write_table(name, target, record, sources, text)
+        if target != "-":
+            os.replace(part, target)
+
+
+def _write_table(name: str, target: str, record: Record, sources: list[str], file: TextIO) -> None:
+    if name == "json":
+        write_json(record.answers(sources), file, lines=target.endswith(".jsonl"))
+    else:
+        write_csv(record.answers(sources), file)

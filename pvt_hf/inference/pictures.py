@@ -155,6 +155,32 @@ def overlay_classes(
     return canvas
 
 
+def caption(image: Image.Image, lines: Sequence[tuple[str, tuple[int, ...] | None]]) -> Image.Image:
+    """
+    The image with lines of text on a dark box in its upper left corner; what does not fit is cut off.
+
+    Args:
+        image: PIL image of any mode.
+        lines: text and, for a square before it, its colour.
+
+    Returns:
+        An RGB image of the same size.
+    """
+    canvas = image.convert("RGB")
+    size = max(10, min(image.size) // 28)
+    font, row, margin = ImageFont.load_default(size), int(size * 1.3), size // 2
+    width = max((font.getlength(text) + row * (color is not None) for text, color in lines), default=0)
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((0, 0, width + 2 * margin, row * len(lines) + margin), fill=INK)
+    for index, (text, color) in enumerate(lines):
+        left, middle = margin, margin // 2 + row * (index + 0.5)
+        if color is not None:
+            draw.rectangle((left, middle - size // 2, left + size, middle + size // 2), fill=color)
+            left += row
+        draw.text((left, middle), text, "white", font, anchor="lm")
+    return canvas
+
+
 def overlay_objects(
     image: Image.Image,
     boxes_xyxy: torch.Tensor,

@@ -1,7 +1,9 @@
-"""Predictions for single images: classes, label maps, boxes and masks. For `predict.py` and `app.py`."""
+"""Predictions for images: classes, label maps, boxes and masks. For `pvt-hf predict` and `pvt-hf app`."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
@@ -22,8 +22,8 @@ from transformers import (
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ..engine.finite import check_answers, check_pixels
-from ..weights.opening import open_to_run
-from ..weights.paths import check_model_path
+from ..weights.opening import open_config, open_processor, open_to_run
+from ..weights.paths import folder_or_id
 
 
 class Task(NamedTuple):
@@ -76,6 +76,19 @@ class Objects(NamedTuple):
     scores: list[float]
     masks: torch.Tensor | None
 
+    def as_transformers(self) -> dict[str, torch.Tensor]:
+        """
+        The objects as Transformers' post-processing gives them: `boxes` (objects, 4) xyxy in pixels, `labels` int64,
+        `scores` float32 and, if there are masks, `masks` (objects, 1, height, width) bool. For
+        `supervision.Detections.from_transformers`.
+        """
+        found = {
+            "boxes": self.boxes_xyxy,
+            "labels": torch.tensor(self.labels, dtype=torch.int64),
+            "scores": torch.tensor(self.scores, dtype=torch.float32),
+        }
+        return found if self.masks is None else {**found, "masks": self.masks[:, None]}
+
 
 def task_of(config: PreTrainedConfig) -> str | None:
     """
@@ -89,8 +102,10 @@ def task_of(config: PreTrainedConfig) -> str | None:
 def check_device(device: str) -> None:
     """Raises a ValueError for a device, such as "cuda:1", that PyTorch does not find on this machine."""
     wanted, found = torch.device(device), torch.accelerator.current_accelerator(check_available=True)
+    if wanted.type in ("cpu", "meta"):
+        return
     count = torch.accelerator.device_count() if found else 0
-    if wanted.type != "cpu" and (found is None or found.type != wanted.type or (wanted.index or 0) >= count):
+    if found is None or found.type != wanted.type or (wanted.index or 0) >= count:
         there = "".join(f", {found}:{number}" for number in range(count)) if found else ""
         raise ValueError(f"PyTorch finds no device {device} on this machine. There is: cpu{there}.")
 
@@ -114,7 +129,7 @@ def open_pipeline(
         options: of the model's `from_pretrained`, such as `dtype` and `use_safetensors`; not for exports.
 
     Returns:
-        The task, and a pipeline for it that also fits [`label_map`] or [`find_objects`].
+        The task, and a pipeline for it that also fits [`label_maps_of`] or [`find_objects_in`].
 
     Raises:
         ValueError: there is no such device; or the checkpoint cannot be opened, lacks weights or an image processor, or
@@ -135,8 +150,7 @@ def open_pipeline(
 def _open(
     model: str, task: str | None, device: str, trust_remote_code: bool | None, options: dict[str, Any]
 ) -> tuple[str, Pipeline]:
-    check_model_path(model)
-    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    config = open_config(model, trust_remote_code=trust_remote_code)
     class_name = (config.architectures or [type(config).__name__])[0]
     task = task or task_of(config)
     if task is None:
@@ -148,16 +162,16 @@ def _open(
     if auto_class is None or task == "instance-segmentation" and task_of(config) != task:
         raise ValueError(cannot)
 
-    folder = Path(model)
+    folder = Path(folder_or_id(model))
     if folder.is_dir() and not any((folder / name).is_file() for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         raise ValueError(f"{model} has no {IMAGE_PROCESSOR_NAME}: save the model's image processor in that folder.")
-    processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+    processor = open_processor(model, trust_remote_code=trust_remote_code)
     if method and not hasattr(processor, method):
         raise ValueError(f"{cannot} (Its {type(processor).__name__} has no {method}.)")
 
     opened = open_to_run(auto_class, model, config=config, trust_remote_code=trust_remote_code, **options)
     # Only the segmentation pipeline looks for a tokenizer, and does without if there is none: OneFormer has one.
-    tokenizer = model if kind == "image-segmentation" else None
+    tokenizer = folder_or_id(model) if kind == "image-segmentation" else None
     built = pipeline(kind, model=opened, image_processor=processor, tokenizer=tokenizer, device=device)  # type: ignore[call-overload]  # by kind, of literals
     return task, built
 
@@ -167,31 +181,76 @@ def _opens(auto_class: Any, config: PreTrainedConfig) -> bool:
     return type(config) in auto_class._model_mapping or auto_class.__name__ in getattr(config, "auto_map", {})
 
 
-def _outputs(model: Pipeline, image: Image.Image, **options: Any) -> Any:
+def _answers(
+    model: Pipeline,
+    images: Sequence[Image.Image],
+    answers_of: Callable[[Any, list[tuple[int, int]]], list[Any]],
+    sizes: Sequence[tuple[int, int]] | None = None,
+    **options: Any,
+) -> list[Any]:
     """
-    The model's output for one image. Raises a [`pvt_hf.engine.finite.NotFiniteError`] if it is NaN or infinite, which
-    the post-processing would turn into no objects, or into the first class.
+    The answer for each image. Images that the processor brings to one shape go through the model together. Nothing is
+    padded for it, so that an answer does not depend on the other images.
+
+    Args:
+        answers_of: from the model's output for several images, and their sizes (height, width), to their answers.
+        sizes: (height, width) for the answers; by default those of the images.
+        options: of the pipeline's preprocessing.
+
+    Raises:
+        NotFiniteError: pixels or outputs are NaN or infinite. The post-processing would turn them into no objects, or
+            into the first class.
     """
-    inputs = model.preprocess(image, **options)
-    check_pixels(inputs)
-    outputs = model.forward(inputs)
-    check_answers(outputs)
-    return outputs
+    sizes = sizes or [(image.height, image.width) for image in images]
+    prepared: list[Any] = [model.preprocess(image, **options) for image in images]
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, inputs in enumerate(prepared):
+        check_pixels(inputs)
+        groups[tuple(inputs["pixel_values"].shape)].append(index)
+    answers: list[Any] = [None] * len(images)
+    for members in groups.values():
+        outputs = model.forward(_joined([prepared[index] for index in members]))
+        check_answers(outputs)
+        for index, answer in zip(members, answers_of(outputs, [sizes[index] for index in members]), strict=True):
+            answers[index] = answer
+    return answers
 
 
-def top_classes(classifier: Pipeline, image: Image.Image, top_k: int) -> list[dict[str, Any]]:
+def _joined(prepared: list[Any]) -> Any:
+    """The inputs of several images of one shape, as those of a batch."""
+    first = prepared[0]
+    for name in first if len(prepared) > 1 else ():
+        values = [inputs[name] for inputs in prepared]
+        first[name] = torch.cat(values) if isinstance(values[0], torch.Tensor) else sum(values, start=[])
+    return first
+
+
+def top_classes_of(classifier: Pipeline, images: Sequence[Image.Image], top_k: int) -> list[list[dict[str, Any]]]:
     """
-    The `top_k` best classes, best first, as dicts with `label` and `score`.
+    For each image the `top_k` best classes, best first, as dicts with `label` and `score`.
 
     Raises:
         ValueError: the pixels or the model's answers are NaN or infinite.
     """
-    return classifier.postprocess(_outputs(classifier, image), top_k=top_k)  # type: ignore[arg-type]  # its own keyword
+
+    def answers_of(outputs: Any, sizes: list[tuple[int, int]]) -> list[Any]:
+        rows = [{"logits": outputs["logits"][index : index + 1]} for index in range(len(sizes))]
+        return [classifier.postprocess(row, top_k=top_k) for row in rows]  # type: ignore[arg-type]  # its own keyword
+
+    return _answers(classifier, images, answers_of)
 
 
-def label_map(segmenter: Pipeline, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
+def top_classes(classifier: Pipeline, image: Image.Image, top_k: int) -> list[dict[str, Any]]:
+    """[`top_classes_of`] one image."""
+    return top_classes_of(classifier, [image], top_k)[0]
+
+
+def label_maps_of(
+    segmenter: Pipeline, images: Sequence[Image.Image], sizes: Sequence[tuple[int, int]] | None = None
+) -> list[np.ndarray]:
     """
-    The class of every pixel: (height, width) int64, at the image's size or at `size` (height, width).
+    For each image the class of every pixel: (height, width) int64, at the image's size or at its entry in `sizes`
+    (height, width).
 
     The pipeline's own answer has one mask per class name, and several classes may share a name.
 
@@ -199,10 +258,50 @@ def label_map(segmenter: Pipeline, image: Image.Image, size: tuple[int, int] | N
         ValueError: the pixels or the model's answers are NaN or infinite.
     """
     processor: Any = segmenter.image_processor
-    outputs = _outputs(segmenter, image, subtask="semantic")
-    sizes = [size or (image.height, image.width)]
-    labels = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0]
-    return labels.cpu().numpy()
+
+    def answers_of(outputs: Any, sizes: list[tuple[int, int]]) -> list[Any]:
+        maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        return [labels.cpu().numpy() for labels in maps]
+
+    return _answers(segmenter, images, answers_of, sizes, subtask="semantic")
+
+
+def label_map(segmenter: Pipeline, image: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
+    """[`label_maps_of`] one image."""
+    return label_maps_of(segmenter, [image], size and [size])[0]
+
+
+def find_objects_in(
+    detector: Pipeline,
+    images: Sequence[Image.Image],
+    threshold: float,
+    with_masks: bool = False,
+    sizes: Sequence[tuple[int, int]] | None = None,
+) -> list[Objects]:
+    """
+    For each image the objects with a score above `threshold`, in pixels of the image or of a copy of the size
+    (height, width) in `sizes`.
+
+    The pipelines' own answers lose something: object detection rounds coordinates down to integers, image segmentation
+    lets no two masks overlap.
+
+    Raises:
+        ValueError: the pixels or the model's answers are NaN or infinite.
+    """
+    processor: Any = detector.image_processor
+
+    def answers_of(outputs: Any, sizes: list[tuple[int, int]]) -> list[Objects]:
+        options = {"threshold": threshold, "target_sizes": sizes}
+        boxes, masks = processor.post_process_object_detection(outputs, **options), [None] * len(sizes)
+        if with_masks:
+            maps = processor.post_process_instance_segmentation(outputs, return_binary_maps=True, **options)
+            masks = [one["segmentation"].cpu() for one in maps]
+        return [
+            Objects(found["boxes"].cpu(), found["labels"].tolist(), found["scores"].tolist(), mask)
+            for found, mask in zip(boxes, masks, strict=True)
+        ]
+
+    return _answers(detector, images, answers_of, sizes)
 
 
 def find_objects(
@@ -212,21 +311,5 @@ def find_objects(
     with_masks: bool = False,
     size: tuple[int, int] | None = None,
 ) -> Objects:
-    """
-    Objects with a score above `threshold`, in pixels of the image or of a copy of `size` (height, width).
-
-    The pipelines' own answers lose something: object detection rounds coordinates down to integers, image segmentation
-    lets no two masks overlap.
-
-    Raises:
-        ValueError: the pixels or the model's answers are NaN or infinite.
-    """
-    processor: Any = detector.image_processor
-    outputs = _outputs(detector, image)
-    options = {"threshold": threshold, "target_sizes": [size or (image.height, image.width)]}
-    found = processor.post_process_object_detection(outputs, **options)[0]
-    masks = None
-    if with_masks:
-        maps = processor.post_process_instance_segmentation(outputs, return_binary_maps=True, **options)[0]
-        masks = maps["segmentation"].cpu()
-    return Objects(found["boxes"].cpu(), found["labels"].tolist(), found["scores"].tolist(), masks)
+    """[`find_objects_in`] one image."""
+    return find_objects_in(detector, [image], threshold, with_masks, size and [size])[0]

@@ -32,7 +32,8 @@ def coco_figures(
     """
     The figures of [`CocoAP`] for its `images`, without prefix, by the IoU of boxes or of `masks`, and the precision
     (10 IoU thresholds, 101 recalls, classes) from which they come; -1 where it is undefined. pycocotools computes them,
-    with its default parameters. Its output is suppressed.
+    with its default parameters. Its output is suppressed. (faster-coco-eval 1.8.0 takes less time, but
+    its precision differs in the last digit, by up to 2.3e-16, with and without crowds and equal scores.)
     """
     # By id, as pycocotools does it: of equal scores the first counts first, whichever process had the image.
     records = [images[name] for name in sorted(images, key=lambda name: (isinstance(name, str), name))]

@@ -253,8 +253,8 @@ def _check_activation(name: str) -> None:
 
 
 def check_num_labels(num_labels: int | None) -> None:
-    """Raises a ValueError for True, or a negative or absurd number of classes. None, the default number, passes."""
-    if num_labels is not None and (isinstance(num_labels, bool) or not 0 <= num_labels <= LARGEST_NUM_LABELS):
+    """Raises a ValueError for what is no integer, negative or absurdly large. None, the default number, passes."""
+    if num_labels is not None and not (is_integer(num_labels) and 0 <= num_labels <= LARGEST_NUM_LABELS):
         raise ValueError(
             f"num_labels must be from 1 to {LARGEST_NUM_LABELS:,}, or 0 for no head where that is possible, got "
             f"{num_labels}."

@@ -19,6 +19,35 @@ else:
     batched_nms = None
 
 
+def best_after_nms(
+    boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, iou_threshold: float, count: int
+) -> torch.Tensor:
+    """
+    The `count` best boxes that non-maximum suppression within each class keeps.
+
+    Whether a box is kept depends on better boxes only. So the best `10 * count` boxes are enough if they leave `count`;
+    if not, four times as many are tried. At threshold 0, 5,000 candidates of 80 classes took 5.5 s otherwise, 80
+    suppressions of all candidates.
+
+    Args:
+        boxes: (n, 4) float32, xyxy.
+        scores: (n,) float32.
+        labels: (n,) int64.
+
+    Returns:
+        Indices (at most `count`,) int64, best first, of equal scores the first.
+    """
+    order = scores.sort(descending=True, stable=True).indices
+    tried = 10 * count
+    while True:
+        best = order[:tried]
+        # batched_nms offsets the boxes of each class, which would cost float32 coordinates their last digits
+        kept = batched_nms(boxes[best].double(), scores[best].double(), labels[best], iou_threshold).sort().values
+        if len(kept) >= count or tried >= len(order):
+            return best[kept[:count]]
+        tried *= 4
+
+
 class PvtDetectionImageProcessorMixin(PvtBoxImageProcessorMixin):
     """What both backends share: settings and post-processing."""
 
@@ -64,8 +93,7 @@ class PvtDetectionImageProcessorMixin(PvtBoxImageProcessorMixin):
             scores = logits.float().sigmoid()
             candidates, labels = (scores > threshold).nonzero(as_tuple=True)
             scores, boxes = scores[candidates, labels], to_image_boxes(pred_boxes[candidates], size)
-            # batched_nms offsets the boxes of each class, which would cost float32 coordinates their last digits
-            keep = batched_nms(boxes.double(), scores.double(), labels, self.nms_threshold)[: self.max_detections]
+            keep = best_after_nms(boxes, scores, labels, self.nms_threshold, self.max_detections)
             results.append({"scores": scores[keep], "labels": labels[keep], "boxes": boxes[keep]})
         return results
 

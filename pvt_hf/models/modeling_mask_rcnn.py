@@ -247,7 +247,8 @@ class MaskRcnnForInstanceSegmentation(HeadPreTrainedModel):
             loss_dict |= self.region_losses(maps, self.sample_regions(proposals, objects, labels))
             loss = sum(loss_dict.values())
         if torch.compiler.is_exporting():
-            detections = fixed_detect(self, maps, *proposals, image_sizes, STRIDES, BOX_REGION_SIZE, MASK_REGION_SIZE)
+            boxes, there = proposals
+            detections = fixed_detect(self, maps, boxes, there, image_sizes, STRIDES, BOX_REGION_SIZE, MASK_REGION_SIZE)
         elif not self.training:
             detections = self.detect(maps, proposals, image_sizes)
         return MaskRcnnInstanceSegmentationOutput(

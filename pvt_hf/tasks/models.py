@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..families import Family, load
 from ..weights.backbone import load_pretrained_backbone
 from ..weights.official import load_official_checkpoint
-from ..weights.opening import open_complete
-from ..weights.paths import check_model_path
+from ..weights.opening import open_complete, open_config, open_processor
 from ..weights.variants import get_config
 from .labels import label_fields
 from .settings import HeadSettings, read_overrides
@@ -32,8 +31,7 @@ def open_model(model: str, auto_class: Any, class_names: tuple[str, ...], drop_p
         OSError: there is no such folder or Hub id.
         ValueError: the checkpoint lacks weights.
     """
-    check_model_path(model)
-    config = AutoConfig.from_pretrained(model, **label_fields(class_names))
+    config = open_config(model, **label_fields(class_names))
     with_drop_path = getattr(config, "backbone_config", None) or config
     if hasattr(with_drop_path, "drop_path_rate"):
         with_drop_path.drop_path_rate = drop_path_rate
@@ -87,8 +85,7 @@ def config_of(backbone: str, fields: dict[str, Any]) -> PreTrainedConfig:
     """
     if Path(backbone).is_file():
         return load_official_checkpoint(backbone, **fields).config
-    check_model_path(backbone)
-    config = AutoConfig.from_pretrained(backbone)
+    config = open_config(backbone)
     config = getattr(config, "backbone_config", None) or config
     config.num_labels = 2  # Transformers' default, because the classifier's labels are not the head's
     for name, value in fields.items():
@@ -104,7 +101,7 @@ def normalization_of(backbone: str) -> dict[str, Any]:
     if not backbone or Path(backbone).is_file():
         return {}
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(backbone)
+        processor = open_processor(backbone)
     except (OSError, ValueError):
         return {}
     return {"image_mean": processor.image_mean, "image_std": processor.image_std}

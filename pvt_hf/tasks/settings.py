@@ -17,7 +17,9 @@ class CheckpointSettings(Settings):
     """A checkpoint to train."""
 
     model: str = option(
-        "", "Checkpoint to fine-tune, with its image processor, e.g. outputs/fruit or a Hub id; '': a new one."
+        "",
+        "Checkpoint to fine-tune, with its image processor: a folder, Hub id, or official:pvt-small, which downloads "
+        "the official release, e.g. outputs/fruit; '': a new one.",
     )
     drop_path_rate: float = option(
         0.1, "Drop path: probability of dropping the last block; it rises from 0 with depth, e.g. 0.3."
@@ -52,7 +54,7 @@ class HeadSettings(ModelSettings):
     backbone: str = option(
         "",
         "Initial weights of the backbone: a classifier or another model with a backbone, as a folder, Hub id or "
-        "official .pth file, e.g. models/pvt-small; '': random.",
+        "official .pth file, or official:pvt-small, which downloads one, e.g. models/pvt-small; '': random.",
     )
     backbone_overrides: str = option(
         "{}", "Fields of the backbone's PvtConfig to change, as JSON, e.g. '{\"depths\": [2, 2, 2, 2]}'."

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from ..models.modeling_pvt import PvtBackbone, PvtForImageClassification, PvtPatchEmbeddings, resize_position_table
 from .official import load_official_checkpoint
+from .opening import open_config
+from .paths import folder_or_id, official_variant
+from .release import from_official
 
 
 @dataclass
@@ -60,7 +62,8 @@ def load_pretrained_backbone(model: nn.Module, checkpoint: str | Path, **hub_kwa
         model: a backbone, or a model with exactly one (`DetrForObjectDetection`, `UperNetForSemanticSegmentation`, this
             package's heads ...), PVT or another architecture.
         checkpoint: a folder or Hub id in Transformers' layout, of the same architecture or of a model whose `backbone`
-            has that architecture (RetinaNet, Semantic FPN ...); or an official PVT `.pth` file.
+            has that architecture (RetinaNet, Semantic FPN ...); an official PVT `.pth` file; or "official:pvt-small",
+            which downloads one.
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only` ... as in `from_pretrained`.
 
     Returns:
@@ -139,12 +142,13 @@ def _load_source(
     """The checkpoint as a model with the backbone's parameter names, and the names of its unused weights."""
     if str(checkpoint).startswith((".", "/", "~")) and not Path(checkpoint).exists():
         raise FileNotFoundError(f"There is no {checkpoint} to start from: give a file, folder or Hub id.")
-    if Path(checkpoint).is_file():
-        model = load_official_checkpoint(checkpoint)
+    official = official_variant(checkpoint)
+    if official or Path(checkpoint).is_file():
+        model = from_official(official)[0] if official else load_official_checkpoint(checkpoint)
         if isinstance(model, PvtForImageClassification):
             return model.pvt, [name for name in model.state_dict() if name.startswith("classifier.")]
         return model, []
-    config, prefix = AutoConfig.from_pretrained(checkpoint, **hub_kwargs), backbone.base_model_prefix
+    config, prefix = open_config(checkpoint, **hub_kwargs), backbone.base_model_prefix
     if config.model_type != backbone.config.model_type and getattr(config, "backbone_config", None) is not None:
         config, prefix = config.backbone_config, "backbone"
     if config.model_type != backbone.config.model_type:
@@ -164,7 +168,9 @@ def _load_source(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        source, info = source_class.from_pretrained(checkpoint, config=config, output_loading_info=True, **hub_kwargs)
+        source, info = source_class.from_pretrained(
+            folder_or_id(checkpoint), config=config, output_loading_info=True, **hub_kwargs
+        )
     except SafetensorError as error:
         raise ValueError(f"The weights of {checkpoint} cannot be read: {error}") from error
     finally:

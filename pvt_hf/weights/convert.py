@@ -59,7 +59,7 @@ def convert_checkpoint(
 
     with folder_written_whole(output) as folder:
         model.save_pretrained(folder)
-        _image_processor(config.image_size).save_pretrained(folder)
+        official_image_processor(config.image_size).save_pretrained(folder)
         report = {
             "source": {
                 "file": checkpoint.name,
@@ -105,8 +105,9 @@ def imagenet_labels() -> dict[int, str]:
     return labels
 
 
-def _image_processor(image_size: int | list[int] | tuple[int, int]) -> PvtImageProcessorPil:
-    """The official evaluation, resize to 256 and crop to 224 pixels, scaled to the model's image size."""
+def official_image_processor(image_size: int | list[int] | tuple[int, int], **fields: Any) -> PvtImageProcessorPil:
+    """The official evaluation, resize to 256 and crop to 224 pixels, scaled to the model's image size; or `fields`."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     shortest_edge = int(256 / 224 * max(height, width))
-    return PvtImageProcessorPil(size={"shortest_edge": shortest_edge}, crop_size={"height": height, "width": width})
+    sizes = {"size": {"shortest_edge": shortest_edge}, "crop_size": {"height": height, "width": width}}
+    return PvtImageProcessorPil(**{**sizes, **fields})

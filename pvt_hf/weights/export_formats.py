@@ -16,7 +16,7 @@ class ExportFormat:
         packages: that export it and run it, as they are imported.
         extra: of this package, that installs them; "" if the core does.
         precisions: besides fp32 and int8: "fp16", "bf16".
-        quantized: whether int8 is possible.
+        quantizer: the package that quantises to int8; "" if there is none.
         dynamic: whether batch, height and width may stay open.
         native_code: whether its files hold code for the processor, which opening it may run.
     """
@@ -27,14 +27,19 @@ class ExportFormat:
     packages: tuple[str, ...] = ()
     extra: str = ""
     precisions: tuple[str, ...] = ()
-    quantized: bool = False
+    quantizer: str = ""
     dynamic: bool = True
     native_code: bool = False
 
-    @property
-    def missing(self) -> str:
-        """Why it cannot be used here: the packages that are not installed, and the line that installs them; or ""."""
-        packages = [package for package in self.packages if find_spec(package) is None]
+    def missing(self, quantize: bool = False) -> str:
+        """
+        Why it cannot be used here: the packages that are not installed, and the line that installs them; or "".
+
+        Args:
+            quantize: whether it is to be quantised.
+        """
+        needed = dict.fromkeys([*self.packages, *([self.quantizer] if quantize else [])])
+        packages = [package for package in needed if find_spec(package) is None]
         if not packages:
             return ""
         are = "is" if len(packages) == 1 else "are"
@@ -47,7 +52,20 @@ class ExportFormat:
 EXPORT_FORMATS = {
     one.name: one
     for one in (
-        ExportFormat("onnx", "ONNX", "onnx", ("onnx", "onnxruntime", "onnxscript"), "export"),
+        ExportFormat(
+            "onnx", "ONNX", "onnx", ("onnx", "onnxruntime", "onnxscript"), "export", precisions=("fp16",),
+            quantizer="onnxruntime",
+        ),
+        ExportFormat(
+            "openvino", "OpenVINO", "openvino", ("openvino",), "openvino", precisions=("fp16", "bf16"),
+            quantizer="nncf",
+        ),
+        ExportFormat("torch", "torch.export", "dynamo", precisions=("fp16", "bf16")),
+        ExportFormat(
+            "aotinductor", "torch.export, compiled by AOTInductor", "aotinductor", precisions=("bf16",),
+            native_code=True,
+        ),
+        ExportFormat("executorch", "ExecuTorch", "executorch", ("executorch",), "executorch", dynamic=False),
     )
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .paths import EXPORT_MANIFEST
 
 
 REPORT = "export_report.json"
-INPUTS = ("pixel_values", "pixel_mask")
+OPENVINO_PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 class ExportedForInference(nn.Module):
@@ -155,13 +156,14 @@ def open_exported(
         manifest = json.loads((folder / EXPORT_MANIFEST).read_text())
         name = manifest["export_format"]
         files = [component["file"] for component in manifest["components"].values()]
+        dtypes = {component["metadata"]["export_dtype"] for component in manifest["components"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / EXPORT_MANIFEST} cannot be read: {error!r}. Export the model again.") from error
     kind = format_called(name)
     if kind is None:
         raise ValueError(f"{folder} is an export of the format {name!r}, which this version does not know.")
-    if kind.missing:
-        raise ImportError(f"{folder} cannot run: {kind.missing}")
+    if reason := kind.missing():
+        raise ImportError(f"{folder} cannot run: {reason}")
     for file in files:
         # A path in a file that was downloaded must not lead out of the folder.
         if Path(file).name != file or not (folder / file).is_file():
@@ -171,14 +173,21 @@ def open_exported(
 
     from transformers.exporters import ExportedModel
 
+    from . import torch_programs  # noqa: F401  registers its formats
+
     config = read_config(folder)
     import_outputs(config)
-    exported = ExportedModel.from_pretrained(folder, device=device)
+    hint = next((OPENVINO_PRECISIONS[dtype] for dtype in dtypes if dtype in OPENVINO_PRECISIONS), "f32")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*children_specs.*", category=FutureWarning)  # in Transformers
+        # By itself, OpenVINO computes in bf16 on processors that have it, whatever the model was.
+        options: dict[str, Any] = {"config": {"INFERENCE_PRECISION_HINT": hint}} if name == "openvino" else {}
+        exported = ExportedModel.from_pretrained(folder, device=device, **options)
     exported.config = config
     report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
     # Pipelines print an error for class names that are not in their tables.
-    name = (config.architectures or [ExportedForInference.__name__])[0]
-    named: type[ExportedForInference] = type(name, (ExportedForInference,), {})
+    class_name = (config.architectures or [ExportedForInference.__name__])[0]
+    named: type[ExportedForInference] = type(class_name, (ExportedForInference,), {})
     return named(exported, report.get("parameters", 0), digest_of(folder, files)).eval()
 
 

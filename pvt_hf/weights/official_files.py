@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
+import os
 import pickle
 import re
 import urllib.request
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from huggingface_hub import cached_assets_path
-from huggingface_hub.utils import tqdm
+from huggingface_hub import cached_assets_path, is_offline_mode
+from huggingface_hub.utils import WeakFileLock, tqdm
 from safetensors import SafetensorError
 from transformers.utils import logging
 
@@ -41,7 +41,10 @@ def download_checkpoint(variant: Variant, cache_dir: str | Path | None = None) -
 
     The download goes to a `.part` file. It gets its final name if it is complete, has the expected SHA-256 (if known)
     and can be read as a checkpoint; otherwise it is removed. (`torch.hub.download_url_to_file` accepts truncated files
-    and waits forever for a silent server.)
+    and waits forever for a silent server.) Of several processes, one downloads, and the others wait for the file.
+
+    The environment variable `PVT_HF_RELEASE_URL` names another server with the files of the release, such as a mirror:
+    "https://mirror.example/pvt" for "https://mirror.example/pvt/pvt_small.pth".
 
     Args:
         variant: a row of `pvt_hf.weights.variants`.
@@ -51,37 +54,54 @@ def download_checkpoint(variant: Variant, cache_dir: str | Path | None = None) -
         The path of the file.
 
     Raises:
-        ConnectionError: the download failed or was incomplete.
+        ConnectionError: the download failed or was incomplete, or HF_HUB_OFFLINE=1 forbids it.
         ValueError: no weights were released for the variant, or the downloaded file is not the expected one.
     """
     if variant.checkpoint_url is None:
         raise ValueError(f"No weights were released for {variant.name}: convert a file of your own with --checkpoint.")
     if cache_dir is None:
         cache_dir = cached_assets_path("pvt_hf", subfolder="official-checkpoints")
-    path = Path(cache_dir) / variant.checkpoint_url.rpartition("/")[2]
-    if path.is_file() and variant.checkpoint_sha256 in (None, sha256_of(path)):
+    name = variant.checkpoint_url.rpartition("/")[2]
+    path = Path(cache_dir) / name
+    if _is_complete(path, variant):
         return path
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    with WeakFileLock(path.with_name(f".{name}.lock")):
+        if not _is_complete(path, variant):
+            mirror = os.environ.get("PVT_HF_RELEASE_URL")
+            _download(f"{mirror.rstrip('/')}/{name}" if mirror else variant.checkpoint_url, path, variant)
+    return path
+
+
+def _is_complete(path: Path, variant: Variant) -> bool:
+    return path.is_file() and variant.checkpoint_sha256 in (None, sha256_of(path))
+
+
+def _download(url: str, path: Path, variant: Variant) -> None:
+    if is_offline_mode():
+        raise ConnectionError(
+            f"{url} is not in the cache, and HF_HUB_OFFLINE forbids downloads: unset it once, or copy the file to "
+            f"{path}."
+        )
+    part = path.with_name(f"{path.name}.part")  # that of a process which was killed is overwritten
     try:
-        _fetch(variant.checkpoint_url, part)
+        _fetch(url, part, path)
         digest = sha256_of(part)
         if variant.checkpoint_sha256 not in (None, digest):
             raise ValueError(
-                f"{variant.checkpoint_url} has SHA-256 {digest}, expected {variant.checkpoint_sha256}: the file was "
-                "damaged or replaced. Nothing was kept; try again later."
+                f"{url} has SHA-256 {digest}, expected {variant.checkpoint_sha256}: the file was damaged or replaced. "
+                "Nothing was kept; try again later."
             )
         read_checkpoint(part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return path
 
 
-def _fetch(url: str, path: Path) -> None:
+def _fetch(url: str, part: Path, path: Path) -> None:
+    """Downloads `url` to the file `part`. The advice of an error names `path`."""
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, path.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, part.open("wb") as file:
             length = response.headers.get("Content-Length")
             total = None if length is None else int(length)
             with tqdm(total=total, unit="B", unit_scale=True, desc=url.rpartition("/")[2]) as progress:
@@ -94,7 +114,7 @@ def _fetch(url: str, path: Path) -> None:
     except (OSError, http.client.HTTPException) as error:
         raise ConnectionError(
             f"Could not download {url}: {type(error).__name__}: {error}. Nothing was kept. Try again, or download the "
-            "file by other means and pass its path with --checkpoint."
+            f"file by other means and copy it to {path}."
         ) from error
 
 

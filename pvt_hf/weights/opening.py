@@ -1,4 +1,4 @@
-"""Opens complete checkpoints: for evaluation, prediction, the page, pushing and fine-tuning."""
+"""Opens configurations, image processors and complete checkpoints by the names of models that commands take."""
 
 from __future__ import annotations
 
@@ -10,10 +10,46 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from ..models.configuration_pvt import PvtConfig
+from ..models.modeling_pvt import PvtForImageClassification
+from .convert import official_image_processor
 from .exported import ExportedForInference, open_exported
-from .paths import check_model_path, is_exported
+from .paths import check_model_path, folder_or_id, is_exported, official_variant
+from .release import from_official, official_config
+
+
+# Arguments of `from_pretrained` that mean nothing for weights in memory
+_LOADING = ("trust_remote_code", "use_safetensors")
+
+
+def open_config(model: str | Path, **options: Any) -> PreTrainedConfig:
+    """
+    The configuration of a model: a folder, Hub id, "official:pvt-small" or "sample:digits-segmenter".
+
+    Args:
+        options: fields to replace, and arguments of `AutoConfig.from_pretrained`.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: its configuration is damaged or unknown.
+    """
+    check_model_path(model)
+    official = official_variant(model)
+    if official:
+        return official_config(official, **{k: v for k, v in options.items() if k not in _LOADING})
+    return AutoConfig.from_pretrained(folder_or_id(model), **options)
+
+
+def open_processor(model: str | Path, **options: Any) -> Any:
+    """The image processor of a model, named as for [`open_config`]; `options` are fields to replace."""
+    official = official_variant(model)
+    if official:
+        fields = {k: v for k, v in options.items() if k not in _LOADING}
+        return official_image_processor(official_config(official).image_size, **fields)
+    return AutoImageProcessor.from_pretrained(folder_or_id(model), **options)
 
 
 def open_complete(
@@ -24,7 +60,7 @@ def open_complete(
 
     Args:
         model_class: a model class or an Auto class.
-        model: folder or Hub id.
+        model: folder, Hub id, "official:pvt-small" or "sample:digits-segmenter".
         new_classifier: accept weights of another shape and initialise them anew: a classifier for other classes.
         options: for `from_pretrained`, such as `config`, `dtype`, `trust_remote_code`.
 
@@ -43,9 +79,7 @@ def open_complete(
             "was exported from. (predict, evaluate and app take exports.)"
         )
     try:
-        opened, loaded = model_class.from_pretrained(
-            model, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        opened, loaded = _load(model_class, model, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except SafetensorError as error:
         raise ValueError(f"The weights of {model} cannot be read: {error}") from error
     except ValueError as error:
@@ -79,6 +113,19 @@ def open_complete(
             "checkpoint from before the training diverged, or copy the files again."
         )
     return opened.eval()
+
+
+def _load(model_class: Any, model: str | Path, **options: Any) -> Any:
+    official = official_variant(model)
+    if official is None:
+        return model_class.from_pretrained(folder_or_id(model), **options)
+    known = getattr(model_class, "_model_mapping", None)
+    if (PvtConfig not in known) if known is not None else model_class is not PvtForImageClassification:
+        raise ValueError(f"{model} is a classifier, which is no model for {model_class.__name__}: choose its task.")
+    source, _ = from_official(official)
+    options = {"config": source.config, "dtype": source.dtype, **options}
+    options = {key: value for key, value in options.items() if key not in _LOADING}
+    return PvtForImageClassification.from_pretrained(None, state_dict=source.state_dict(), **options)
 
 
 def open_to_run(model_class: Any, model: str | Path, **options: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Whether a name is a folder here or a model on the Hub. Imports nothing heavy: arguments are checked with it."""
+"""
+What a name of a model stands for: a folder here, a model on the Hub, "official:pvt-small" (the official release) or
+"sample:digits-segmenter" (a model in this package). Imports nothing heavy: arguments are checked with it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,53 @@ import re
 from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
+
+from .variants import RELEASED
+
+
+OFFICIAL, SAMPLE = "official:", "sample:"
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+def official_variant(model: str | Path) -> str | None:
+    """
+    The variant that "official:NAME" names, such as "pvt-small"; None for other models. Raises a FileNotFoundError for a
+    variant without released weights.
+    """
+    if not str(model).startswith(OFFICIAL):
+        return None
+    name = str(model).removeprefix(OFFICIAL)
+    if name not in RELEASED:
+        known = ", ".join(f"{OFFICIAL}{variant}" for variant in RELEASED)
+        raise FileNotFoundError(f"The official release has no {model}: choose one of {known}.")
+    return name
+
+
+def sample(name: str) -> str:
+    """
+    The folder of a small trained model that is part of this package: model, image processor, card and `run.json`.
+
+    Args:
+        name: "digits-segmenter" (Semantic FPN) or "digits-detector" (Mask R-CNN), for scenes of handwritten digits.
+
+    Returns:
+        The folder, for `from_pretrained` and `pipeline`:
+        `pipeline("image-segmentation", model=sample("digits-segmenter"))`.
+
+    Raises:
+        FileNotFoundError: there is no such model; the message lists them.
+    """
+    folder = SAMPLES / name
+    known = sorted(path.parent.name for path in SAMPLES.glob("*/config.json"))
+    if name not in known:
+        raise FileNotFoundError(f"There is no sample {name!r}: choose one of {', '.join(known)}.")
+    return str(folder)
+
+
+def folder_or_id(model: str | Path) -> str:
+    """The folder of "sample:NAME"; any other name as given."""
+    name = str(model)
+    return sample(name.removeprefix(SAMPLE)) if name.startswith(SAMPLE) else name
 
 
 EXPORT_MANIFEST = "export.json"  # that of `transformers.exporters`
@@ -22,10 +72,12 @@ def check_model_path(model: str | Path) -> None:
 
     Raises:
         FileNotFoundError: `model` looks like a path and is not a folder, has no `config.json` (or is no adapter), or is
-            a folder to resume a training from.
+            a folder to resume a training from; or there is no such official release or sample.
         NotADirectoryError: it is a file.
     """
-    name, path = str(model), Path(model)
+    if official_variant(model):
+        return
+    name, path = folder_or_id(model), Path(folder_or_id(model))
     if name and path.is_file():
         raise NotADirectoryError(
             f"{name} is a file: give a folder with config.json, or a Hub id such as org/name. (pvt-hf convert makes a "

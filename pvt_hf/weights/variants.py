@@ -62,6 +62,9 @@ VARIANTS: dict[str, Variant] = {
         ),
     )
 }
+# Variants with a checkpoint in the official release. It has classifiers only: detectors and segmentors were published
+# elsewhere or not at all.
+RELEASED = tuple(variant.name for variant in VARIANTS.values() if variant.checkpoint_url)
 
 
 def get_variant(name: str) -> Variant:

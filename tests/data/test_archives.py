@@ -336,6 +336,38 @@ def test_a_tar_without_a_mark_at_its_end_is_warned_about(tar, caplog):
     )
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_tars_that_were_joined_are_read_to_the_end(mode, tar, caplog):
+    parts = []
+    for part in range(3):
+        write_tar(tar, {f"{part}.png": IMAGES[part], f"{part}.cls": str(LABELS[part]).encode()}, mode)
+        parts.append(tar.read_bytes())
+    tar.write_bytes(b"".join(parts))
+    (tar.parent / "train-0.tar").unlink()
+    stream = open_classification_stream(str(tar.parent))
+    for _ in range(2):  # it can be read again
+        assert [example["__key__"] for example in stream.dataset] == ["0", "1", "2"]
+        assert [example["png"]["bytes"] for example in stream.dataset] == IMAGES[:3]
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "header"])
+def test_damage_in_joined_tars_is_an_error(damage, tar):
+    content = tar.read_bytes()
+    joined = bytearray(content + content)
+    if damage == "cut":
+        joined = joined[: len(content) + 700]
+    elif damage == "garbage":
+        joined = bytearray(content + b"no tar" * 100)
+    else:  # in the middle of the second, and the file ends as it should
+        with tarfile.open(tar) as opened:
+            third = len(content) + opened.getmembers()[2].offset
+        joined[third : third + 512] = b"\xff" * 512
+    tar.write_bytes(joined)
+    with pytest.raises((ValueError, tarfile.ReadError), match="not a complete tar|or no tar, at byte"):
+        list(open_classification_stream(str(tar.parent)).dataset)
+
+
 @pytest.mark.parametrize("first", [b"", b"damaged"])
 def test_the_first_bytes_may_be_no_image(first, tmp_path):
     images = [first, *IMAGES[1:]]

@@ -106,11 +106,17 @@ def test_checkpoints_that_are_not_there(arguments, tmp_path):
 def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(arguments, tmp_path, file):
     (tmp_path / "checkpoint-8").mkdir()
     (tmp_path / "checkpoint-8" / file).write_text("{}")
-    with pytest.raises(FileExistsError, match="has checkpoints of an earlier run: .*--resume_from_checkpoint latest"):
+    own = {"finetune": file == "trainer_state.json", "train": file == "loop_state.json"}
+    refused = {True: "of an earlier run: .*--resume_from_checkpoint latest", False: "has checkpoints of pvt-hf"}
+    with pytest.raises(FileExistsError, match=refused[own["finetune"]]):
         finetuning.finetune(*arguments(tmp_path, "--max_steps", 1))
-    with pytest.raises(FileExistsError, match="has checkpoints of an earlier run"):
+    with pytest.raises(FileExistsError, match=refused[own["train"]]):
         ensure_output_dir(tmp_path, "")
-    assert ensure_output_dir(tmp_path, "latest") == tmp_path
+    if own["train"]:
+        assert ensure_output_dir(tmp_path, "latest") == tmp_path
+    else:  # those of another command cannot be continued
+        with pytest.raises(FileExistsError, match="has checkpoints of pvt-hf finetune: choose another --output_dir"):
+            ensure_output_dir(tmp_path, "latest")
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["checkpoint-8"]
 
 

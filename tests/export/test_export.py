@@ -8,6 +8,7 @@ import copy
 import json
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from transformers import AutoImageProcessor
 import pvt_hf
 from pvt_hf.commands import main
 from pvt_hf.export import folder as export_folder
+from pvt_hf.export.accuracy import AccuracyData
 from pvt_hf.export.comparison import Comparison, difference_of, matched
 from pvt_hf.export.folder import Disagreement
 from pvt_hf.families import FAMILIES
@@ -32,6 +34,7 @@ from pvt_hf.weights.opening import open_complete
 from ..support.common import random_images
 from ..support.exports import export, figures, save_model
 from ..support.heads import HEADS
+from ..support.pages import DOCS, blocks
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,18 @@ def test_a_pipeline_and_predict_answer_like_the_model(classifier, photo, monkeyp
     assert lines[0] == lines[1] != ""
 
 
+def test_the_example_of_the_page_runs_without_torch(classifier, photo):
+    model, folder, _ = classifier
+    (code,) = [block.code for block in blocks(DOCS / "deployment.md") if "onnxruntime.InferenceSession" in block.code]
+    assert "torch" not in code and "pvt_hf" not in code
+    code = code.replace('"classifier-onnx"', repr(str(folder))).replace('"photo.jpg"', repr(str(photo)))
+    blocked = "import sys\nfor name in ('torch', 'transformers', 'pvt_hf'): sys.modules[name] = None\n"
+    done = subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (answer,) = pvt_hf.open_pipeline(str(model))[1](Image.open(photo), top_k=1)
+    assert done.stdout.strip() == answer["label"]
+
+
 def test_evaluation_gives_the_same_accuracy(classifier):
     model, folder, _ = classifier
     before, after = (figures("pvt", place) for place in (model, folder))
@@ -115,10 +130,9 @@ def test_evaluation_gives_the_same_accuracy(classifier):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*HEADS])
 def test_heads_answer_like_their_models(name, tmp_path, photo):
-    """All images have one size after preparation, so a program for one size serves; Mask R-CNN takes any size."""
+    """Programs for one size, which are traced faster; `python -m tests.support.export_table` makes those for any."""
     model = save_model(name, tmp_path / "model")
-    request = {} if FAMILIES[name].masks else {"fixed_size": (64, 64)}
-    export(model, tmp_path / "export", **request)
+    export(model, tmp_path / "export", fixed_size=(64, 64))
     before, after = (figures(name, place) for place in (model, tmp_path / "export"))
     assert before.keys() == after.keys()
     for key, value in before.items():  # fp32 rounding may change the class of a pixel, or the order of two objects
@@ -131,6 +145,7 @@ def test_heads_answer_like_their_models(name, tmp_path, photo):
 # A static program
 
 
+@pytest.mark.slow
 def test_a_program_for_one_size_takes_batches_and_refuses_other_sizes(tmp_path):
     model = save_model("pvt", tmp_path / "model")
     report = export(model, tmp_path / "export", fixed_size=(96, 64))
@@ -215,6 +230,12 @@ def test_mistakes_are_named(classifier, tmp_path, monkeypatch, capsys):
         ([model, *to, tmp_path / "full"], "is not empty: choose another output, or pass --overwrite"),
         ([model, *to, tmp_path / "full" / "file"], "is a file"),
         ([model, *to, tmp_path / "x", "--static", "1x"], "'1x' is not a size"),
+        ([model, *to, tmp_path / "x", "--int8"], "--int8 is calibrated on images: give a --dataset"),
+        ([model, *to, tmp_path / "x", "--bf16"], "--bf16: ONNX has fp32, fp16."),
+        (
+            [model, "--format", "torch", "--output", tmp_path / "x", "--int8"],
+            "is not quantised here; onnx and openvino",
+        ),
         ([tmp_path / "absent", *to, tmp_path / "x"], "There is no model folder"),
         (
             [broken, *to, tmp_path / "x"],
@@ -281,9 +302,34 @@ def test_differences_of_outputs():
     moved["pred_boxes"][0, :4] += 0.5
     difference, count, share = difference_of(one, moved)
     assert count == 40 and share == pytest.approx(0.9)
-    assert not Comparison(1, 64, 64, difference, count, share).agrees
+    assert not Comparison(1, 64, 64, difference, count, share).agrees()
     assert difference_of({"logits": logits}, {"logits": logits + 0.03})[0] == pytest.approx(0.01, rel=1e-4)
     assert difference_of({"logits": logits}, {"logits": logits * torch.nan})[0] == float("inf")
     with pytest.raises(ValueError, match="The export returns"):
         difference_of(one, {"logits": logits})
     assert matched([torch.zeros(0, 5)], [torch.zeros(2, 5)])[1] == 0
+
+
+# Other formats
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("torch", "fp32"), ("openvino", "fp32"), ("openvino", "int8"), ("onnx", "int8")]
+)
+def test_other_formats_and_precisions(kind, precision, tmp_path):
+    """8 bits move the logits of a random model, which has no large ones, by a quarter or more."""
+    if kind == "openvino":
+        pytest.importorskip("openvino")
+        pytest.importorskip("nncf")
+    model = save_model("pvt", tmp_path / "model")
+    data = AccuracyData("digits", calibration_images=20) if precision == "int8" else None
+    request = {} if precision == "int8" else {"fixed_size": (64, 64)}
+    report = export(model, tmp_path / "export", kind, precision=precision, accuracy=data, **request)
+    if data is None:
+        assert figures("pvt", tmp_path / "export")["accuracy@1"] == figures("pvt", model)["accuracy@1"]
+        return
+    before, after = report["accuracy"]["figures"]["accuracy@1"]
+    assert before == figures("pvt", model)["accuracy@1"] and abs(before - after) < 0.1
+    assert any(1e-3 < one["difference"] < 1 for one in report["comparison"])
+    assert f"| accuracy@1 | {before:.4f} | {after:.4f} |" in (tmp_path / "export" / "README.md").read_text()

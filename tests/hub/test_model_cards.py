@@ -22,7 +22,7 @@ from ..support.card_text import section, table_rows
 from ..support.warm_processes import ROOT
 
 
-CARDS = {file.stem: file for file in sorted((ROOT / "model_cards").glob("*.md"))}
+CARDS = {file.stem: file for file in sorted((ROOT / "model_cards").glob("*.md")) if file.stem != "ablations"}
 OFFICIAL = None  # in place of a table's number: the official repository
 TOP1, TOP5, MIOU = ["Top-1 accuracy (%)"], ["Top-5 accuracy (%)"], ["Mean IoU (%)"]
 BOX = [f"Box {name} (%)" for name in ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")]

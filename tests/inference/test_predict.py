@@ -121,7 +121,7 @@ def test_images_of_many_kinds(segmenter, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert f"{tmp_path / 'broken.jpg'}: " in printed.err and f"{tmp_path / 'absent.png'}: " in printed.err
     names = [f"{name}.{ending}.png" for *_, name in images.values() for ending in ("overlay", "labels")]
-    assert {file.name for file in (tmp_path / "out").iterdir()} == set(names)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {*names, "predictions.jsonl"}
 
     lines = printed.out.splitlines()
     several = 0
@@ -177,7 +177,8 @@ def test_inputs_are_not_written_over(segmenter, tmp_path, monkeypatch):
     assert predict(monkeypatch, *files, *arguments) is None
     assert (tmp_path / "a.labels.png").read_bytes() == before
     made = {"a-2.overlay.png", "a-2.labels.png", "a.labels.overlay.png", "a.labels.labels.png"}
-    assert {file.name for file in tmp_path.iterdir()} == {"a.png", "a.labels.png", *made}
+    inputs = {"a.png", "a.labels.png"}
+    assert {file.name for file in tmp_path.iterdir()} == {*inputs, *made, "predictions.jsonl"}
 
 
 def test_a_classifier_and_the_default_task(tmp_path, monkeypatch, capsys):
@@ -193,7 +194,7 @@ def test_a_classifier_and_the_default_task(tmp_path, monkeypatch, capsys):
     end = predict(monkeypatch, *arguments[:-1], tmp_path / "a.png")
     assert end == f"error: --output_dir {tmp_path / 'a.png'} is a file: give a folder."
     assert predict(monkeypatch, *arguments) is None
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.classes.png"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"a.classes.png", "predictions.jsonl"}
 
 
 @pytest.mark.parametrize(

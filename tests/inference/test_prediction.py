@@ -201,3 +201,9 @@ def test_answers_that_are_not_finite(folders, name):
     pipeline.image_processor._validate_preprocess_kwargs = lambda **settings: None
     with pytest.raises(ValueError, match="gives pixels that are NaN or infinite: check its image_mean"):
         run_task(task, pipeline, image)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "xpu"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(ValueError, match=rf"PyTorch finds no device {device} on this machine\. There is: cpu"):
+        open_pipeline("org/model", device=device)

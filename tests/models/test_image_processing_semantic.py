@@ -269,6 +269,20 @@ def test_post_processing_resizes_logits(processor, monkeypatch, max_scores):
     assert equal[0].eq(0).all()  # of equal scores the first class, as argmax
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (6, 1), (12, 9)])
+def test_post_processing_leaves_out_classes_that_are_nowhere_the_best(processor, shape):
+    torch.manual_seed(0)
+    smooth = F.interpolate(torch.randn(1, 30, 2, 2) * 4, shape, mode="bilinear", align_corners=True)[0]
+    logits = smooth + 0.1 * torch.randn(30, *shape)
+    logits[20] = logits[3]  # a tie everywhere
+    left = image_processing_semantic.possible_classes(logits).tolist()
+    assert 1 <= len(left) < 25 and (3 in left) == (20 in left)
+    for size in ((40, 31), (3, 2), shape):
+        expected = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0].argmax(0)
+        (found,) = processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits[None]), [size])
+        assert torch.equal(found, expected) and set(found.unique().tolist()) <= set(left)
+
+
 def test_post_processing_gives_scores(processor):
     torch.manual_seed(0)
     logits = torch.randn(2, 7, 9, 12).bfloat16()

@@ -9,7 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import DetrConfig, DetrForObjectDetection, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    ConditionalDetrConfig,
+    ConditionalDetrForObjectDetection,
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    MaskFormerConfig,
+    MaskFormerForInstanceSegmentation,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_utils import load_sharded_checkpoint
 
 from pvt_hf import PvtDetrForObjectDetection
@@ -51,6 +64,13 @@ class KeepFirstWeights(TrainerCallback):
         self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def collate_masks(samples):
+    """For MaskFormer: two masks per image."""
+    masks = [(images > 0).float()[:2] for images in (sample["pixel_values"] for sample in samples)]
+    classes = [torch.tensor([1, 2])] * len(samples)
+    return {"pixel_values": collate(samples)["pixel_values"], "mask_labels": masks, "class_labels": classes}
+
+
 def trainer_of(model, folder, *callbacks) -> Trainer:
     arguments = TrainingArguments(
         folder, use_cpu=True, max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2, eval_strategy="steps",
@@ -58,8 +78,41 @@ def trainer_of(model, folder, *callbacks) -> Trainer:
         remove_unused_columns=False, report_to=[], disable_tqdm=True,
     )  # fmt: skip
     return EarlierIsBetter(
-        model, arguments, data_collator=collate, train_dataset=Scenes(), eval_dataset=Scenes(), callbacks=[*callbacks]
+        model,
+        arguments,
+        data_collator=COLLATE.get(type(model), collate),
+        train_dataset=Scenes(),
+        eval_dataset=Scenes(),
+        callbacks=[*callbacks],
     )
+
+
+COLLATE = {MaskFormerForInstanceSegmentation: collate_masks}
+SMALL_DECODER = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "num_queries": 6,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
+}  # fmt: skip
+
+
+def of_transformers(name: str) -> PreTrainedModel:
+    """A small model of Transformers on a PVT."""
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    if name == "maskformer":
+        config = MaskFormerConfig(
+            backbone_config=tiny_pvt_config(out_features=stages), fpn_feature_size=32, mask_feature_size=32,
+            decoder_config={"model_type": "detr", **SMALL_DECODER}, num_labels=6,
+        )  # fmt: skip
+        return MaskFormerForInstanceSegmentation(config)
+    if name == "deformable_detr":
+        backbone = tiny_pvt_config(out_features=stages[1:])
+        config = DeformableDetrConfig(backbone_config=backbone, num_labels=6, **SMALL_DECODER)
+        return DeformableDetrForObjectDetection(config)
+    backbone = tiny_pvt_config(out_features=stages[3:])
+    config = ConditionalDetrConfig(
+        backbone_config=backbone, backbone=None, use_timm_backbone=False, use_pretrained_backbone=False, num_labels=6,
+        **SMALL_DECODER,
+    )  # fmt: skip
+    return ConditionalDetrForObjectDetection(config)
 
 
 def assert_equal(weights, expected):
@@ -80,6 +133,23 @@ def test_a_vanilla_trainer_loads_every_tensor(tmp_path):
 
     begin = KeepFirstWeights()
     trainer_of(tiny_head("detr", num_queries=12), tmp_path / "again", begin).train(str(tmp_path / "checkpoint-3"))
+    assert_equal(begin.weights, last)
+
+
+@pytest.mark.parametrize("name", ["conditional_detr", "deformable_detr", "maskformer"])
+def test_what_the_pages_say_of_transformers_own_models(name, tmp_path):
+    """Trainer mixes the weights of two checkpoints. If this fails, docs/questions.md can be shorter."""
+    model = of_transformers(name)
+    trainer = trainer_of(model, tmp_path)
+    trainer.train()
+    first, last = (type(model).from_pretrained(tmp_path / f"checkpoint-{step}").state_dict() for step in (1, 3))
+    changed = [key for key in first if not torch.equal(first[key], last[key])]
+    mixed = trainer.model.state_dict()
+    assert sum(torch.equal(mixed[key], last[key]) for key in changed) > 10
+    assert sum(torch.equal(mixed[key], first[key]) for key in changed) > 10
+    # What helps: Trainer leaves alone what `from_pretrained` has loaded.
+    begin, reopened = KeepFirstWeights(), type(model).from_pretrained(tmp_path / "checkpoint-3")
+    trainer_of(reopened, tmp_path / "again", begin).train(str(tmp_path / "checkpoint-3"))
     assert_equal(begin.weights, last)
 
 

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 # What the extras bring and the core must do without
 EXTRAS = (
     "accelerate",
+    "av",
     "datasets",
     "evaluate",
     "matplotlib",

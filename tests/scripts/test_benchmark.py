@@ -31,8 +31,8 @@ SCRIPT = str(Path(__file__).parents[2] / "scripts" / "benchmark.py")
 
 
 SMALL_NATIVE = [
-    "--variant", "pvt-tiny", "--device", "cpu", "--sections", "native", "--image_size", "32", "--batch_sizes", "1",
-    "--repeats", "3", "--row_seconds", "0",
+    "models", "--variant", "pvt-tiny", "--device", "cpu", "--sections", "native", "--image_size", "32",
+    "--batch_sizes", "1", "--repeats", "3", "--row_seconds", "0",
 ]  # fmt: skip
 
 
@@ -44,8 +44,9 @@ def benchmark(*arguments: str) -> subprocess.CompletedProcess:
 def report(tmp_path_factory):
     output = tmp_path_factory.mktemp("benchmark") / "report.json"
     result = benchmark(
-        "--variant", "pvt-tiny", "--device", "cpu", "--skip_compile", "--image_size", "64", "--batch_sizes", "1", "2",
-        "--sizes", "384x512", "--repeats", "3", "--row_seconds", "0.1", "--threads", "1", "--output", str(output),
+        "models", "--variant", "pvt-tiny", "--device", "cpu", "--skip_compile", "--image_size", "64",
+        "--batch_sizes", "1", "2", "--sizes", "384x512", "--repeats", "3", "--row_seconds", "0.1", "--threads", "1",
+        "--output", str(output),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(output.read_text()), result.stdout
@@ -265,7 +266,7 @@ def test_arguments_that_cannot_be_are_named(module, monkeypatch, capsys, argumen
 def test_memory_and_times_on_a_gpu(tmp_path):
     output = tmp_path / "report.json"
     result = benchmark(
-        "--variant", "pvt-tiny", "--device", "cuda", "--skip_compile", "--batch_sizes", "1", "--sizes", "512",
+        "models", "--variant", "pvt-tiny", "--device", "cuda", "--skip_compile", "--batch_sizes", "1", "--sizes", "512",
         "--attention_backward", "--repeats", "3", "--row_seconds", "0", "--output", str(output),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]

@@ -7,15 +7,12 @@ half way) and against a local HTTP server that misbehaves.
     python -m pytest tests/weights/test_convert_checkpoint.py
 """
 
-import dataclasses
 import hashlib
-import http.server
 import importlib.util
 import json
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -25,10 +22,11 @@ from torchvision.models import ResNet50_Weights
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 import pvt_hf.weights.convert
+import pvt_hf.weights.whole_folder
 from pvt_hf import PvtBackbone, PvtForImageClassification
 from pvt_hf.weights.convert import convert_checkpoint, imagenet_labels
 from pvt_hf.weights.official_files import download_checkpoint
-from pvt_hf.weights.variants import VARIANTS, get_variant
+from pvt_hf.weights.variants import get_variant
 
 from ..support.golden import GOLDEN_OUTPUTS, GOLDEN_WEIGHTS
 
@@ -37,7 +35,6 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "convert_checkpoint.py"
 SHA256 = hashlib.sha256(GOLDEN_WEIGHTS.read_bytes()).hexdigest()
 FILES = ["config.json", "conversion.json", "model.safetensors", "preprocessor_config.json"]
-GOLDEN_FIELDS = {"depths": [1, 2, 2, 1], "hidden_sizes": [16, 32, 80, 128]}
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +64,9 @@ def script(monkeypatch, capsys):
 
 
 def content(folder):
-    """Everything below a folder, hidden files included."""
-    return {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    """Everything below a folder, hidden files included, but for the locks of downloads, which are empty."""
+    found = {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    return {path: data for path, data in found.items() if path.suffix != ".lock"}
 
 
 # The written folder
@@ -239,14 +237,14 @@ def test_an_empty_output_folder_is_filled(tmp_path):
 def test_old_output_returns_when_the_new_one_cannot_be_put_in_place(monkeypatch, tmp_path):
     convert_checkpoint(GOLDEN_WEIGHTS, tmp_path / "out")
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    before, rename = content(tmp_path), pvt_hf.weights.convert.os.rename
+    before, rename = content(tmp_path), pvt_hf.weights.whole_folder.os.rename
 
     def rename_but_for_the_new(source, target):
         if ".new." in str(source):
             raise OSError("disk trouble")
         rename(source, target)
 
-    monkeypatch.setattr(pvt_hf.weights.convert.os, "rename", rename_but_for_the_new)
+    monkeypatch.setattr(pvt_hf.weights.whole_folder.os, "rename", rename_but_for_the_new)
     with pytest.raises(OSError, match="disk trouble"):
         convert_checkpoint(GOLDEN_WEIGHTS, tmp_path / "out", overwrite=True)
     assert content(tmp_path) == before
@@ -324,51 +322,6 @@ def test_wrong_arguments(script, tmp_path, arguments):
 # Download
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    """/good serves the golden file, after a redirect as the release does; the other paths misbehave."""
-
-    def do_GET(self):
-        self.server.requests.append(self.path)
-        if self.path.startswith("/missing"):
-            return self.send_error(404)
-        if self.path.startswith("/good"):
-            self.send_response(302)
-            self.send_header("Location", "/moved/pvt_tiny.pth")
-            return self.end_headers()
-        body = b"<html>Please log in</html>" if self.path.startswith("/login") else GOLDEN_WEIGHTS.read_bytes()
-        self.send_response(200)
-        if not self.path.startswith("/unannounced"):
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.path.startswith("/silent"):
-            self.server.released.wait(60)
-            return
-        self.wfile.write(body[: len(body) // 2] if self.path.startswith(("/truncated", "/unannounced")) else body)
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """Makes the variant pvt-tiny one whose checkpoint is at a path of a local server; gives the list of requests."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests, server.released = [], threading.Event()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    def set_variant(path, **changes):
-        url = f"http://127.0.0.1:{server.server_port}{path}/pvt_tiny.pth"
-        changes = {"config": GOLDEN_FIELDS, "checkpoint_url": url, **changes}
-        monkeypatch.setitem(VARIANTS, "pvt-tiny", dataclasses.replace(get_variant("pvt-tiny"), **changes))
-        return server.requests
-
-    yield set_variant
-    server.released.set()
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.mark.parametrize("digest", [None, SHA256])
 def test_download_converts_and_is_kept(script, serve, tmp_path, digest):
     requests = serve("/good", checkpoint_sha256=digest)
@@ -376,7 +329,7 @@ def test_download_converts_and_is_kept(script, serve, tmp_path, digest):
     code, errors = script("--variant", "pvt-tiny", "--output", output, "--cache_dir", cache)
     assert code == 0, errors
     assert "pvt_tiny.pth: 100%" in errors  # the progress bar
-    assert [path.name for path in cache.iterdir()] == ["pvt_tiny.pth"]
+    assert list(content(cache)) == [Path("pvt_tiny.pth")]
     source = json.loads((output / "conversion.json").read_text())["source"]
     assert source["sha256"] == SHA256 and source["url"] == get_variant("pvt-tiny").checkpoint_url
 
@@ -413,7 +366,7 @@ def test_failed_downloads_leave_nothing(script, serve, monkeypatch, tmp_path, pa
     assert code == 1 and message in errors and "Traceback" not in errors
     assert not output.exists()
     # The last case is a good file for the wrong variant
-    assert [path.name for path in cache.iterdir()] == (["pvt_tiny.pth"] if "config" in changes else [])
+    assert list(content(cache)) == ([Path("pvt_tiny.pth")] if "config" in changes else [])
 
 
 def test_a_variant_without_released_weights(tmp_path):

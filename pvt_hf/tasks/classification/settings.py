@@ -75,7 +75,7 @@ class ClassificationSettings(TrainingSettings, ClassificationData, Classificatio
 class ClassificationFinetuning(SplitSettings, ClassificationData, ClassificationRecipe):
     """Arguments of `pvt-hf finetune image-classification`."""
 
-    model: str = field(metadata={"help": "Checkpoint to fine-tune, with its image processor, e.g. models/pvt-small."})
+    model: str = field(metadata={"help": "Checkpoint to fine-tune, with its image processor, e.g. official:pvt-small."})
     image_size: int = option(
         0, "Height and width of the images, in pixels, e.g. 224; 0: the size of the model's image processor."
     )

@@ -9,7 +9,7 @@ import torch
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ...data.samples import ProcessorTransform
 from ...data.streams import Stream
@@ -20,6 +20,7 @@ from ...metrics.reports import format_metrics
 from ...models.configuration_pvt import PvtConfig
 from ...models.image_processing_pvt import PvtImageProcessor
 from ...models.modeling_pvt import PvtForImageClassification
+from ...weights.opening import open_processor
 from ...weights.variants import get_variant
 from ..labels import (
     RenumberedSample,
@@ -104,14 +105,14 @@ class ClassificationTask(Task):
         of the checkpoint. Without `image_size`, the checkpoint's processor, unchanged.
         """
         if not settings.image_size:
-            return AutoImageProcessor.from_pretrained(settings.model)
+            return open_processor(settings.model)
         sizes: dict[str, Any] = {
             "size": {"shortest_edge": int(settings.image_size / settings.crop_ratio)},
             "crop_size": {"height": settings.image_size, "width": settings.image_size},
             "do_center_crop": True,
         }
         if settings.model:
-            return AutoImageProcessor.from_pretrained(settings.model, **sizes)
+            return open_processor(settings.model, **sizes)
         return PvtImageProcessor(**sizes)
 
     def build_model(self, settings: Any, class_names: tuple[str, ...]) -> PreTrainedModel:

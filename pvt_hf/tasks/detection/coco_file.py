@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 
+from ...data.log import warn_once
 from ...data.values import read_id, read_number, read_side
 from ...models.image_processing_coco import may_have_objects
 from .object_table import SharedTable, make_table, object_features
@@ -69,6 +70,12 @@ def read_coco_file(file: Path, keep_empty: bool) -> CocoFile:
             raise ValueError("the list of categories is empty, but there are annotations: list every class")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    ignored = sum(bool(one.get("ignore")) and not one["iscrowd"] for objects in annotations.values() for one in objects)
+    if ignored:
+        warn_once(
+            f"{file}: {ignored} object(s) have a field `ignore`. pycocotools does not read it, and neither do training "
+            "and evaluation here: they count as any other object. To leave them out, set iscrowd to 1."
+        )
     del content
     counts = Counter(annotation["category_id"] for objects in annotations.values() for annotation in objects)
     if not keep_empty:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
+from transformers import AutoModelForObjectDetection, PreTrainedModel
 
 from ...data.samples import ProcessorTransform
 from ...data.streams import Stream
@@ -19,6 +19,7 @@ from ...engine.task import EvaluationPart, Task
 from ...families import load
 from ...metrics.coco_ap import coco_results
 from ...metrics.reports import format_metrics, write_json
+from ...weights.opening import open_config, open_processor
 from ..labels import class_names_of, read_class_names
 from ..models import build_head, normalization_of, open_model
 from .evaluation import MODELS_WITH_MASKS, DetectionEvaluation, format_table
@@ -81,7 +82,7 @@ class DetectionTask(Task):
     def build_processor(self, settings: DetectionRecipe) -> Any:
         """With `settings.model`, the checkpoint's processor, unchanged."""
         if settings.model:
-            return AutoImageProcessor.from_pretrained(settings.model)
+            return open_processor(settings.model)
         size = {"shortest_edge": settings.eval_shortest_edge, "longest_edge": settings.longest_edge}
         processor_class = load(ARCHITECTURES[settings.architecture].processor)
         return processor_class(size=size, **normalization_of(settings.backbone))
@@ -118,7 +119,7 @@ class DetectionTask(Task):
         """Whether to train with masks: the model predicts them, and `settings.masks` is on."""
         model_type = ARCHITECTURES[settings.architecture].model_type
         if settings.model:
-            model_type = AutoConfig.from_pretrained(settings.model).model_type
+            model_type = open_config(settings.model).model_type
         return settings.masks and model_type in MODELS_WITH_MASKS
 
     def loss(self, settings: Any, num_labels: int) -> Callable[[nn.Module, dict[str, Any]], torch.Tensor]:

@@ -6,7 +6,7 @@ a.jpg and a.png, a_mask.png or mask_a.tif; img_1.png and label_1.png; x_leftImg8
 does not matter.
 
 Cityscapes: if there are masks named labelTrainIds (19 classes, 255: no class), they are the ones that are read;
-otherwise labelIds are, with their 34 numbers. Colours, instances and polygons are never masks.
+otherwise labelIds are, with their 34 numbers, which is logged. Colours, instances and polygons are never masks.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ MASK_FOLDERS = (
 # JPEG is not among them, because it changes labels.
 MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy", ".pgm")
 IMAGE_WORDS = "images?|imgs?|leftimg8bit|rgb|sat"
+# Of Cityscapes' 19 classes, in the order of their train ids
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 MASK_WORDS = (
     "gtfine|gtcoarse|labelids|labeltrainids|masks?|labels?|seg|segmentation|annotations?|ann|annot|gt|groundtruth"
 )
@@ -214,6 +216,13 @@ def _pair_files(
             raise ValueError(f"{image} has more than one mask: {', '.join(map(str, best))}. Keep one of them.")
         paired.append(best)
         used.update(best)
+    kinds = {kind for found in by_key.values() for kind, mask in found if mask in used}
+    if not train_ids and any(kind.endswith("labelids") for kind in kinds):
+        warn_once(
+            f"{mask_folder}: the masks are labelIds, which have the 34 numbers of Cityscapes. For its 19 classes, make "
+            "labelTrainIds with cityscapesScripts, or give --ignore_other_values --mask_values "
+            f"{' '.join(map(str, CITYSCAPES_IDS))}."
+        )
     for mask in masks:
         if mask not in used:
             left_out.add("masks without an image", mask)

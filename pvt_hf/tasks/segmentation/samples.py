@@ -31,6 +31,7 @@ def decode_labels(
     reduce_labels: bool,
     mask_values: Sequence[int] = (),
     what: str = "mask",
+    ignore_other_values: bool = False,
 ) -> np.ndarray:
     """
     Decodes a mask (`{"bytes": ..., "path": ...}`) to (H, W) int64 labels: classes, and 255 for pixels without a class.
@@ -40,6 +41,7 @@ def decode_labels(
         mask_values: the value of each class in the mask, if that is not the class itself. 255 is no class, unless it is
             among them.
         what: the mask's name in messages.
+        ignore_other_values: values that are not among `mask_values` are no class; otherwise they are an error.
 
     Raises:
         BadSample: missing, empty, truncated, not an image, an image of colours, or labels that are not among the
@@ -51,6 +53,8 @@ def decode_labels(
         array = palette_labels(mask, map_to_array(mask, reduce_labels), values)
         if mask_values:
             labels = values_to_labels(array, mask_values)
+            if ignore_other_values:
+                labels[labels == len(mask_values)] = IGNORE_LABEL
         else:
             labels = map_to_labels(array, array.shape[0], array.shape[1], reduce_labels)
     unknown = np.unique(array[(labels != IGNORE_LABEL) & (labels >= num_labels)]).tolist()
@@ -80,10 +84,15 @@ class _DecodedSample:
     """The part that training and evaluation samples share: class names, decoding and counting."""
 
     def __init__(
-        self, stream: Stream, class_names: tuple[str, ...] | None, reduce_labels: bool, mask_values: Sequence[int]
+        self,
+        stream: Stream,
+        class_names: tuple[str, ...] | None,
+        reduce_labels: bool,
+        mask_values: Sequence[int],
+        ignore_other_values: bool,
     ):
         self.stream, self.mask_column, self.reduce_labels = stream, stream.column("mask"), reduce_labels
-        self.mask_values = tuple(mask_values)
+        self.mask_values, self.ignore_other_values = tuple(mask_values), ignore_other_values
         first = int(reduce_labels)
         own_names = stream.class_names and stream.class_names[first:]
         self.class_names = require_class_names(stream, class_names or own_names, from_label=first)
@@ -118,12 +127,17 @@ class _DecodedSample:
 
     def _labels(self, example: dict[str, Any]) -> np.ndarray:
         value, title = example[self.mask_column], self.stream.title("mask")
-        return decode_labels(value, len(self.class_names), self.reduce_labels, self.mask_values, title)
+        return decode_labels(
+            value, len(self.class_names), self.reduce_labels, self.mask_values, title, self.ignore_other_values
+        )
 
     def _count(self, labels: np.ndarray) -> LabelCounts:
         pixels = dict(enumerate(np.bincount(labels.ravel(), minlength=IGNORE_LABEL + 1).tolist()))
         ignored = pixels.pop(IGNORE_LABEL)
-        reason = f"of value {'0 (reduce_labels) or ' if self.reduce_labels else ''}{IGNORE_LABEL}, which is no class"
+        values = (
+            "0 (reduce_labels) or " if self.reduce_labels else "" if not self.ignore_other_values else "not named or "
+        )
+        reason = f"of value {values}{IGNORE_LABEL}, which is no class"
         return LabelCounts(1, {label: n for label, n in pixels.items() if n}, {reason: ignored} if ignored else {})
 
 
@@ -139,6 +153,7 @@ class SegmentationSample(_DecodedSample):
             without the first).
         reduce_labels: label 0 in the masks is no class, and 1 is the model's 0, as in ADE20K.
         mask_values: the value of each class in the masks, if that is not the class itself.
+        ignore_other_values: values that are not among `mask_values` are no class; otherwise they are an error.
 
     Raises:
         ValueError: the stream has no mask column, no class names are known, or there are more than 255; `mask_values`
@@ -152,8 +167,9 @@ class SegmentationSample(_DecodedSample):
         class_names: tuple[str, ...] | None = None,
         reduce_labels: bool = False,
         mask_values: Sequence[int] = (),
+        ignore_other_values: bool = False,
     ):
-        super().__init__(stream, class_names, reduce_labels, mask_values)
+        super().__init__(stream, class_names, reduce_labels, mask_values, ignore_other_values)
         self.transform = transform
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +186,8 @@ class SegmentationEvaluationSample(_DecodedSample):
     Args:
         transform: PIL RGB image to the tensors that the mode of inference needs, of any sizes and dtypes; see
             `pvt_hf.tasks.segmentation.inference`.
-        stream, class_names, reduce_labels, mask_values: as for [`SegmentationSample`], with the same errors.
+        stream, class_names, reduce_labels, mask_values, ignore_other_values: as for [`SegmentationSample`], with the
+            same errors.
 
     Use it with `BatchStream(..., collate=collate_lists)`, because the images differ in size.
     """
@@ -182,8 +199,9 @@ class SegmentationEvaluationSample(_DecodedSample):
         class_names: tuple[str, ...] | None = None,
         reduce_labels: bool = False,
         mask_values: Sequence[int] = (),
+        ignore_other_values: bool = False,
     ):
-        super().__init__(stream, class_names, reduce_labels, mask_values)
+        super().__init__(stream, class_names, reduce_labels, mask_values, ignore_other_values)
         self.transform = transform
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:

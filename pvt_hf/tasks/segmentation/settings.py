@@ -33,10 +33,15 @@ class SegmentationData(DataSettings, SceneSettings):
         [],
         "Value of each class in the masks, in order, e.g. 0 255 for masks of 0 and 255; default: 0 1 2 ...",
     )
+    ignore_other_values: bool = option(
+        False, "Values that --mask_values does not name are no class, as 255 is. Otherwise they are an error."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         values = self.mask_values
+        if self.ignore_other_values and not values:
+            raise ValueError("--ignore_other_values goes with --mask_values, which names the values of the classes.")
         if values and (len(values) < 2 or len({*values}) < len(values) or min(values) < 0):
             raise ValueError(f"--mask_values must be two or more different numbers, none negative, got {values}.")
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 
 from ...data.streams import Stream
 from ...engine.task import EvaluationPart, Task
 from ...metrics.reports import format_metrics
 from ...models.image_processing_semantic import IGNORE_LABEL, PvtSemanticImageProcessor
+from ...weights.opening import open_processor
 from ..labels import RenumberedSample, class_names_of, match_labels, numbers_without_names, read_class_names
 from ..models import build_head, normalization_of, open_model
 from .evaluation import MEANS, Inference, SegmentationEvaluation, class_table, format_table
@@ -74,7 +75,7 @@ class SegmentationTask(Task):
 
     def build_processor(self, settings: SegmentationRecipe) -> Any:
         if settings.model:
-            return AutoImageProcessor.from_pretrained(settings.model, do_reduce_labels=settings.reduce_labels)
+            return open_processor(settings.model, do_reduce_labels=settings.reduce_labels)
         size = {"shortest_edge": settings.shortest_edge, "longest_edge": settings.longest_edge}
         return PvtSemanticImageProcessor(
             size=size, do_reduce_labels=settings.reduce_labels, **normalization_of(settings.backbone)
@@ -100,13 +101,19 @@ class SegmentationTask(Task):
             photometric=settings.photometric,
         )
         class_names = read_class_names(settings.class_names)
-        return SegmentationSample(stream, transform, class_names, settings.reduce_labels, settings.mask_values)
+        values = settings.mask_values, settings.ignore_other_values
+        return SegmentationSample(stream, transform, class_names, settings.reduce_labels, *values)
 
     def evaluation_sample(
         self, settings: Any, stream: Stream, processor: Any, class_names: tuple[str, ...]
     ) -> SegmentationEvaluationSample:
         return SegmentationEvaluationSample(
-            stream, SingleScale(processor), class_names, settings.reduce_labels, settings.mask_values
+            stream,
+            SingleScale(processor),
+            class_names,
+            settings.reduce_labels,
+            settings.mask_values,
+            settings.ignore_other_values,
         )
 
     def loss(self, settings: Any, num_labels: int) -> Callable[[nn.Module, dict[str, Any]], torch.Tensor]:
@@ -135,7 +142,12 @@ class SegmentationTask(Task):
         table[: len(labels)] = torch.tensor(labels)
         inference = make_inference(settings, processor)
         sample = SegmentationEvaluationSample(
-            stream, inference, data_names or model_names, reduce_labels, settings.mask_values
+            stream,
+            inference,
+            data_names or model_names,
+            reduce_labels,
+            settings.mask_values,
+            settings.ignore_other_values,
         )
 
         def report(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from pvt_hf.data import log
 from pvt_hf.metrics.coco_ap import coco_results
@@ -333,6 +334,19 @@ def test_evaluation_and_results_have_the_ids_of_the_file(change, source, tmp_pat
         (entry["image_id"], entry["category_id"]) for entry in coco.dataset["annotations"]
     }
     assert evaluation.compute([images])["ap"] == 1
+
+
+def test_objects_to_ignore_count_as_in_pycocotools(source, warned):
+    path = source(each("annotations", ignore=1))
+    assert_usual(read(open_detection_stream(path)))
+    assert [line for line in warned if "5 object(s) have a field `ignore`" in line and "set iscrowd to 1" in line]
+    coco = COCO(f"{path}/annotations.json")
+    found = [{**entry, "score": 1.0} for entry in coco.dataset["annotations"][:-1]]
+    evaluation = COCOeval(coco, coco.loadRes(found), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    recall = evaluation.eval["recall"]
+    assert recall[recall > -1].max() == 0.8  # of five objects, one is missed
 
 
 def test_results_leave_out_classes_that_the_data_lack():

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pvt_hf.tasks.segmentation.samples import decode_labels
+from pvt_hf.data.samples import BadSample
+from pvt_hf.tasks.segmentation.samples import SegmentationEvaluationSample, decode_labels
 from pvt_hf.tasks.segmentation.streams import open_segmentation_stream
 
 from ...support.segmentation_files import mask, read
@@ -137,6 +138,24 @@ def test_train_ids_of_cityscapes_go_before_ids(tmp_path, caplog):
     (tmp_path / "gtFine" / "train" / "aachen" / "aachen_1_gtFine_labelTrainIds.png").unlink()
     masks = [example["mask"] for example in open_segmentation_stream(str(tmp_path)).dataset]
     assert masks[0] is None and masks[1]["path"].endswith("aachen_2_gtFine_labelTrainIds.png")
+
+
+def test_ids_of_cityscapes_are_mapped(tmp_path, caplog):
+    """To the numbers that cityscapesScripts gives its 19 classes: road 0, ..., bicycle 18; 255 for the other ids."""
+    train_ids = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13}
+    train_ids |= {27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+    ids = np.arange(36 * 40, dtype=np.uint8).reshape(36, 40) % 34
+    write_image(tmp_path / "leftImg8bit" / "train" / "bonn" / "bonn_1_leftImg8bit.png", 1)
+    write_mask(tmp_path / "gtFine" / "train" / "bonn" / "bonn_1_gtFine_labelIds.png", ids)
+    stream = open_segmentation_stream(str(tmp_path))
+    advice = caplog.text.partition("--ignore_other_values --mask_values ")[2].partition(".")[0]
+    names, values = tuple(map(str, range(19))), tuple(map(int, advice.split()))
+    (example,) = stream.dataset
+    sample = SegmentationEvaluationSample(stream, lambda image: [], names, False, values, True)(example)
+    assert np.array_equal(sample["labels"], np.vectorize(lambda number: train_ids.get(number, 255))(ids))
+    assert "of value not named or 255, which is no class" in str(sample["label_counts"])
+    with pytest.raises(BadSample, match=r"labels 0, 1, 2, 3, 4 \.\.\. are not among the 19 classes"):
+        SegmentationEvaluationSample(stream, lambda image: [], names, False, values)(example)
 
 
 def test_masks_of_objects_in_one_folder_per_image_are_merged(tmp_path, caplog):

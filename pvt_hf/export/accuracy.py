@@ -1,0 +1,120 @@
+"""Data for an export: accuracy before and after, and images to calibrate the ranges of 8-bit integers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..data.samples import decode_rgb
+from ..engine.evaluation import evaluate_checkpoint
+from ..tasks import evaluation_settings, get_task
+from ..weights.export_formats import ExportFormat
+from .source import Source
+
+
+# The task of `pvt-hf evaluate`, and its figures, for the tasks of `pvt_hf.inference.prediction`
+EVALUATED = {
+    "image-classification": ("image-classification", ("accuracy@1", "accuracy@5")),
+    "semantic-segmentation": ("semantic-segmentation", ("mean_iou",)),
+    "object-detection": ("object-detection", ("ap",)),
+    "instance-segmentation": ("object-detection", ("ap", "mask_ap")),
+}
+
+
+@dataclass(frozen=True)
+class AccuracyData:
+    """
+    Attributes:
+        dataset: as `pvt-hf evaluate` takes it.
+        split: to measure accuracy on.
+        calibration_split: to calibrate with.
+        calibration_images: how many.
+    """
+
+    dataset: str
+    split: str = "validation"
+    calibration_split: str = "train"
+    calibration_images: int = 300
+
+
+def settings_of(source: Source, model: str, data: AccuracyData) -> tuple[Any, Any]:
+    """The task and the arguments of its evaluation. Raises a ValueError or an OSError if the data set is none."""
+    assert source.task is not None
+    name = EVALUATED[source.task][0]
+    return get_task(name), evaluation_settings(name)(
+        model=model, dataset=data.dataset, split=data.split, num_workers=0, cpu=True
+    )
+
+
+def accuracy_before_and_after(source: Source, model: str, export: Any, data: AccuracyData) -> dict[str, Any]:
+    """
+    Evaluates a model and its export.
+
+    Returns:
+        `figures`: (before, after) by name; what was evaluated, and `samples`.
+    """
+    assert source.task is not None
+    results = []
+    for place in (model, str(export)):
+        task, settings = settings_of(source, place, data)
+        found = evaluate_checkpoint(task, settings)["results"]
+        results.append(found[0] if isinstance(found, list) else found)
+    names = [name for name in EVALUATED[source.task][1] if results[0].get(name) is not None]
+    return {
+        "dataset": data.dataset,
+        "split": data.split,
+        "samples": results[0]["eval_samples"],
+        "figures": {name: (results[0][name], results[1][name]) for name in names},
+        "calibration_images": data.calibration_images,
+        "calibration_split": data.calibration_split,
+    }
+
+
+def calibration_samples(source: Source, data: AccuracyData) -> list[dict[str, torch.Tensor]]:
+    """
+    Inputs of the model, one image each, from a shuffled stream.
+
+    Raises:
+        ValueError: there is no image, or the data set is none.
+        StreamError: the source cannot be read.
+    """
+    task, settings = settings_of(source, str(source.model.name_or_path), data)
+    stream = task.open_stream(settings, data.calibration_split, source.processor)
+    samples: list[dict[str, torch.Tensor]] = []
+    for example in stream.dataset.shuffle(seed=0, buffer_size=4 * data.calibration_images):
+        if len(samples) == data.calibration_images:
+            break
+        try:
+            image = decode_rgb(example[stream.image_column], stream.title("image"))
+        except ValueError:  # damaged
+            continue
+        samples.append(dict(source.processor(image, return_tensors="pt")))
+    if not samples:
+        raise ValueError(f"{stream.name} has no image to calibrate with.")
+    return samples
+
+
+def quantizer_for(kind: ExportFormat, samples: list[dict[str, torch.Tensor]]) -> Any:
+    """
+    The static post-training quantiser of a format: weights per channel, activations per tensor with the ranges that
+    they have on `samples`.
+    """
+    from transformers import exporters
+
+    if kind.name == "openvino":
+        settings = exporters.NNCFQuantizationConfig(subset_size=len(samples))
+        return exporters.NNCFOpenVINOQuantizer(settings, calibration_dataset=samples)
+
+    from onnxruntime.quantization import QuantType
+
+    # Products with weights only: softmax and its neighbours lose too much in 8 bits
+    static = exporters.OnnxRuntimeStaticConfig(
+        per_channel=True,
+        op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},
+    )
+    return exporters.OnnxRuntimeQuantizer(static, calibration_dataset=samples)

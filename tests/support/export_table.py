@@ -1,0 +1,48 @@
+"""
+The table of docs/deployment.md: exports a small model of each class to each format that is installed, for any size and
+for one, and says what came of it.
+
+    python -m tests.support.export_table [FORMAT ...]
+"""
+
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pvt_hf.families import MODELS
+from pvt_hf.weights.export_formats import EXPORT_FORMATS
+
+from .exports import export, save_model
+
+
+def outcome(model_class: str, kind: str, folder: Path) -> str:
+    """Whether any size was exported, or one size, or none; the largest difference of the comparison."""
+    sizes: list[tuple[str, dict]] = [("any size", {}), ("one size", {"fixed_size": (128, 160)})]
+    for words, size in sizes[not EXPORT_FORMATS[kind].dynamic :]:
+        start = time.perf_counter()
+        try:
+            request = {"model_class": model_class, "overwrite": True, **size}
+            report = export(folder / "model", folder / "export", kind, **request)
+        except (ImportError, ValueError) as error:
+            print(f"{model_class}, {kind}, {words}: {error}", file=sys.stderr)
+            continue
+        difference = max(one["difference"] for one in report["comparison"])
+        print(f"{model_class}, {kind}, {words}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        return f"{words}, {difference:.0e}"
+    return "no"
+
+
+def main(formats: list[str]) -> None:
+    print("| |", *(f" `{kind}` |" for kind in formats))
+    print("|---|", "---|" * len(formats))
+    for model_class, (family, _) in MODELS.items():
+        with TemporaryDirectory() as folder:
+            save_model(family.name, Path(folder) / "model")
+            choice = model_class if family.name == "pvt" else ""
+            cells = [outcome(choice, kind, Path(folder)) for kind in formats]
+        print(f"| `{model_class}` |", *(f" {cell} |" for cell in cells), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or [name for name, kind in EXPORT_FORMATS.items() if not kind.missing()])
