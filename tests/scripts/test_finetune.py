@@ -217,8 +217,8 @@ def assert_figures_of_the_evaluation(metrics: dict, evaluated: dict) -> None:
     figures = {f"eval_{name.removeprefix('eval_')}": value for name, value in evaluated.items()}
     shared = figures.keys() & metrics.keys()
     assert len(shared) >= 4
-    for name in shared:  # the same sums in the same or another order
-        assert metrics[name] == pytest.approx(figures[name], abs=1e-9), name
+    for name in shared:  # counts are equal; a loss in fp32 is rounded otherwise in batches of another size
+        assert metrics[name] == pytest.approx(figures[name], abs=1e-6 if name == "eval_loss" else 1e-9), name
 
 
 # One process

@@ -38,14 +38,14 @@ def settings(task, **more):
     overrides = {"backbone_overrides": SMALL, "config_overrides": json.dumps(HEAD.get(task.name))}
     if task.name == "image-classification":
         overrides = {"config_overrides": SMALL, "image_size": 32}
-    return task.training_settings(output_dir="unused", **overrides, **more)
+    return task.training_settings(**{"output_dir": "unused", "dataset": "unused"} | overrides | more)
 
 
 def test_the_examples_in_help_are_valid(task):
     """JSON in help texts names fields that the default model has."""
     for option in dataclasses.fields(task.training_settings):
         for example in re.findall(r"e\.g\. '(\{.*\})'", option.metadata.get("help", "")):
-            given = task.training_settings(output_dir="unused", **{option.name: example})
+            given = task.training_settings(output_dir="unused", dataset="unused", **{option.name: example})
             assert json.loads(getattr(given, option.name))
 
 
@@ -108,7 +108,7 @@ def head(request):
 
     def build(backbone, **fields):
         made = task.training_settings(
-            output_dir="unused", variant="", backbone=str(backbone), config_overrides=json.dumps(HEAD[task.name]),
+            output_dir="unused", dataset="unused", variant="", backbone=str(backbone), config_overrides=json.dumps(HEAD[task.name]),
             backbone_overrides=json.dumps(fields), drop_path_rate=0.3,
         )  # fmt: skip
         return task.build_model(made, ("a", "b", "c")), task.build_processor(made)
