@@ -48,6 +48,7 @@ pytest_plugins = ["tests.support.hub_fixtures"]
 
 # Blocks of Python with one of these names are run elsewhere
 ELSEWHERE = {
+    "from_official": "weights/test_release.py",
     "models/upernet": "models/test_segmentation_frameworks.py",
     "outputs/mask2former": "models/test_segmentation_frameworks.py",
     "models/deformable_detr": "models/test_detection_frameworks.py",
