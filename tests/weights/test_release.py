@@ -12,6 +12,7 @@ import os
 import pytest
 import torch
 from huggingface_hub import cached_assets_path
+from huggingface_hub.utils import enable_progress_bars
 from PIL import Image
 from transformers import AutoModelForImageClassification, AutoModelForObjectDetection
 
@@ -64,6 +65,7 @@ def files(folder):
 @torch.no_grad()
 def test_downloads_once_and_computes_what_the_official_code_does(serve, cache, golden, capfd, monkeypatch):
     requests = serve("/good")
+    enable_progress_bars()  # commands that other tests ran in this process switch them off
     model, image_processor = pvt_hf.from_official("pvt-tiny")
     printed = capfd.readouterr().err
     assert SHA256 in printed and "pvt_tiny.pth: 100%" in printed  # the digest, and the progress bar
