@@ -60,16 +60,24 @@ def write_figures(
         write_page: draws the samples; None: they are listed but not drawn.
 
     Returns:
-        The names of the files.
+        The names of the files. A figure that cannot be drawn is left out, which is said: it must not cost a model.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
     if last.gallery is not None:
-        evaluation.write_figures(last.states, class_names, folder)
         worst = [{"sample": shown.name, **shown.figures} for _, _, shown in last.gallery.worst]
         write_json(folder / "worst_images.json", worst)
-        if write_page is not None:
-            write_page(last.gallery, class_names, folder)
+        try:
+            evaluation.write_figures(last.states, class_names, folder)
+            if write_page is not None:
+                write_page(last.gallery, class_names, folder)
+        except OSError:
+            raise
+        except Exception as error:
+            print(f"warning: not all figures could be drawn: {type(error).__name__}: {error}", flush=True)
     return sorted(
         path.name for path in folder.iterdir() if path.is_file() and before.get(path.name) != path.stat().st_mtime_ns
     )

@@ -18,7 +18,7 @@ from ..engine.gallery import Gallery, Shown
 from .pictures import overlay_classes, overlay_objects
 
 
-SMALLEST_TILE, GAP, TEXT_SIZE = 320, 8, 14  # pixels
+SMALLEST_DRAWN, SMALLEST_TILE, GAP, TEXT_SIZE = 320, 320, 8, 14  # pixels
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Predictions on held-out images</title>
 <style>
@@ -64,20 +64,22 @@ def write_page(gallery: Gallery, class_names: Sequence[str], folder: Path) -> No
 def draw(shown: Shown, id2label: dict[int, str]) -> list[Image.Image]:
     """The image; or two, with the labels and with the prediction drawn into them."""
     image = Image.open(io.BytesIO(shown.image)).convert("RGB")
-    return (
-        [image]
-        if "classes" in shown.truth
-        else [_draw(image, side, id2label) for side in (shown.truth, shown.prediction)]
-    )
+    if "classes" in shown.truth:
+        return [image]
+    scale = max(1, SMALLEST_DRAWN // max(image.size))  # names and legends need room
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    return [_draw(image, side, id2label, scale) for side in (shown.truth, shown.prediction)]
 
 
-def _draw(image: Image.Image, side: dict[str, Any], id2label: dict[int, str]) -> Image.Image:
+def _draw(image: Image.Image, side: dict[str, Any], id2label: dict[int, str], scale: int) -> Image.Image:
+    """The image, `scale` times as large as the one that the labels are for, with these drawn into it."""
     if "map" in side:
         none = len(id2label)
-        labels = np.asarray(Image.open(io.BytesIO(side["map"]))).astype(np.int64)
+        labels = np.asarray(Image.open(io.BytesIO(side["map"])).resize(image.size, Image.Resampling.NEAREST))
+        labels = labels.astype(np.int64)
         return overlay_classes(image, np.where(labels < none, labels, none), {**id2label, none: "no class"})
     objects = sorted(side["objects"], key=lambda found: -(found[2] or 0))
-    boxes_xyxy = torch.tensor([box for box, _, _ in objects]).reshape(-1, 4)
+    boxes_xyxy = torch.tensor([box for box, _, _ in objects]).reshape(-1, 4) * scale
     scores = None if any(score is None for _, _, score in objects) else [score for _, _, score in objects]
     return overlay_objects(image, boxes_xyxy, [label for _, label, _ in objects], scores, id2label)
 

@@ -113,14 +113,14 @@ def test_table_2(run, imagenet, tmp_path, capsys, monkeypatch):
     assert ours(write_imagenet_parquet(tmp_path / "parquet", images, labels)) == pytest.approx(error, abs=0.05)
     other_order = write_classes(tmp_path / "order", images, labels, WORDNET_IDS[::-1])
     assert ours(other_order) > error + 10
-    processor = convert._image_processor(64)
+    processor = convert.official_image_processor(64)
     for change in (
         {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
         {"size": {"shortest_edge": 64}},
         {"do_center_crop": False, "size": {"height": 64, "width": 64}},
     ):
         changed = PvtImageProcessorPil(**{**processor.to_dict(), **change})
-        monkeypatch.setattr(convert, "_image_processor", lambda size: changed)  # noqa: B023  called at once
+        monkeypatch.setattr(convert, "official_image_processor", lambda size: changed)  # noqa: B023  called at once
         assert ours(folder) != pytest.approx(error, abs=0.05), change
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
+from huggingface_hub import cached_assets_path
 from PIL import Image
 from torch.distributed.run import get_args_parser as torchrun_parser
 from transformers import AutoConfig, AutoModelForImageClassification, PvtV2Config
@@ -267,6 +268,10 @@ def workspace(tmp_path):
     AutoModelForImageClassification.from_config(version_2).save_pretrained(tmp_path / "OpenGVLab/pvt_v2_b0")
     small = PvtForImageClassification(get_config("pvt-small"))
     torch.save(convert_to_official_state_dict(small.state_dict()), tmp_path / "pvt_small.pth")
+    released = (
+        cached_assets_path("pvt_hf", subfolder="official-checkpoints") / "pvt_small.pth"
+    )  # as if downloaded before
+    shutil.copy(tmp_path / "pvt_small.pth", released)
 
     Image.fromarray(noise(0, 90, 120)).save(tmp_path / "photo.jpg")
     Image.fromarray(noise(1, 70, 50)).save(tmp_path / "other.png")
@@ -287,7 +292,8 @@ def workspace(tmp_path):
     for split, count in (("train2017", 4), ("val2017", 2)):
         sizes = {f"{index}.png": (60, 80) for index in range(count)}
         write_coco(coco / "annotations" / f"instances_{split}.json", coco / split, sizes)
-    return tmp_path
+    yield tmp_path
+    released.unlink()
 
 
 @pytest.mark.slow

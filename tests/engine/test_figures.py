@@ -216,3 +216,13 @@ def test_a_thousand_classes_take_bounded_memory(tmp_path):
     assert read(tmp_path, "confusion_matrix")["matrix"] == matrix.tolist()
     assert (tmp_path / "confusion_matrix.json").stat().st_size < 5e6
     assert Image.open(tmp_path / "confusion_matrix.png").width < 2000
+
+
+def test_a_figure_that_cannot_be_drawn_is_said_and_costs_nothing(tmp_path, capsys):
+    def fail(*arguments):
+        raise ZeroDivisionError("no width")
+
+    evaluation, last = SimpleNamespace(write_figures=lambda *arguments: None), LastEvaluation(PROCESSOR, ["state"])
+    last.gallery = last.new_gallery()
+    assert write_figures(tmp_path, evaluation, last, NAMES, fail) == ["worst_images.json"]
+    assert "warning: not all figures could be drawn: ZeroDivisionError: no width" in capsys.readouterr().out

@@ -60,7 +60,7 @@ def inputs(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def records(request, inputs, tmp_path_factory):
     """What all processes wrote down, by rank."""
     output = tmp_path_factory.mktemp("runs")

@@ -130,6 +130,7 @@ def resumed_equals_straight(
         assert best[0] == best[1] and json.loads(best[0])["evaluation"]["step"] == reports[0]["best_step"]
 
 
+@pytest.mark.slow
 def test_two_processes_with_workers_killed_and_resumed(tmp_path):
     """
     The full machinery: EMA, repeats, accumulation, mixing, RandAugment, erasing, drop path, shuffling, evaluations

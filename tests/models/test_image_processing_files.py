@@ -157,6 +157,7 @@ for name in json.loads(contracts).values():
 )
 
 
+@pytest.mark.slow
 def test_without_torchvision_the_pillow_class_is_taken(tmp_path, image_file, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     contracts = {contract: classes["torchvision"].__name__ for contract, classes in CLASSES.items()}

@@ -21,16 +21,17 @@ assert type(AutoConfig.for_model("semantic_fpn")) is pvt_hf.SemanticFpnConfig in
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
     [
-        pytest.param("import pvt_hf; from transformers import AutoBackbone", marks=pytest.mark.slow),
+        "import pvt_hf; from transformers import AutoBackbone",
         "import pvt_hf; import transformers.modeling_utils",
-        pytest.param("from transformers import pipeline; import pvt_hf", marks=pytest.mark.slow),
-        pytest.param("import transformers.modeling_utils; import pvt_hf", marks=pytest.mark.slow),
-        pytest.param("from pvt_hf.models.configuration_head import HeadConfig", marks=pytest.mark.slow),
-        pytest.param("from pvt_hf.models.modeling_pvt_detr import PvtDetrForObjectDetection", marks=pytest.mark.slow),
-        pytest.param("import pvt_hf; from transformers import DetrConfig", marks=pytest.mark.slow),
+        "from transformers import pipeline; import pvt_hf",
+        "import transformers.modeling_utils; import pvt_hf",
+        "from pvt_hf.models.configuration_head import HeadConfig",
+        "from pvt_hf.models.modeling_pvt_detr import PvtDetrForObjectDetection",
+        "import pvt_hf; from transformers import DetrConfig",
     ],
 )
 def test_the_order_of_imports_does_not_matter(first):

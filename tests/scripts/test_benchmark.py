@@ -167,6 +167,7 @@ def test_graph_breaks_are_counted(module, run_here, monkeypatch):
         assert row["ours"]["graph_breaks"] == 0 and row["native"]["graph_breaks"] >= 1
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_a_row(module, run_here, monkeypatch, capsys):
     def fail(graph, inputs):
         raise OSError("no C++ compiler here")

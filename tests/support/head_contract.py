@@ -79,9 +79,19 @@ class HeadContract(ModelContract):
     def backbone_of(self, model):
         return model.get_submodule(self.backbone_name)
 
-    @pytest.mark.slow  # `make test` compiles a training step and exports at dynamic sizes
+    # `make test` compiles and exports the classifier only.
+
+    @pytest.mark.slow
     def test_compiles_without_graph_breaks(self):
         super().test_compiles_without_graph_breaks()
+
+    @pytest.mark.slow
+    def test_compiled_training_step(self):
+        super().test_compiled_training_step()
+
+    @pytest.mark.slow
+    def test_exports_with_dynamic_batch_height_and_width(self):
+        super().test_exports_with_dynamic_batch_height_and_width()
 
     # Backbones
 

@@ -108,7 +108,8 @@ def head(request):
 
     def build(backbone, **fields):
         made = task.training_settings(
-            output_dir="unused", dataset="unused", variant="", backbone=str(backbone), config_overrides=json.dumps(HEAD[task.name]),
+            output_dir="unused", dataset="unused", variant="", backbone=str(backbone),
+            config_overrides=json.dumps(HEAD[task.name]),
             backbone_overrides=json.dumps(fields), drop_path_rate=0.3,
         )  # fmt: skip
         return task.build_model(made, ("a", "b", "c")), task.build_processor(made)

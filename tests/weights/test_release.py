@@ -12,6 +12,7 @@ import os
 import pytest
 import torch
 from huggingface_hub import cached_assets_path
+from huggingface_hub.utils import enable_progress_bars
 from PIL import Image
 from transformers import AutoModelForImageClassification, AutoModelForObjectDetection
 
@@ -64,6 +65,7 @@ def files(folder):
 @torch.no_grad()
 def test_downloads_once_and_computes_what_the_official_code_does(serve, cache, golden, capfd, monkeypatch):
     requests = serve("/good")
+    enable_progress_bars()  # commands that other tests ran in this process switch them off
     model, image_processor = pvt_hf.from_official("pvt-tiny")
     printed = capfd.readouterr().err
     assert SHA256 in printed and "pvt_tiny.pth: 100%" in printed  # the digest, and the progress bar
@@ -172,7 +174,8 @@ def test_commands_open_it(serve, cache, golden_weights):
     serve("/good", saved({**golden_weights, **head}), config=fields)
     model, image_processor = pvt_hf.from_official("pvt-tiny")
     image = Image.radial_gradient("L").convert("RGB")
-    expected = model(**image_processor(image, return_tensors="pt")).logits.softmax(-1)[0]
+    with torch.no_grad():
+        expected = model(**image_processor(image, return_tensors="pt")).logits.softmax(-1)[0]
     task, classifier = open_pipeline("official:pvt-tiny", use_safetensors=True)
     assert task == "image-classification"
     best = classifier(image, top_k=1)[0]
