@@ -152,7 +152,7 @@ def weights_digest(model: PreTrainedModel | ExportedForInference) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         for part in parts_of(tensor):
-            digest.update(part.cpu().reshape(-1).view(torch.uint8).numpy())
+            digest.update(part.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
