@@ -296,7 +296,8 @@ def test_changed_layers_are_called(change, calls, plain):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_weights_that_torchao_quantised(calls, tmp_path, monkeypatch):
     """The example of docs/deployment.md: 8 bits move the logits by about a hundredth; the file shrinks."""
-    pytest.importorskip("torchao")
+    # Not in the extra `dev`: Transformers imports it in every process where it is installed, which takes a second.
+    pytest.importorskip("torchao", reason="pip install torchao")
     monkeypatch.chdir(tmp_path)
     model, images = make_model(), random_images(2, 64, 64)
     model.save_pretrained("path/to/model")

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from pvt_hf import PvtForImageClassification
-from pvt_hf.weights.opening import open_complete, shorten, weights_digest
+from pvt_hf.weights.opening import open_complete, parts_of, shorten, weights_digest
 from pvt_hf.weights.paths import check_model_path
 
 from ..support.common import randomize, tiny_pvt_config
@@ -145,3 +146,9 @@ def test_weights_that_are_not_finite_are_named(saved, value):
     change_weights(folder, lambda weights: weights["classifier.bias"].__setitem__(0, value))
     with pytest.raises(ValueError, match=r"have values that are NaN or infinite: 'classifier.bias'\. Give a"):
         open_complete(AutoModelForImageClassification, folder)
+
+
+def test_the_parts_of_a_weight_that_is_stored_as_several_tensors():
+    one, other = torch.ones(2), torch.zeros(2)
+    assert [part.tolist() for part in parts_of(TwoTensor(one, other))] == [one.tolist(), other.tolist()]
+    assert parts_of(one)[0] is one
