@@ -228,14 +228,15 @@ def test_peak_memory_is_that_of_the_call_alone():
 @pytest.mark.slow
 def test_peak_memory_of_a_model_is_that_of_its_first_stage(report):
     """
-    With SDPA: more than three arrays of its tokens, and less than the hidden activation of an MLP (8 * 64 channels),
-    of which there is only a block at a time. Eager attention adds its maps, before and after the softmax.
+    With SDPA: more than three arrays of its tokens, and well below the input and the output of an MLP's activation (8 *
+    64 channels each), of which there is only a block at a time. Eager attention adds its maps, before and after the
+    softmax.
     """
     row = report[0]["rows"][-1]
     tokens, keys = row["height"] // 4 * (row["width"] // 4), row["height"] // 32 * (row["width"] // 32)
     sdpa, eager = (row[name]["peak_memory_bytes"] for name in ("sdpa", "eager"))
     array, hidden, maps = (4 * tokens * numbers for numbers in (64, 8 * 64, keys))  # bytes in float32
-    assert 3 * array < sdpa < hidden
+    assert 3 * array < sdpa < 1.5 * hidden
     assert maps < eager - sdpa < 3 * maps
 
 
