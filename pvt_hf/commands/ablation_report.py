@@ -75,8 +75,8 @@ parameters as PVT (the nearest width in steps of 4 channels). Trainings of one t
 except in question 6, where they have the same number of steps. The steps that fit into that time were measured on each
 model before. "Clear" means that the ranges of the seeds do not overlap; everything else is "within the spread".
 
-How the setting was chosen: the time of each task was set with plain PVT alone, before any comparison, and checked by
-`pvt-hf reproduce ablations --pilot` on a seed that is not among those compared.
+The time of each task was set before any comparison. `pvt-hf reproduce ablations --pilot` checks it with plain PVT
+alone, on a seed that is not among those compared.
 """
 
 

@@ -6,8 +6,9 @@ The hidden activation has up to eight times the channels of the tokens. As one t
 is cleared page by page by the operating system in every call, and is kept for the backward pass. Here it stays in the
 cache of the processor, and is computed again in the backward pass.
 
-Measured with `pvt-hf benchmark` (fp32, 224x224, 2 cores with AVX-512), PVT-Small against the native class: 1.34 times
-as fast at batch 8, 1.05 times at batch 1; a training step at batch 32 1.5 times, with a third of the memory.
+Measured on 2 cores with AVX-512 (fp32, 224x224), PVT-Small against the native class: 1.34 times as fast at batch 8 and
+1.05 times at batch 1 by `pvt-hf benchmark models --sections native`, 1.53 and 1.22 times by `pvt-hf benchmark`, which
+pauses before each call; a training step at batch 32 1.5 times by `pvt-hf benchmark training`.
 """
 
 from __future__ import annotations
@@ -155,8 +156,7 @@ def run_blocks(
 
 class AddMlp(torch.autograd.Function):
     """
-    [`run_blocks`] with gradients. Keeps the tokens and no activation, which it computes again. A training step of
-    PVT-Small at batch 32 rose to 1.2 GB beyond the weights, that of the native class to 3.9 GB.
+    [`run_blocks`] with gradients. Keeps the tokens and no activation, which it computes again.
     """
 
     @staticmethod

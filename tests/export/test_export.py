@@ -341,9 +341,6 @@ def test_differences_of_outputs():
 )
 def test_other_formats_and_precisions(kind, precision, tmp_path):
     """8 bits move the logits of a random model, which has no large ones, by a quarter or more."""
-    if kind == "openvino":
-        pytest.importorskip("openvino")
-        pytest.importorskip("nncf")
     model = save_model("pvt", tmp_path / "model")
     data = AccuracyData("digits", calibration_images=20) if precision == "int8" else None
     request = {} if precision == "int8" else {"fixed_size": (64, 64)}

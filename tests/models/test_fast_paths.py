@@ -6,10 +6,12 @@ be called.
 """
 
 import copy
+import json
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize, prune
@@ -18,13 +20,28 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pvt_hf import PvtBackbone, PvtForImageClassification
 from pvt_hf.models import modeling_fast_mlp, modeling_pvt
-from pvt_hf.weights.opening import open_complete, weights_digest
+from pvt_hf.weights.opening import weights_digest
 
+from ..support.clean_process import run_python
 from ..support.common import FP32_TOLERANCE, random_images, randomize, tiny_pvt_config
+from ..support.distributions import uv
 from ..support.pages import block_with
 
 
 NUM_BLOCKS = 5  # of the tiny model
+OPEN_QUANTISED = """
+import json, torch
+from safetensors.torch import load_file
+from pvt_hf.models import modeling_pvt
+from pvt_hf.weights.opening import open_complete, weights_digest
+
+calls, add_mlp = [], modeling_pvt.add_mlp
+modeling_pvt.add_mlp = lambda *arguments: calls.append(1) or add_mlp(*arguments)
+opened, before = open_complete(PvtForImageClassification, "classifier-torchao"), load_file("before.safetensors")
+with torch.no_grad():
+    difference = (opened(before["images"]).logits - before["logits"]).norm() / before["logits"].norm()
+print(json.dumps({"calls": len(calls), "difference": difference.item(), "digest": weights_digest(opened)}))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +105,8 @@ def assert_equal_gradients(actual, expected):
 @pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 64, 64), (3, 64, 64), (1, 45, 101), (3, 33, 70)])
 def test_equals_the_modules(batch, height, width, is_fused, calls, plain, monkeypatch):
-    if is_fused and not modeling_fast_mlp.HAS_FUSED_LINEAR:
-        pytest.skip("oneDNN's fused products are used with AVX-512 only")
+    if is_fused and not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch was built without oneDNN")
     monkeypatch.setattr(modeling_fast_mlp, "HAS_FUSED_LINEAR", is_fused)
     images = random_images(batch, height, width)
     for cls, read in ((PvtForImageClassification, lambda y: [y.logits]), (PvtBackbone, lambda y: y.feature_maps)):
@@ -293,24 +310,22 @@ def test_changed_layers_are_called(change, calls, plain):
     assert (after - before).abs().max() > 1e-4
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_weights_that_torchao_quantised(calls, tmp_path, monkeypatch):
-    """The example of docs/deployment.md: 8 bits move the logits by about a hundredth; the file shrinks."""
-    # Not in the extra `dev`: Transformers imports it in every process where it is installed, which takes a second.
-    pytest.importorskip("torchao", reason="pip install torchao")
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.slow
+def test_weights_that_torchao_quantised(tmp_path):
+    """
+    The example of docs/deployment.md: 8 bits move the logits by about a hundredth; the file shrinks. In a process of
+    its own: where torchao is installed, Transformers imports it in every process.
+    """
+    uv("pip", "install", "--no-deps", "--target", tmp_path / "site", "torchao>=0.17")
     model, images = make_model(), random_images(2, 64, 64)
-    model.save_pretrained("path/to/model")
-    exec(block_with("torchao.quantization", "deployment.md"), {})
-    before, files = logits_of(model, images), [*tmp_path.rglob("model.safetensors")]
-    calls.clear()
-    opened = open_complete(PvtForImageClassification, "classifier-torchao")
-    after = logits_of(opened, images)
-    assert not calls
-    assert 0 < (after - before).norm() < 0.05 * before.norm()
-    sizes = {file.parent.name: file.stat().st_size for file in files}
-    assert sizes["classifier-torchao"] < 0.7 * sizes["model"]
-    assert weights_digest(opened) != weights_digest(model)
+    model.save_pretrained(tmp_path / "path/to/model")
+    save_file({"images": images, "logits": logits_of(model, images)}, tmp_path / "before.safetensors")
+    code = block_with("torchao.quantization", "deployment.md") + OPEN_QUANTISED
+    found = json.loads(run_python(code, cwd=tmp_path, environment={"PYTHONPATH": str(tmp_path / "site")}).stdout)
+    assert found["calls"] == 0 and 0 < found["difference"] < 0.05
+    assert found["digest"] != weights_digest(model)
+    small, whole = (tmp_path / name / "model.safetensors" for name in ("classifier-torchao", "path/to/model"))
+    assert small.stat().st_size < 0.7 * whole.stat().st_size
 
 
 def test_lora_on_the_mlp(calls, plain):

@@ -81,7 +81,6 @@ def test_what_is_missing_is_a_row_with_the_line_that_installs_it(run_here, monke
 
 
 def test_another_data_type_leaves_the_runtimes_out(run_here):
-    pytest.importorskip("onnxruntime")
     code, content = run_here("--rows", "onnxruntime", "--batch_sizes", "1", "--dtype", "bfloat16")
     assert code == 0 and "--dtype float32 only" in content["rows"][0]["error"]
 
@@ -111,8 +110,6 @@ def test_rows_without_arguments():
 def test_related_models_have_their_published_size():
     """The parameters that are counted here are those that the source prints: to its last digit."""
     for name in RELATIVES:
-        if benchmark_peers.missing(name):
-            pytest.skip(benchmark_peers.missing(name))
         counted = benchmark_peers.count_row(name, PeersArguments())
         printed = PUBLISHED[name].parameters
         decimals = len(printed.partition(".")[2])

@@ -22,7 +22,6 @@ from pvt_hf.tasks.segmentation.settings import SegmentationSettings
 from ..support.photographs import coins_and_mask, photographs
 
 
-pytest.importorskip("skimage", reason="scikit-image, of the extra `dev`, ships the photographs")
 pytestmark = pytest.mark.slow
 
 SMALL = {
