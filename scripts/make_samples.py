@@ -4,8 +4,8 @@ card and a scene of digits that no training has seen.
 
     python scripts/make_samples.py outputs/digits_segmenter outputs/digits_detector
 
-`MADE` has the commands that trained them. A folder has the name of its sample. The figures in a card are those of the weights in bfloat16, which are computed with
-in float32.
+`MADE` has the commands that trained them. A folder has the name of its sample. The figures in a card are those of the
+weights in bfloat16, which are computed with in float32.
 """
 
 import argparse

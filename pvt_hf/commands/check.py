@@ -191,7 +191,7 @@ def _describe_duplicates(duplicates: dict[str, Any]) -> list[str]:
     lines = []
     for where, found in duplicates.items():
         if found["count"]:
-            what = "of these, pairs" if where.startswith("with ") else "images with the same pixels"
+            what = "of these pairs" if where.startswith("with ") else "pair(s) of images with the same pixels"
             lines.append(f"{found['count']:,} {what} {where}:")
             lines += [f"  {one} = {other}" for one, other in found["first"][:SHOWN]]
     return lines or ["No image occurs twice."]

@@ -117,8 +117,8 @@ def _fetch(url: str, part: Path, path: Path) -> None:
     except (OSError, http.client.HTTPException) as error:
         if getattr(error, "errno", None) in CANNOT_WRITE:
             raise OSError(
-                f"Could not write {url} to {part.parent}: {error.strerror}. Nothing was kept. Make room there, or choose "
-                "another folder: cache_dir in Python, or the environment variable HF_ASSETS_CACHE."
+                f"Could not write {url} to {part.parent}: {error.strerror}. Nothing was kept. Make room there, or "
+                "choose another folder: cache_dir in Python, or the environment variable HF_ASSETS_CACHE."
             ) from error
         raise ConnectionError(
             f"Could not download {url}: {type(error).__name__}: {error}. Nothing was kept. Try again, or download the "
