@@ -110,7 +110,7 @@ def guess_task(data: str, words: list[str]) -> str:
 
 def main() -> int:
     own, data, words = parse(sys.argv[1:])
-    check_dataset(data)
+    check_dataset(data, "DATA")
     if own.task:
         settings: Any = parse_arguments(training_settings(own.task), training_words(data, words))
 
