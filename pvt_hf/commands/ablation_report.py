@@ -80,7 +80,8 @@ unless "scratch" is said. All models of a task have the same recipe (AdamW, with
 task's digit recipe) and the same seeds. Learning rates were not tuned for any of them. Widths are chosen so that the
 backbones have equally many parameters as PVT (the nearest width in steps of 4 channels). Trainings of one task have the
 same processor time, except in question 6, where they have the same number of steps. The steps that fit into that time
-were measured on each model before. "Clear" means that the ranges of the seeds do not overlap; everything else is "within the spread".
+were measured on each model before. "Clear" means that the ranges of the seeds do not overlap; everything else is
+"within the spread".
 
 The time of each task was set before any comparison. `pvt-hf reproduce ablations --pilot` checks it with plain PVT
 alone, on a seed that is not among those compared.

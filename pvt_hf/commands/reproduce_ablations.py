@@ -158,7 +158,8 @@ def _note_session(work: Path, arguments: Any) -> None:
     file = work / "sessions.json"
     sessions = json.loads(file.read_text()) if file.exists() else []
     sessions.append({
-        "command": sys.argv, "jobs": arguments.jobs, "environment": describe_environment("cpu", 1),
+        "command": ["pvt-hf", "reproduce", *sys.argv[1:]], "jobs": arguments.jobs,
+        "environment": describe_environment("cpu", 1),
         "versions": versions(("transformers", "accelerate", "datasets")),
     })  # fmt: skip
     write_json(file, sessions)
