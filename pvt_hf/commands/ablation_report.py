@@ -73,8 +73,9 @@ QUESTIONS = (
              ("semantic_fpn",), ("PVT", "PVT, R 8 4 2 1", "PVT, R 2 1 1 1", "PVT, R 1 1 1 1"), equal_steps=True),
 )  # fmt: skip
 SETTING = """
-Images are built-in: single digits of 64 pixels, and scenes of three to eight digits of 96 pixels, drawn from
-scikit-learn's handwritten digits, with a held-out fifth of the digits for testing. Classifiers start from random
+Images are built-in: single digits of 64 pixels, and scenes of 96 pixels with three to eight digits of 36 to 44 pixels,
+drawn from scikit-learn's handwritten digits, with a held-out fifth of the digits for testing. Segmentation models see
+scenes enlarged to 144 pixels, in training crops of 96. Classifiers start from random
 weights. Models of scenes start from the classifier of the same backbone and seed, as the paper's start from ImageNet,
 unless "scratch" is said. All models of a task have the same recipe (AdamW, with learning rate and schedule of the
 task's digit recipe) and the same seeds. Learning rates were not tuned for any of them. Widths are chosen so that the
