@@ -35,8 +35,8 @@ def draw(strip: list[tuple], columns: list[tuple], segmenter: Any, path: Path, f
         f"{figures['accuracy']:.1%} of {figures['digits']} held-out digits are right. The first:", fontsize=11
     )
     lower.suptitle(
-        f"{figures['scenes']} held-out scenes: mean IoU {figures['mean_iou']:.2f}, AP50 {figures['ap50']:.2f}. The first; "
-        "last row: where the framed patch looks",
+        f"{figures['scenes']} held-out scenes: mean IoU {figures['mean_iou']:.2f}, AP50 {figures['ap50']:.2f}. "
+        "The first; last row: where the framed patch looks",
         fontsize=11,
     )
     for panel, (image, found, right) in zip(upper.subplots(1, DIGITS), strip, strict=True):
