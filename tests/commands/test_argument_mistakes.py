@@ -96,6 +96,7 @@ MISTAKES = [
     (["check"], "the first argument is the data set"),
     (["check", "{}/file"], "DATA {}/file is a file: give a folder"),
     (["check", "{}/none"], "DATA '{}/none': there is no such folder"),
+    (["check", "digit"], "DATA digit: there is no such folder, and the Hub cannot be asked: "),
     (["check", "digits", "--picture", "{}/empty"], "--picture {}/empty is a folder: give the name of a file"),
     (["check", "digits", "--task", "image-classification", "--mask_values", "0"], "unknown argument --mask_values"),
     (["info", "{}/empty"], "{}/empty has no config.json"),

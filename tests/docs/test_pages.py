@@ -79,8 +79,6 @@ RUN = {
     "pvt-hf push": "",
     "hf auth login": f"--token {TOKEN}",
 }
-# What blocks of Python read from a network, and the file of the workspace that stands for it
-LOCAL = {"http://images.cocodataset.org/val2017/000000039769.jpg": "photo.jpg"}
 # The functions that do the work of a command, once it has read its arguments: it calls one of them
 WORK = {
     "train-image-classification": "pvt_hf.engine.run.train",
@@ -273,8 +271,6 @@ def workspace(tmp_path):
     )  # as if downloaded before
     shutil.copy(tmp_path / "pvt_small.pth", released)
 
-    Image.fromarray(noise(0, 90, 120)).save(tmp_path / "photo.jpg")
-    Image.fromarray(noise(1, 70, 50)).save(tmp_path / "other.png")
     make_photos(tmp_path / "photos", 5)
     make_photos(tmp_path / "more" / "night", 1)
     write_video(tmp_path / "clip.mp4", clip(5))
@@ -321,10 +317,7 @@ def test_examples_run_in_their_order(workspace, hub, client, script, monkeypatch
             continue
         try:
             if block.language == "python":
-                code = block.code
-                for url, file in LOCAL.items():
-                    code = code.replace(url, file)
-                run_python(code, cwd=workspace, environment=environment, warm=True)
+                run_python(block.code, cwd=workspace, environment=environment, warm=True)
             elif block.language == "bash":
                 for words in commands(block.code):
                     if (added := added_arguments(words)) is not None:
@@ -337,10 +330,10 @@ def test_examples_run_in_their_order(workspace, hub, client, script, monkeypatch
     assert {
         "1.classes.png",
         "clip.annotated.mp4",
-        "photo.overlay.png",
-        "photo.labels.png",
-        "other.objects.png",
-        "other.objects.json",
+        "china.overlay.png",
+        "china.labels.png",
+        "astronaut.objects.png",
+        "astronaut.objects.json",
     } <= names
     assert AutoConfig.from_pretrained("outputs/pvt_v2").backbone_config.model_type == "pvt_v2"
     pushed = hub.repositories["me/fruit"]
