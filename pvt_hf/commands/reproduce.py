@@ -55,9 +55,9 @@ paper's.
 
     pvt-hf reproduce table{table} --data {data} --checkpoints {checkpoints}
 
---data is a folder, or a data set on the Hub, for {titles}. What is missing is named, with its size and how
-to get it. --checkpoints official takes the official release (classifiers only), downloads its files and converts them.
-A folder has the official files (pvt_small.pth, for classifiers), or one folder for each model, such as
+--data is a folder, or a data set on the Hub, for {titles}. What is missing is named, with its size
+and how to get it. --checkpoints official takes the official release (classifiers only), downloads its files and
+converts them. A folder has the official files (pvt_small.pth, for classifiers), or one folder for each model, such as
 {example}. The model's image processor prepares the images; a note says where that, the number of images or
 the number of parameters is not the paper's.{time}
 
@@ -232,13 +232,14 @@ def _add_table(commands: Any, table: int) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=TABLE_DESCRIPTION.format(
             table=table, data=" ".join(data), checkpoints="official" if table == 2 else "outputs",
-            example=examples.get(table, "retinanet-pvt-small"), titles=" and ".join(DATA[key].title for key in data),
+            example=examples.get(table, "retinanet-pvt-small"),
+            titles=" and ".join(DATA[key].title.partition(",")[0] for key in data),
             time=MILLISECONDS if table == 11 else "",
         ),
     )  # fmt: skip
     parser.add_argument(
         "--data", nargs="+", default=list(data), metavar="DATA",
-        help=f"folder or Hub id of {' and another of '.join(data)}, e.g. {' '.join(data)}; default: %(default)s",
+        help=f"folder or Hub id of {' and another of '.join(data)}, e.g. path/to/{data[0]}; default: {' '.join(data)}",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoints", default="official", metavar="FOLDER",
