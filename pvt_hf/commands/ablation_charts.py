@@ -11,6 +11,8 @@ from typing import Any
 
 # Okabe and Ito's palette, for colour-blind readers
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+LEAST_SPAN = 5.0  # points that a vertical axis shows
+SEEDS_AND_MEANS = "dots: one seed each; bars: their mean; vertical axes do not begin at 0"
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,21 @@ def chart_models(panels: Sequence[Panel], path: Path) -> None:
         one.set(title=panel.task, ylabel=f"{panel.metric} (%)")
         one.set_xticks(range(len(panel.runs)), list(panel.runs))
         one.set_xlim(-0.6, len(panel.runs) - 0.4)
-    _save(figure, path, "dots: one seed each; bars: their mean")
+        _show_at_least(one, LEAST_SPAN)
+    _save(figure, path, SEEDS_AND_MEANS)
 
 
 def chart_costs(panels: Sequence[Panel], path: Path) -> None:
     """As [`chart_models`], against the multiply-adds."""
-    figure, axes = _figure(len(panels))
+    figure, axes = _figure(len(panels), least_width=6.5)
     for one, panel in zip(axes, panels):
         for color, (label, runs) in zip(COLORS, panel.runs.items()):
             _seeds_and_mean(one, runs[0]["multiply_adds"] / 1e6, runs, color, label)
         one.set(title=panel.task, xlabel="multiply-adds of the whole model (M)", ylabel=f"{panel.metric} (%)")
         one.margins(x=0.2)
-        one.legend()
-    _save(figure, path, "dots: one seed each; bars: their mean")
+        one.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the points
+        _show_at_least(one, LEAST_SPAN)
+    _save(figure, path, SEEDS_AND_MEANS)
 
 
 def chart_curves(panels: Sequence[Panel], path: Path) -> None:
@@ -90,10 +94,17 @@ def _seeds_and_mean(axes: Any, x: float, runs: Sequence[dict[str, Any]], color: 
     axes.plot([x], [statistics.mean(values)], "_", color=color, markersize=28, markeredgewidth=2)
 
 
-def _figure(panels: int) -> tuple[Any, list[Any]]:
+def _show_at_least(axes: Any, points: float) -> None:
+    """Widens a vertical axis, so that a small difference does not look like a large one."""
+    low, high = axes.get_ylim()
+    more = max(points - (high - low), 0) / 2
+    axes.set_ylim(low - more, high + more)
+
+
+def _figure(panels: int, least_width: float = 5.0) -> tuple[Any, list[Any]]:
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(max(5.0, 3.8 * panels), 4.0), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(max(least_width, 3.8 * panels), 4.0), layout="constrained")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for one in axes:
         one.grid(alpha=0.25)

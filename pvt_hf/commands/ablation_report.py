@@ -194,7 +194,7 @@ def _answer(question: Question, results: dict[str, Any], folder: Path) -> list[s
     if question.paper:
         lines += [f"The paper: {question.paper}", ""]
     columns = ("task", "model", "parameters (M)", "multiply-adds (M)", "steps", "processor time with evaluation (s)",
-               "figure (%)", "mean", "deviation", "each seed")  # fmt: skip
+               "metric (%)", "mean", "deviation", "each seed")  # fmt: skip
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for head in question.heads:
         for label, model, start in question.variants(head):
