@@ -61,9 +61,9 @@ def chart_curves(panels: Sequence[Panel], path: Path) -> None:
     for one, panel in zip(axes, panels):
         for color, (label, runs) in zip(COLORS, panel.runs.items()):
             for run in runs:
-                steps, values = zip(*run["curve"])
+                steps, values = [step for step, _ in run["curve"]], [100 * value for _, value in run["curve"]]
                 name = label if run is runs[0] else None
-                one.plot(steps, [100 * value for value in values], color=color, marker=".", alpha=0.8, label=name)
+                one.plot(steps, values, color=color, marker=".", alpha=0.8, label=name)
         one.set(title=panel.task, xlabel="steps", ylabel=f"{panel.metric} (%)")
         one.set_xlim(left=0)
         one.legend()
