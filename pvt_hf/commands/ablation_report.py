@@ -83,13 +83,14 @@ QUESTIONS = (
              names=(("PVT", "PVT, R 4 2 1 1"),)),
 )  # fmt: skip
 SETTING = """
-Images are built in: single digits of 64 pixels, and scenes of three to eight digits of 96 pixels, drawn from
-scikit-learn's handwritten digits. A fifth of the digits is held out for testing, in 355 images of digits and 400
-scenes. Classifiers start from random weights. Models of scenes start from the classifier of the same backbone and seed,
-as the paper's start from ImageNet, unless "scratch" is said. All models of a task have the same recipe (AdamW, with
-learning rate and schedule of the task's digit recipe) and the same seeds. The recipes were made for PVT, and the
-learning rates were not tuned for any other model, which may favour PVT. Widths are chosen so that the backbones have
-about as many parameters as PVT (the nearest width in steps of 4 channels). Figures are those of the last step.
+Images are built in: single digits of 64 pixels, and scenes of 96 pixels with three to eight digits of 36 to 44 pixels,
+drawn from scikit-learn's handwritten digits. A fifth of the digits is held out for testing, in 355 images of digits and
+400 scenes. Segmentation models see scenes enlarged to 144 pixels, in training crops of 96. Classifiers start from
+random weights. Models of scenes start from the classifier of the same backbone and seed, as the paper's start from
+ImageNet, unless "scratch" is said. All models of a task have the same recipe (AdamW, with learning rate and schedule of
+the task's digit recipe) and the same seeds. The recipes were made for PVT, and the learning rates were not tuned for
+any other model, which may favour PVT. Widths are chosen so that the backbones have about as many parameters as PVT (the
+nearest width in steps of 4 channels). Figures are those of the last step.
 
 Trainings of one task get the same processor time, except in question 6, where they get the same number of steps. The
 steps that fit into that time were measured on each model before. The column of processor time is what a training took
@@ -101,8 +102,8 @@ Two equally good models have ranges that do not overlap in one comparison of ten
 chance. The spread does not include that of another set of test images. Where neither model has learned more than chance
 (an accuracy of 15 %, an mIoU of 10 %, which is little more than background alone, or an AP50 of 1 %), that is said.
 
-The time of each task was set before any comparison, for plain PVT to be neither at chance nor at the ceiling:
-`pvt-hf reproduce ablations --pilot` trains plain PVT alone, on a seed that is not among those compared.
+The sizes of digits and the time of each task were set before any comparison, for plain PVT to be neither at chance nor
+at the ceiling: `pvt-hf reproduce ablations --pilot` trains plain PVT alone, on a seed that is not among those compared.
 """
 # Up to here, a model has not learned more than chance
 CHANCE = {"accuracy@1": 0.15, "mean_iou": 0.10, "ap50": 0.01}
