@@ -19,8 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules import module as global_hooks
 from transformers.activations import GELUActivation
+
+from .modeling_fast_checks import is_plain, needs_gradients
 
 
 # Hidden activation of a block per thread, the size of a core's L2 cache: the fastest of 0.5, 1, 2 and 4 MB.
@@ -36,40 +37,9 @@ HAS_FUSED_LINEAR = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasat
 )
 
 
-def is_plain(module: nn.Module, cls: type) -> bool:
-    """Whether a call of `module` runs `cls.forward` and nothing else: no adapter, hook, or weights of another type."""
-    return (
-        type(module) is cls
-        and "forward" not in module.__dict__
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-        and all(type(parameter) in (nn.Parameter, torch.Tensor) for parameter in module._parameters.values())
-    )
-
-
-def is_watched(tensor: torch.Tensor) -> bool:
-    """Whether something records or transforms operations: a compiler, exporter, autocast, torch.func, a mode, hooks."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or type(tensor) is not torch.Tensor
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-        or global_hooks._has_any_global_hook()
-    )
-
-
 def parameters_of(layer_norm: nn.LayerNorm, mlp: Any) -> tuple[torch.Tensor | None, ...]:
     """Weight and bias of the norm, the first and the second linear layer."""
     return tuple(part for module in (layer_norm, mlp.dense1, mlp.dense2) for part in (module.weight, module.bias))
-
-
-def needs_gradients(*tensors: torch.Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def can_run_in_blocks(hidden_states: torch.Tensor, layer_norm: nn.LayerNorm, mlp: Any) -> bool:
@@ -78,11 +48,9 @@ def can_run_in_blocks(hidden_states: torch.Tensor, layer_norm: nn.LayerNorm, mlp
     could notice that the modules are not called: hooks, adapters, quantised layers, dropout, compilers and so on.
 
     Args:
-        hidden_states: (batch, tokens, channels).
+        hidden_states: (batch, tokens, channels), for which [`may_be_fast`] is true.
         mlp: with `dense1`, `activation`, `dense2` and `dropout`.
     """
-    if hidden_states.device.type != "cpu" or is_watched(hidden_states):
-        return False
     if not (
         is_plain(layer_norm, nn.LayerNorm)
         and is_plain(mlp.dense1, nn.Linear)
@@ -234,4 +202,4 @@ def gradients_in_blocks(
     return gradients
 
 
-__all__ = ["add_mlp", "can_run_in_blocks", "is_plain"]
+__all__ = ["add_mlp", "can_run_in_blocks"]
