@@ -43,8 +43,22 @@ def may_be_fast(tensor: torch.Tensor) -> bool:
     )
 
 
+def is_in_graph(tensor: torch.Tensor) -> bool:
+    """
+    Whether `torch.compile` builds a graph for a CPU, without gradients and autocast. There, a fast path is a single
+    operation. An exported program must run without this package, so it has none.
+    """
+    return (
+        torch.compiler.is_dynamo_compiling()
+        and not torch.compiler.is_exporting()
+        and tensor.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 def needs_gradients(*tensors: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-__all__ = ["is_plain", "may_be_fast", "needs_gradients"]
+__all__ = ["is_in_graph", "is_plain", "may_be_fast", "needs_gradients"]

@@ -89,7 +89,9 @@ def add_mlp(
     if scale is not None:
         scale = scale.expand(-1, hidden_states.shape[1], -1).flatten(0, 1)
     parameters = parameters_of(layer_norm, mlp)
-    if needs_gradients(tokens, *parameters):
+    if torch.compiler.is_compiling():
+        tokens = add_mlp_in_graph(tokens, scale, layer_norm.eps, list(parameters))
+    elif needs_gradients(tokens, *parameters):
         tokens = AddMlp.apply(tokens, scale, layer_norm.eps, *parameters)
     else:
         tokens = run_blocks(tokens, scale, layer_norm.eps, parameters, out=tokens)
@@ -120,6 +122,19 @@ def run_blocks(
             change *= scale[block]
         torch.add(tokens[block], change, out=out[block])
     return out
+
+
+@torch.library.custom_op("pvt_hf::add_mlp", mutates_args=(), device_types="cpu")
+def add_mlp_in_graph(
+    tokens: torch.Tensor, scale: torch.Tensor | None, eps: float, parameters: list[torch.Tensor]
+) -> torch.Tensor:
+    """[`run_blocks`] as an operation of compiled graphs: the compiler would write the whole hidden activation."""
+    return run_blocks(tokens, scale, eps, parameters, out=torch.empty_like(tokens))
+
+
+@add_mlp_in_graph.register_fake
+def _(tokens: torch.Tensor, scale: torch.Tensor | None, eps: float, parameters: list[torch.Tensor]) -> torch.Tensor:
+    return torch.empty_like(tokens)
 
 
 class AddMlp(torch.autograd.Function):

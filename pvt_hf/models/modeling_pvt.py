@@ -28,7 +28,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pvt import PvtConfig
 from .modeling_fast_attention import add_attention, can_split_attention
-from .modeling_fast_checks import is_plain, may_be_fast
+from .modeling_fast_checks import is_in_graph, is_plain, may_be_fast
 from .modeling_fast_mlp import add_mlp, can_run_in_blocks
 from .modeling_fast_patches import can_multiply_patches, multiply_patches
 
@@ -292,7 +292,11 @@ class PvtLayer(GradientCheckpointingLayer):
         else:
             context, _ = self.attention(self.layer_norm_1(hidden_states), grid, **kwargs)
             hidden_states = hidden_states + self.drop_path(context)
-        if is_fast and is_plain(self.mlp, PvtFFN) and can_run_in_blocks(hidden_states, self.layer_norm_2, self.mlp):
+        if (
+            (is_fast or (is_in_graph(hidden_states) and is_plain(self.drop_path, PvtDropPath)))
+            and is_plain(self.mlp, PvtFFN)
+            and can_run_in_blocks(hidden_states, self.layer_norm_2, self.mlp)
+        ):
             mask = self.drop_path.draw_mask(hidden_states)
             scale = None if mask is None else mask / (1 - self.drop_path.drop_prob)
             return add_mlp(hidden_states, scale, self.layer_norm_2, self.mlp)

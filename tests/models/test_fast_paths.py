@@ -7,6 +7,7 @@ patch projections as matrix products (`modeling_fast_patches.py`).
 """
 
 import copy
+import importlib.util
 import json
 
 import pytest
@@ -445,11 +446,6 @@ def test_autocast_keeps_the_modules(calls, plain):
     assert not calls
 
 
-def call_compiled(model, images):
-    torch.compiler.reset()
-    return torch.compile(model, backend="eager", fullgraph=True)(images).logits
-
-
 def call_exported(model, images):
     return torch.export.export(model, (images,)).module()(images).logits
 
@@ -476,9 +472,7 @@ def call_with_tangents(model, images):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize(
-    "call", [call_compiled, call_exported, call_traced, call_counted, call_vmapped, call_with_tangents]
-)
+@pytest.mark.parametrize("call", [call_exported, call_traced, call_counted, call_vmapped, call_with_tangents])
 def test_programs_that_record_or_transform_get_the_modules(call, calls, plain):
     model, images = make_model(depths=[1, 1, 1, 1]), random_images(2, 64, 64)
     expected = plain(logits_of, model, images)
@@ -488,6 +482,36 @@ def test_programs_that_record_or_transform_get_the_modules(call, calls, plain):
     torch.testing.assert_close(actual, expected, **FP32_TOLERANCE)
     logits_of(model, images)  # it is fast again
     assert len(calls) == 4
+
+
+def test_a_compiled_graph_calls_the_mlp_in_blocks(calls, attention_calls, plain):
+    """Also after the weights have changed, and after the same code was loaded once more, as remote code is."""
+    model = make_model(depths=[1, 1, 1, 1])
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for height in (64, 96):
+        images = random_images(2, height, 64)
+        torch.testing.assert_close(logits_of(compiled, images), plain(logits_of, model, images), **FP32_TOLERANCE)
+    assert len(calls) == 2 * 4 and not attention_calls  # counted when it is compiled, for each size
+    with torch.no_grad():
+        model.pvt.encoder.block[0][0].mlp.dense1.weight.mul_(1.5)
+    spec = importlib.util.spec_from_file_location("pvt_hf.models.loaded_twice", modeling_fast_mlp.__file__)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    actual = logits_of(compiled, images)
+    torch.testing.assert_close(actual, plain(logits_of, model, images), **FP32_TOLERANCE)
+
+
+def test_a_compiled_graph_with_gradients_or_hooks_calls_the_modules(calls, plain):
+    model, images = make_model(depths=[1, 1, 1, 1]).train(), random_images(2, 64, 64)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    actual = gradients_of(compiled, images)
+    assert not calls
+    expected = plain(gradients_of, model, images)
+    assert_equal_gradients({name.removeprefix("_orig_mod."): value for name, value in actual.items()}, expected)
+    model.pvt.encoder.block[0][0].mlp.dense1.register_forward_hook(lambda module, inputs, output: output * 2)
+    torch.testing.assert_close(logits_of(compiled, images), plain(logits_of, model, images), **FP32_TOLERANCE)
+    assert len(calls) == 3
 
 
 def test_copies_and_weights_that_change_after_the_first_call(calls, plain):
