@@ -305,7 +305,7 @@ class PvtLayer(GradientCheckpointingLayer):
     def can_split_attention(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> bool:
         return (
             not (self.drop_path.training and self.drop_path.drop_prob)
-            and is_plain(self.attention, PvtAttention)
+            and is_plain(self.attention, PvtAttention, ignore_capturing=True)
             and is_plain(self.attention.self, PvtEfficientSelfAttention)
             and is_plain(self.attention.output, PvtSelfOutput)
             and can_split_attention(hidden_states, self.layer_norm_1, self.attention, **kwargs)
