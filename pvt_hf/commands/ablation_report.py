@@ -27,7 +27,8 @@ class Question:
         paper: what the paper finds; "" if it does not ask.
         heads: tasks that it is asked on.
         models: backbones; the paper expects the first to be better than each other.
-        starts: "scratch" or "pretrained", for each of `models` or one for all.
+        starts: "scratch" or "pretrained" (on digit images), for each of `models` or one for all. Classifiers always
+            start from scratch.
         equal_steps: equally many steps, and not equal processor time.
     """
 
@@ -36,19 +37,24 @@ class Question:
     paper: str
     heads: tuple[str, ...]
     models: tuple[str, ...]
-    starts: tuple[str, ...] = ("scratch",)
+    starts: tuple[str, ...] = ("pretrained",)
     equal_steps: bool = False
 
-    def variants(self) -> list[tuple[str, str, str]]:
+    def variants(self, head: str) -> list[tuple[str, str, str]]:
         """(label, model, start) of what is compared."""
         starts = self.starts if len(self.starts) > 1 else self.starts * len(self.models)
         models = self.models if len(self.models) > 1 else self.models * len(starts)
-        return [(model if len(self.models) > 1 else start, model, start) for model, start in zip(models, starts)]
+        return [(model if len(self.models) > 1 else start, model, "scratch" if head == "pvt" else start)
+                for model, start in zip(models, starts)]  # fmt: skip
 
     def trainings(self) -> Iterator[tuple[str, str, str, bool]]:
+        """(head, model, start, equal_steps), with the classifiers that others start from."""
         for head in self.heads:
-            for _, model, start in self.variants():
-                yield head, model, start, self.equal_steps and model != "PVT"
+            for _, model, start in self.variants(head):
+                equal_steps = self.equal_steps and model != "PVT"
+                if start == "pretrained":
+                    yield "pvt", model, "scratch", equal_steps
+                yield head, model, start, equal_steps
 
 
 QUESTIONS = (
@@ -67,13 +73,16 @@ QUESTIONS = (
              ("semantic_fpn",), ("PVT", "PVT, R 8 4 2 1", "PVT, R 2 1 1 1", "PVT, R 1 1 1 1"), equal_steps=True),
 )  # fmt: skip
 SETTING = """
-Images are built-in: single digits of 64 pixels, and scenes of three to eight digits of 96 pixels, drawn from
-scikit-learn's handwritten digits, with a held-out fifth of the digits for testing. All models train from random weights
-unless "pretrained" is said, with the same recipe (AdamW, learning rate 1e-3, the schedule of the digit recipes) and
-the same seeds. Learning rates were not tuned for any of them. Widths are chosen so that the backbones have equally many
-parameters as PVT (the nearest width in steps of 4 channels). Trainings of one task have the same processor time,
-except in question 6, where they have the same number of steps. The steps that fit into that time were measured on each
-model before. "Clear" means that the ranges of the seeds do not overlap; everything else is "within the spread".
+Images are built-in: single digits of 64 pixels, and scenes of 96 pixels with three to eight digits of 36 to 44 pixels,
+drawn from scikit-learn's handwritten digits, with a held-out fifth of the digits for testing. Segmentation models see
+scenes enlarged to 144 pixels, in training crops of 96. Classifiers start from random
+weights. Models of scenes start from the classifier of the same backbone and seed, as the paper's start from ImageNet,
+unless "scratch" is said. All models of a task have the same recipe (AdamW, with learning rate and schedule of the
+task's digit recipe) and the same seeds. Learning rates were not tuned for any of them. Widths are chosen so that the
+backbones have equally many parameters as PVT (the nearest width in steps of 4 channels). Trainings of one task have the
+same processor time, except in question 6, where they have the same number of steps. The steps that fit into that time
+were measured on each model before. "Clear" means that the ranges of the seeds do not overlap; everything else is
+"within the spread".
 
 The time of each task was set before any comparison. `pvt-hf reproduce ablations --pilot` checks it with plain PVT
 alone, on a seed that is not among those compared.
@@ -147,7 +156,7 @@ def _answer(question: Question, results: dict[str, Any], folder: Path) -> list[s
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     findings = []
     for head in question.heads:
-        rows = [(label, _runs(results, head, model, start)) for label, model, start in question.variants()]
+        rows = [(label, _runs(results, head, model, start)) for label, model, start in question.variants(head)]
         for label, runs in rows:
             lines.append(_row(head, label, runs))
         for label, runs in rows[1:]:
@@ -246,7 +255,7 @@ def _chart(question: Question, results: dict[str, Any], path: Path) -> None:
     figure, axes = _figure(len(question.heads))
     for panel, head in zip(axes, question.heads):
         metric = ""
-        for index, (label, model, start) in enumerate(question.variants()):
+        for index, (label, model, start) in enumerate(question.variants(head)):
             runs = _runs(results, head, model, start)
             metric = METRIC_NAMES[runs[0]["metric"]]
             values = [100 * one["value"] for one in runs]
@@ -261,7 +270,8 @@ def _chart(question: Question, results: dict[str, Any], path: Path) -> None:
         panel.set(title=HEADS[head], ylabel=f"{metric} (%)")
         panel.set_xlabel({3: "steps", 6: "multiply-adds (M)"}.get(question.number, ""))
         if question.number not in (3, 6):
-            panel.set_xticks(range(len(question.variants())), [one[0] for one in question.variants()], rotation=20)
+            names = [one[0] for one in question.variants(head)]
+            panel.set_xticks(range(len(names)), names, rotation=20)
             panel.margins(x=0.3)
         else:
             panel.legend()

@@ -42,8 +42,8 @@ def all_parts(budget: Budget) -> list[list[Part]]:
 def pilot_parts() -> list[list[Part]]:
     """Plain PVT on every task with one more seed, to see whether a setting is neither at chance nor at the ceiling."""
     heads = ("pvt", "semantic_fpn", "trans2seg", "retinanet", "detr")
-    return [[Part("speed", head, "PVT") for head in heads],
-            [Part("train", head, "PVT", seed=PILOT_SEED) for head in heads]]  # fmt: skip
+    trainings = [Part("train", head, "PVT", "scratch" if head == "pvt" else "pretrained", PILOT_SEED) for head in heads]
+    return [[Part("speed", head, "PVT") for head in heads], trainings[:1], trainings[1:]]
 
 
 def reproduce_ablations(arguments: Any) -> int:
@@ -158,7 +158,8 @@ def _note_session(work: Path, arguments: Any) -> None:
     file = work / "sessions.json"
     sessions = json.loads(file.read_text()) if file.exists() else []
     sessions.append({
-        "command": sys.argv, "jobs": arguments.jobs, "environment": describe_environment("cpu", 1),
+        "command": ["pvt-hf", "reproduce", *sys.argv[1:]], "jobs": arguments.jobs,
+        "environment": describe_environment("cpu", 1),
         "versions": versions(("transformers", "accelerate", "datasets")),
     })  # fmt: skip
     write_json(file, sessions)

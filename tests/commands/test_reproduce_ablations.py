@@ -89,8 +89,8 @@ def test_no_time_is_left(run, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["ViT/16", "ViT/4", "ResNet", "ResNet + GC"])
 def test_models_have_equally_many_parameters(name):
     """The nearest width in steps of four channels: within a tenth."""
-    ours = ablation_models._parameters(ablation_models.backbone_config("PVT", 64))
-    theirs = ablation_models._parameters(ablation_models.backbone_config(name, 64))
+    ours = ablation_models._parameters(ablation_models.backbone_config("PVT"))
+    theirs = ablation_models._parameters(ablation_models.backbone_config(name))
     assert abs(theirs / ours - 1) < 0.1
 
 
