@@ -177,11 +177,9 @@ def open_exported(
 
     config = read_config(folder)
     import_outputs(config)
-    hint = next((OPENVINO_PRECISIONS[dtype] for dtype in dtypes if dtype in OPENVINO_PRECISIONS), "f32")
+    options = runtime_options(name, dtypes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*children_specs.*", category=FutureWarning)  # in Transformers
-        # By itself, OpenVINO computes in bf16 on processors that have it, whatever the model was.
-        options: dict[str, Any] = {"config": {"INFERENCE_PRECISION_HINT": hint}} if name == "openvino" else {}
         exported = ExportedModel.from_pretrained(folder, device=device, **options)
     exported.config = config
     report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
@@ -189,6 +187,31 @@ def open_exported(
     class_name = (config.architectures or [ExportedForInference.__name__])[0]
     named: type[ExportedForInference] = type(class_name, (ExportedForInference,), {})
     return named(exported, report.get("parameters", 0), digest_of(folder, files)).eval()
+
+
+def runtime_options(name: str, dtypes: set[str]) -> dict[str, Any]:
+    """
+    What a runtime is opened with: as many threads as PyTorch, which respects OMP_NUM_THREADS and the processors that
+    this process may use.
+
+    Args:
+        name: of the format, in `export.json`.
+        dtypes: of the program's weights.
+    """
+    threads = torch.get_num_threads()
+    if name == "openvino":
+        # By itself, OpenVINO computes in bf16 on processors that have it, whatever the model was.
+        hint = next((OPENVINO_PRECISIONS[dtype] for dtype in dtypes if dtype in OPENVINO_PRECISIONS), "f32")
+        return {"config": {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}}
+    if name == "onnx":
+        from onnxruntime import SessionOptions
+
+        options = SessionOptions()
+        options.intra_op_num_threads = threads
+        # Its threads would otherwise go on spinning after a call, while PyTorch prepares and post-processes images.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return {"session_options": options}
+    return {}
 
 
 def read_config(folder: Path) -> Any:
