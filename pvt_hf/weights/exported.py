@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import resolve_trust_remote_code
+from transformers.utils import cached_file
 
 from ..families import FAMILIES, load
 from .export_formats import format_called
-from .paths import EXPORT_MANIFEST
+from .paths import EXPORT_MANIFEST, folder_or_id, is_exported, official_variant
 
 
 REPORT = "export_report.json"
@@ -134,6 +136,30 @@ def as_fp32(output: Any) -> Any:
     return torch.utils._pytree.tree_unflatten(leaves, spec)
 
 
+def exported_folder(model: str | Path) -> Path | None:
+    """
+    The folder of an export, which `pvt-hf export` has written or the Hub holds: then its files are downloaded into the
+    Hub's cache. None for other models.
+    """
+    if is_exported(model):
+        return Path(model)
+    name = str(model)
+    if Path(folder_or_id(name)).exists() or official_variant(name):
+        return None
+    manifest = cached_file(
+        name,
+        EXPORT_MANIFEST,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if manifest is None:
+        return None
+    _, files, _ = read_manifest(Path(manifest).parent)
+    programs = [f"{Path(file).stem}.*" for file in files]
+    return Path(snapshot_download(name, allow_patterns=[*programs, "*.json", "*.txt", "README.md"]))
+
+
 def open_exported(
     folder: str | Path, *, device: str | torch.device = "cpu", trust_remote_code: bool | None = None
 ) -> ExportedForInference:
@@ -152,22 +178,14 @@ def open_exported(
         ValueError: the folder cannot be read, or has code that may not run.
     """
     folder = Path(folder)
-    try:
-        manifest = json.loads((folder / EXPORT_MANIFEST).read_text())
-        name = manifest["export_format"]
-        files = [component["file"] for component in manifest["components"].values()]
-        dtypes = {component["metadata"]["export_dtype"] for component in manifest["components"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / EXPORT_MANIFEST} cannot be read: {error!r}. Export the model again.") from error
+    name, files, dtypes = read_manifest(folder)
     kind = format_called(name)
     if kind is None:
         raise ValueError(f"{folder} is an export of the format {name!r}, which this version does not know.")
     if reason := kind.missing():
         raise ImportError(f"{folder} cannot run: {reason}")
-    for file in files:
-        # A path in a file that was downloaded must not lead out of the folder.
-        if Path(file).name != file or not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} has no {file}, which its {EXPORT_MANIFEST} names: copy it again.")
+    if gone := next((file for file in files if not (folder / file).is_file()), None):
+        raise FileNotFoundError(f"{folder} has no {gone}, which its {EXPORT_MANIFEST} names: copy it again.")
     if kind.native_code:
         resolve_trust_remote_code(trust_remote_code, str(folder), has_local_code=False, has_remote_code=True)
 
@@ -187,6 +205,27 @@ def open_exported(
     class_name = (config.architectures or [ExportedForInference.__name__])[0]
     named: type[ExportedForInference] = type(class_name, (ExportedForInference,), {})
     return named(exported, report.get("parameters", 0), digest_of(folder, files)).eval()
+
+
+def read_manifest(folder: Path) -> tuple[str, list[str], set[str]]:
+    """
+    The format's name in `export.json`, the program's files, and the dtypes of its weights.
+
+    Raises:
+        FileNotFoundError: a file is not in the folder.
+        ValueError: the manifest cannot be read.
+    """
+    try:
+        manifest = json.loads((folder / EXPORT_MANIFEST).read_text())
+        name = manifest["export_format"]
+        files = [component["file"] for component in manifest["components"].values()]
+        dtypes = {component["metadata"]["export_dtype"] for component in manifest["components"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / EXPORT_MANIFEST} cannot be read: {error!r}. Export the model again.") from error
+    # A path in a file that was downloaded must not lead out of the folder.
+    if away := next((file for file in files if Path(file).name != file), None):
+        raise FileNotFoundError(f"{folder} has no {away}, which its {EXPORT_MANIFEST} names: copy it again.")
+    return name, files, dtypes
 
 
 def runtime_options(name: str, dtypes: set[str]) -> dict[str, Any]:
@@ -228,14 +267,19 @@ def import_outputs(config: PreTrainedConfig) -> None:
             load(family.models[0].path)
 
 
-def digest_of(folder: Path, files: list[str]) -> str:
-    """SHA-256 over the program's files and those beside it: weights that are kept apart have the file's name first."""
-    digest = hashlib.sha256()
+def program_files(folder: Path, files: list[str]) -> list[Path]:
+    """The program's files and those beside it: weights that are kept apart have the file's name first."""
     stems = {Path(file).stem for file in files}
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        if path.name in files or path.name.partition(".")[0] in stems:
-            digest.update(path.name.encode())
-            with path.open("rb") as stream:
-                while block := stream.read(2**20):
-                    digest.update(block)
+    there = sorted(path for path in folder.iterdir() if path.is_file())
+    return [path for path in there if path.name in files or path.name.partition(".")[0] in stems]
+
+
+def digest_of(folder: Path, files: list[str]) -> str:
+    """SHA-256 over the names and the content of [`program_files`]."""
+    digest = hashlib.sha256()
+    for path in program_files(folder, files):
+        digest.update(path.name.encode())
+        with path.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
     return digest.hexdigest()
