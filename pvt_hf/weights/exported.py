@@ -169,8 +169,8 @@ def open_exported(
     Args:
         folder: written by `pvt-hf export`.
         device: where it runs. An ONNX Runtime with CUDA and the torch format know "cuda".
-        trust_remote_code: whether native code in the folder may run, which an AOTInductor package is; None asks on the
-            terminal.
+        trust_remote_code: whether code in the folder may run: an AOTInductor package is native code, and PyTorch opens
+            programs of torch.export with pickle. None asks on the terminal.
 
     Raises:
         ImportError: the runtime is not installed.
@@ -184,9 +184,9 @@ def open_exported(
         raise ValueError(f"{folder} is an export of the format {name!r}, which this version does not know.")
     if reason := kind.missing():
         raise ImportError(f"{folder} cannot run: {reason}")
-    if gone := next((file for file in files if not (folder / file).is_file()), None):
-        raise FileNotFoundError(f"{folder} has no {gone}, which its {EXPORT_MANIFEST} names: copy it again.")
-    if kind.native_code:
+    report = read_report(folder)
+    check_files(folder, files, report.get("files", {}))
+    if kind.runs_code:
         resolve_trust_remote_code(trust_remote_code, str(folder), has_local_code=False, has_remote_code=True)
 
     from transformers.exporters import ExportedModel
@@ -200,7 +200,6 @@ def open_exported(
         warnings.filterwarnings("ignore", message=".*children_specs.*", category=FutureWarning)  # in Transformers
         exported = ExportedModel.from_pretrained(folder, device=device, **options)
     exported.config = config
-    report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
     # Pipelines print an error for class names that are not in their tables.
     class_name = (config.architectures or [ExportedForInference.__name__])[0]
     named: type[ExportedForInference] = type(class_name, (ExportedForInference,), {})
@@ -226,6 +225,38 @@ def read_manifest(folder: Path) -> tuple[str, list[str], set[str]]:
     if away := next((file for file in files if Path(file).name != file), None):
         raise FileNotFoundError(f"{folder} has no {away}, which its {EXPORT_MANIFEST} names: copy it again.")
     return name, files, dtypes
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The content of `export_report.json`; empty if there is none. Raises a ValueError if it cannot be read."""
+    if not (folder / REPORT).is_file():
+        return {}
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        if not isinstance(report, dict):
+            raise TypeError(f"a {type(report).__name__}")
+        return report
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / REPORT} cannot be read: {error!r}. Copy it again.") from error
+
+
+def check_files(folder: Path, files: list[str], sizes: dict[str, int]) -> None:
+    """
+    Raises a FileNotFoundError for a file of the program that is missing, and a ValueError for one that has another size
+    than when it was written.
+
+    Args:
+        files: that the manifest names.
+        sizes: in bytes, by name, of these files and those beside them; empty if there is no report.
+    """
+    for name in dict.fromkeys([*files, *sizes]):
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} has no {name}, which belongs to the export: copy it again.")
+        if name in sizes and path.stat().st_size != sizes[name]:
+            raise ValueError(
+                f"{path} has {path.stat().st_size:,} bytes, and had {sizes[name]:,} when it was exported: copy it again."
+            )
 
 
 def runtime_options(name: str, dtypes: set[str]) -> dict[str, Any]:
