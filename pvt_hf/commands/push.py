@@ -39,7 +39,7 @@ class PushOptions:
 @dataclass(kw_only=True)
 class Arguments(PushOptions):
     model: str = field(
-        metadata={"help": "Folder from a training, from `pvt-hf convert` or from `pvt-hf export`, e.g. outputs/fruit."}
+        metadata={"help": "Folder of a training, `pvt-hf convert` or `pvt-hf export`, e.g. outputs/fruit."}
     )
     repo: str = field(metadata={"help": "Repository on the Hub, e.g. me/fruit. Created if it does not exist."})
     revision: str | None = field(

@@ -255,7 +255,8 @@ def check_files(folder: Path, files: list[str], sizes: dict[str, int]) -> None:
             raise FileNotFoundError(f"{folder} has no {name}, which belongs to the export: copy it again.")
         if name in sizes and path.stat().st_size != sizes[name]:
             raise ValueError(
-                f"{path} has {path.stat().st_size:,} bytes, and had {sizes[name]:,} when it was exported: copy it again."
+                f"{path} has {path.stat().st_size:,} bytes, and had {sizes[name]:,} when it was exported: copy it "
+                "again."
             )
 
 
