@@ -5,7 +5,7 @@ docs/deployment.md from one of `pvt-hf benchmark export`.
     pvt-hf benchmark                                            # on an idle machine: outputs/benchmark.json
     python scripts/make_performance_pages.py outputs/benchmark.json
     pvt-hf benchmark export                                     # outputs/benchmark_export.json
-    python scripts/make_performance_pages.py outputs/benchmark_export.json
+    python scripts/make_performance_pages.py outputs/benchmark_export.json    # or several, with other rows each
     python scripts/make_performance_pages.py --check            # writes nothing; exit code 1 if a page is out of date
 
 The reports are kept as docs/benchmark.json, with a chart docs/benchmark.png, and docs/benchmark_export.json.
@@ -68,6 +68,8 @@ def describe_run(report: dict[str, Any]) -> str:
         + ", ".join(f"{title} {environment[name]}" for title, name in versions.items() if name in environment)
         + f"; at least {min(pairs)} pairs of calls for a row."
     )
+    if (runs := report.get("runs", 1)) > 1:
+        text += f" The rows are from {runs} runs, one after the other."
     if min(pairs) < FEW_PAIRS or not report["complete"]:
         text += " **A short run: the figures are rough.**"
     if (load := environment.get("load_average") or 0) > 1:
@@ -230,6 +232,30 @@ def read_report(file: Path) -> dict[str, Any]:
     return report
 
 
+def joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """
+    The rows of several reports of one task, measured one after the other, in one.
+
+    Raises:
+        ValueError: they are of other tasks, models or machines.
+    """
+    first = reports[0]
+    for other in reports[1:]:
+        for name in ("variant", "image_size", "threads"):
+            if first["arguments"].get(name) != other["arguments"].get(name):
+                raise ValueError(f"the reports have several values of {name}: give reports of one model and machine")
+        if is_export(first) != is_export(other) or first["environment"]["cpu"] != other["environment"]["cpu"]:
+            raise ValueError("the reports are of several tasks or machines: give reports of one")
+    loads = [report["environment"].get("load_average") or 0 for report in reports]
+    return {
+        **first,
+        "complete": all(report["complete"] for report in reports),
+        "environment": {**first["environment"], "load_average": max(loads)},
+        "runs": len(reports),
+        "rows": [row for report in reports for row in report["rows"]],
+    }
+
+
 def new_pages(report: dict[str, Any]) -> dict[Path, str]:
     """The pages with the sections of a report. Raises an OSError or a ValueError for a page that lacks them."""
     name = "benchmark export" if is_export(report) else "benchmark"
@@ -245,14 +271,14 @@ def outdated(report: dict[str, Any]) -> dict[Path, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
-        "report", nargs="?", type=Path, help="JSON file of pvt-hf benchmark [export]; default: those that are kept."
+        "reports", nargs="*", type=Path, help="JSON files of pvt-hf benchmark [export]; default: those that are kept."
     )
     parser.add_argument("--check", action="store_true", help="Compare the pages with what would be written.")
     arguments = parser.parse_args()
     kept = [REPOSITORY / "docs" / name for name in ("benchmark.json", "benchmark_export.json")]
     try:
-        given = [arguments.report] if arguments.report else [file for file in kept if file.is_file()]
-        reports = [read_report(file) for file in given]
+        reports = [read_report(file) for file in arguments.reports or kept if arguments.reports or file.is_file()]
+        reports = [joined(reports)] if arguments.reports else reports
         new = {page: text for report in reports for page, text in outdated(report).items()}
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -266,7 +292,7 @@ def main() -> int:
         page.write_text(text, encoding="utf-8")
     for report in reports:
         file = kept[is_export(report)]
-        if arguments.report is not None:
+        if arguments.reports:
             file.write_text(json.dumps(report, indent=1), encoding="utf-8")
         if not is_export(report):
             draw_chart(file, file.with_suffix(".png"))

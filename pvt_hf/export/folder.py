@@ -115,7 +115,8 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
     id2label: Any = model.config.id2label
     labels = [id2label[index] for index in sorted(id2label)] if source.task else []
     if labels:
-        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
+        # One line each, whatever a label holds
+        (folder / "labels.txt").write_text("".join(f"{' '.join(str(label).split())}\n" for label in labels))
     size = "x".join(map(str, options.fixed_size)) if options.fixed_size else "any height, width and number of images"
     say(f"exported  {kind.title}, {options.precision}, {size}")
 

@@ -87,8 +87,10 @@ class ExportedForInference(nn.Module):
             The output of the model that was exported. Floats are fp32.
 
         Raises:
-            ValueError: the program is for images of another size. (Those of a detector may be smaller.)
+            ValueError: the program is for images of another size (those of a detector may be smaller), or with other
+                channels; or there is no image, or images are smaller than the model takes.
         """
+        self._check(pixel_values)
         given = {"pixel_values": pixel_values}
         if "pixel_mask" in self.inputs:
             shape = (pixel_values.shape[0], *pixel_values.shape[-2:])
@@ -103,6 +105,23 @@ class ExportedForInference(nn.Module):
         images = range(pixel_values.shape[0])
         answers = [self.exported(**{name: value[i : i + 1] for name, value in given.items()}) for i in images]
         return as_fp32(joined(answers))
+
+    def _check(self, pixel_values: torch.Tensor) -> None:
+        """Raises a ValueError for what runtimes would name by a node of the graph, or answer with nonsense."""
+        channels = self.inputs["pixel_values"]["shape"][1]
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or not len(pixel_values):
+            raise ValueError(
+                f"pixel_values must be (batch, {channels}, height, width) with at least one image, got "
+                f"{tuple(pixel_values.shape)}."
+            )
+        backbone = getattr(self.config, "backbone_config", None) or self.config
+        minimum = getattr(backbone, "minimum_image_size", 1)
+        height, width = pixel_values.shape[-2:]
+        if min(height, width) < minimum:
+            raise ValueError(
+                f"pixel_values is {height}x{width} pixels, but the model takes images of at least {minimum}x{minimum}: "
+                "resize or pad them."
+            )
 
     def _at_fixed_size(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Pads the images of a detector at the right and bottom, as its image processor does for batches."""

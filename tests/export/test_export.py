@@ -5,6 +5,7 @@ Exports compute what their models do and answer like them; what is wrong is said
 """
 
 import copy
+import functools
 import json
 import shutil
 import signal
@@ -32,6 +33,7 @@ from pvt_hf.families import FAMILIES
 from pvt_hf.weights import export_formats
 from pvt_hf.weights.exported import open_exported
 from pvt_hf.weights.opening import open_complete
+from pvt_hf.weights.whole_folder import folder_written_whole
 
 from ..support.common import random_images
 from ..support.exports import export, figures, save_model
@@ -134,15 +136,17 @@ def test_evaluation_gives_the_same_accuracy(classifier):
     assert {**before, "eval_loss": 0} == {**after, "eval_loss": 0}
 
 
-@pytest.fixture
-def few_scenes(monkeypatch):
-    """Sixteen held-out scenes like those that the samples were trained for, as settings of an evaluation."""
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """A function from a sample's name to its export for one size, which is traced faster. Exports each once."""
+    root = tmp_path_factory.mktemp("samples")
 
-    def few(*arguments, **options):
-        return digit_scenes(*arguments, **{**options, "num_shards": 2, "length": 16})
+    @functools.cache
+    def exported(name: str) -> Path:
+        export(f"sample:{name}", root / name, fixed_size=(128, 192))
+        return root / name
 
-    monkeypatch.setattr(streams, "digit_scenes", few)
-    return {"scene_size": 96, "digit_sizes": [30, 54]}
+    return exported
 
 
 @pytest.mark.slow
@@ -150,10 +154,15 @@ def few_scenes(monkeypatch):
     ("name", "family", "figure"),
     [("digits-segmenter", "semantic_fpn", "mean_iou"), ("digits-detector", "mask_rcnn", "ap")],
 )
-def test_samples_are_as_accurate_as_their_exports(name, family, figure, tmp_path, few_scenes):
-    """For one size, which is traced faster; the model's processor gives these scenes that size, too."""
-    export(f"sample:{name}", tmp_path / "export", fixed_size=(128, 128))
-    before, after = (figures(family, place, **few_scenes) for place in (f"sample:{name}", tmp_path / "export"))
+def test_samples_are_as_accurate_as_their_exports(name, family, figure, samples, monkeypatch):
+    """On sixteen held-out scenes of 96x144 pixels, which the models' processors make 128x192, too."""
+
+    def few(split, *size, **options):
+        return digit_scenes(split, 96, 144, **{**options, "num_shards": 2, "length": 16})
+
+    monkeypatch.setattr(streams, "digit_scenes", few)
+    scenes = {"scene_size": 96, "digit_sizes": [30, 54]}
+    before, after = (figures(family, place, **scenes) for place in (f"sample:{name}", samples(name)))
     assert before[figure] > 0.4 and before.keys() == after.keys()
     for key, value in before.items():  # fp32 rounding may change the class of a pixel, or the order of two objects
         if isinstance(value, float) and value == value:
@@ -182,13 +191,12 @@ def test_heads_without_a_sample_answer_like_their_models(name, tmp_path, photo):
 
 
 @pytest.mark.slow
-def test_the_detector_of_the_page_runs_without_torch(tmp_path):
+def test_the_detector_of_the_page_runs_without_torch(samples):
     """The boxes are those of the model, which a pipeline rounds down to whole pixels."""
-    export("sample:digits-detector", tmp_path / "export", fixed_size=(128, 192))
-    photo = Path(pvt_hf.sample("digits-detector"), "scene.png")
-    lines = run_without_torch("detector-onnx", tmp_path / "export", photo).splitlines()
+    folder, photo = samples("digits-detector"), Path(pvt_hf.sample("digits-detector"), "scene.png")
+    lines = run_without_torch("detector-onnx", folder, photo).splitlines()
     detector = pvt_hf.open_pipeline("sample:digits-detector", "object-detection")[1]
-    detector.image_processor = AutoImageProcessor.from_pretrained(tmp_path / "export")
+    detector.image_processor = AutoImageProcessor.from_pretrained(folder)
     answers = detector(Image.open(photo), threshold=0.5)
     assert len(lines) == len(answers) > 1
     for line, answer in zip(lines, answers, strict=True):
@@ -332,6 +340,52 @@ def test_damaged_exports_are_refused(classifier, tmp_path, change, expected):
     with pytest.raises(ValueError) as error:
         pvt_hf.open_pipeline(str(folder))
     assert expected in str(error.value)
+
+
+def cut_short(folder):
+    data = (folder / "model.onnx.data").read_bytes()
+    (folder / "model.onnx.data").write_bytes(data[:-100])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda folder: (folder / "model.onnx.data").unlink(), "has no model.onnx.data, which belongs to the export"),
+        (cut_short, "bytes, and had"),
+        (lambda folder: (folder / "export_report.json").write_text("[]"), "export_report.json cannot be read"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
+    ],
+)
+def test_half_exports_are_refused(classifier, tmp_path, change, expected):
+    change(shutil.copytree(classifier[1], tmp_path / "export"))
+    with pytest.raises(ValueError, match=expected):
+        pvt_hf.open_pipeline(str(tmp_path / "export"))
+
+
+def test_images_that_the_model_does_not_take_are_refused(classifier):
+    program = open_exported(classifier[1])
+    for shape in ((1, 3, 31, 64), (1, 3, 64, 31)):
+        with pytest.raises(ValueError, match="takes images of at least 32x32"):
+            program(torch.zeros(shape))
+    for shape in ((0, 3, 64, 64), (1, 1, 64, 64), (3, 64, 64)):
+        with pytest.raises(ValueError, match=r"must be \(batch, 3, height, width\)"):
+            program(torch.zeros(shape))
+
+
+def test_programs_that_pickle_opens_need_trust(tmp_path):
+    export(save_model("pvt", tmp_path / "model"), tmp_path / "export", "torch", fixed_size=(64, 64))
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        pvt_hf.open_pipeline(str(tmp_path / "export"), trust_remote_code=False)
+    assert pvt_hf.open_pipeline(str(tmp_path / "export"), trust_remote_code=True)[0] == "image-classification"
+
+
+def test_long_names_of_folders(tmp_path):
+    output = tmp_path / ("x" * 255)
+    with folder_written_whole(output) as folder:
+        (folder / "file").touch()
+    with folder_written_whole(output) as folder:
+        (folder / "other").touch()
+    assert [*tmp_path.rglob("*")] == [output, output / "other"]
 
 
 def test_what_needs_weights_refuses_an_export(classifier, tmp_path):

@@ -102,6 +102,20 @@ def test_a_report_of_exports_goes_into_its_page(script, monkeypatch, repository,
     assert run(script, monkeypatch, "--check") == 1 and "out of date: docs/deployment.md" in capsys.readouterr().err
 
 
+def test_several_reports_go_into_one_table(script, monkeypatch, repository, capsys):
+    report = json.loads((repository / "report.json").read_text())
+    report["rows"] = [row("native", 1, 1.0, 0.1, None), row("ours", 1, 1.2, 0.08, None)]
+    (repository / "second.json").write_text(json.dumps(report))
+    assert run(script, monkeypatch, repository / "second.json", repository / "report.json") == 0
+    page = (repository / "docs" / "performance.md").read_text()
+    assert "| **this package** | 1.20 (1.10 to 1.30) | 1.60 (1.50 to 1.70) |" in page
+    assert "The rows are from 2 runs" in page and run(script, monkeypatch, "--check") == 0
+    report["arguments"]["variant"] = "pvt-tiny"
+    (repository / "second.json").write_text(json.dumps(report))
+    assert run(script, monkeypatch, repository / "second.json", repository / "report.json") == 1
+    assert "several values of variant" in capsys.readouterr().err
+
+
 def test_a_short_run_or_a_busy_machine_is_named(script, repository):
     report = json.loads((repository / "report.json").read_text())
     assert "A short run" not in script.describe_run(report)
