@@ -5,7 +5,7 @@ docs/deployment.md from one of `pvt-hf benchmark export`.
     pvt-hf benchmark                                            # on an idle machine: outputs/benchmark.json
     python scripts/make_performance_pages.py outputs/benchmark.json
     pvt-hf benchmark export                                     # outputs/benchmark_export.json
-    python scripts/make_performance_pages.py outputs/benchmark_export.json    # or several, with other rows each
+    python scripts/make_performance_pages.py outputs/benchmark_export.json    # or several, with some of the rows each
     python scripts/make_performance_pages.py --check            # writes nothing; exit code 1 if a page is out of date
 
 The reports are kept as docs/benchmark.json, with a chart docs/benchmark.png, and docs/benchmark_export.json.
@@ -234,7 +234,8 @@ def read_report(file: Path) -> dict[str, Any]:
 
 def joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """
-    The rows of several reports of one task, measured one after the other, in one.
+    The rows of several reports of one task, measured one after the other, in one. Of a row that was measured again, the
+    last one counts.
 
     Raises:
         ValueError: they are of other tasks, models or machines.
@@ -252,7 +253,7 @@ def joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "complete": all(report["complete"] for report in reports),
         "environment": {**first["environment"], "load_average": max(loads)},
         "runs": len(reports),
-        "rows": [row for report in reports for row in report["rows"]],
+        "rows": [*{(row["row"], row["batch_size"]): row for report in reports for row in report["rows"]}.values()],
     }
 
 

@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 
 from ..families import FAMILIES, load
 from .export_formats import format_called
-from .paths import EXPORT_MANIFEST, folder_or_id, is_exported, official_variant
+from .paths import EXPORT_MANIFEST, check_model_path, folder_or_id, is_exported, official_variant
 
 
 REPORT = "export_report.json"
@@ -158,10 +158,11 @@ def as_fp32(output: Any) -> Any:
 def exported_folder(model: str | Path) -> Path | None:
     """
     The folder of an export, which `pvt-hf export` has written or the Hub holds: then its files are downloaded into the
-    Hub's cache. None for other models.
+    Hub's cache. None for other models. Raises an OSError for a path without a model, see [`check_model_path`].
     """
     if is_exported(model):
         return Path(model)
+    check_model_path(model)
     name = str(model)
     if Path(folder_or_id(name)).exists() or official_variant(name):
         return None

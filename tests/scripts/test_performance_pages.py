@@ -104,7 +104,7 @@ def test_a_report_of_exports_goes_into_its_page(script, monkeypatch, repository,
 
 def test_several_reports_go_into_one_table(script, monkeypatch, repository, capsys):
     report = json.loads((repository / "report.json").read_text())
-    report["rows"] = [row("native", 1, 1.0, 0.1, None), row("ours", 1, 1.2, 0.08, None)]
+    report["rows"] = [row("native", 1, 1.0, 0.1, None), row("ours", 1, 1.2, 0.08, None), row("ours", 8, 9, 1, None)]
     (repository / "second.json").write_text(json.dumps(report))
     assert run(script, monkeypatch, repository / "second.json", repository / "report.json") == 0
     page = (repository / "docs" / "performance.md").read_text()
