@@ -115,7 +115,7 @@ def _fetch(url: str, part: Path, path: Path) -> None:
                 raise http.client.IncompleteRead(b"", total - file.tell())
     # OSError includes urllib's URLError and HTTPError, timeouts, resets, and a full disk.
     except (OSError, http.client.HTTPException) as error:
-        if getattr(error, "errno", None) in CANNOT_WRITE:
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
             raise OSError(
                 f"Could not write {url} to {part.parent}: {error.strerror}. Nothing was kept. Make room there, or "
                 "choose another folder: cache_dir in Python, or the environment variable HF_ASSETS_CACHE."
