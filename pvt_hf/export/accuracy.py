@@ -39,12 +39,22 @@ class AccuracyData:
     calibration_images: int = 300
 
 
-def settings_of(source: Source, model: str, data: AccuracyData) -> tuple[Any, Any]:
-    """The task and the arguments of its evaluation. Raises a ValueError or an OSError if the data set is none."""
+def settings_of(source: Source, model: str, data: AccuracyData, trusted: bool = False) -> tuple[Any, Any]:
+    """
+    The task and the arguments of its evaluation. Raises a ValueError or an OSError if the data set is none.
+
+    Args:
+        trusted: whether code in the folder `model` may run, which this process has written.
+    """
     assert source.task is not None
     name = EVALUATED[source.task][0]
     return get_task(name), evaluation_settings(name)(
-        model=model, dataset=data.dataset, split=data.split, num_workers=0, cpu=True
+        model=model,
+        dataset=data.dataset,
+        split=data.split,
+        num_workers=0,
+        cpu=True,
+        trust_remote_code=trusted,
     )
 
 
@@ -57,8 +67,8 @@ def accuracy_before_and_after(source: Source, model: str, export: Any, data: Acc
     """
     assert source.task is not None
     results = []
-    for place in (model, str(export)):
-        task, settings = settings_of(source, place, data)
+    for place, trusted in ((model, False), (str(export), True)):
+        task, settings = settings_of(source, place, data, trusted)
         found = evaluate_checkpoint(task, settings)["results"]
         results.append(found[0] if isinstance(found, list) else found)
     names = [name for name in EVALUATED[source.task][1] if results[0].get(name) is not None]
