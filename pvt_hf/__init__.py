@@ -13,6 +13,7 @@ from .registry import register
 
 
 if TYPE_CHECKING:  # types of the names, all of which are loaded on demand
+    from .inference.photographs import photo
     from .inference.prediction import open_pipeline
     from .models.configuration_mask_rcnn import MaskRcnnConfig
     from .models.configuration_pvt import PvtConfig
@@ -72,6 +73,7 @@ __all__ = [
     "load_official_checkpoint",
     "load_pretrained_backbone",
     "open_pipeline",
+    "photo",
     "sample",
 ]
 
@@ -83,6 +85,7 @@ _ON_DEMAND = {  # name to file
     "load_official_checkpoint": "weights.official",
     "load_pretrained_backbone": "weights.backbone",
     "open_pipeline": "inference.prediction",
+    "photo": "inference.photographs",
     "sample": "weights.paths",
 } | {class_name(path): f"models.{path.partition('.')[0]}" for family in FAMILIES.values() for path in family.paths}
 

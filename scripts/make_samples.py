@@ -2,16 +2,10 @@
 Writes the models of `pvt_hf.sample` from trained folders: weights in bfloat16, image processor, run.json, evaluation,
 card and a scene of digits that no training has seen.
 
-    python scripts/train_image_classification.py scripts/recipes/digits_backbone.yaml \
-        --output_dir outputs/digits_backbone
-    python scripts/train_semantic_segmentation.py scripts/recipes/digits_segmenter.yaml \
-        --backbone outputs/digits_backbone --output_dir outputs/digits_segmenter
-    python scripts/train_object_detection.py scripts/recipes/digits_detector.yaml \
-        --backbone outputs/digits_backbone --output_dir outputs/digits_detector
     python scripts/make_samples.py outputs/digits_segmenter outputs/digits_detector
 
-A folder has the name of its sample. The figures in a card are those of the weights in bfloat16, which are computed with
-in float32.
+`MADE` has the commands that trained them. A folder has the name of its sample. The figures in a card are those of the
+weights in bfloat16, which are computed with in float32.
 """
 
 import argparse
@@ -39,6 +33,38 @@ EVALUATION = {
     "digits-detector": ("object-detection", DetectionEvaluationSettings),
 }
 SCENES = "--dataset digit-scenes --split test --scene_size 96 --digit_sizes 30 54 --cpu true --num_workers 0".split()
+# What trained the weights in the package: part of their cards
+BACKBONE = """\
+python scripts/train_image_classification.py scripts/recipes/digits_backbone.yaml \\
+    --output_dir outputs/digits_backbone
+"""
+MADE = {
+    "digits-segmenter": f"""\
+The commands that made these weights:
+
+```bash
+{BACKBONE}\
+python scripts/train_semantic_segmentation.py scripts/recipes/digits_segmenter.yaml \\
+    --backbone outputs/digits_backbone --output_dir outputs/digits_segmenter
+```
+""",
+    "digits-detector": f"""\
+These weights were trained in two parts. `run.json` records the command of the second part, the last one below, and the
+history of both: the learning rate of the first 500 steps is that of a training of five epochs. So their command was
+the one before, with `--epochs 5`, and it ended when `checkpoint-00000500` was there (Ctrl-C does that):
+
+```bash
+{BACKBONE}\
+python scripts/train_object_detection.py scripts/recipes/digits_detector.yaml \\
+    --backbone outputs/digits_backbone --output_dir outputs/digits_detector --epochs 5
+python scripts/train_object_detection.py scripts/recipes/digits_detector.yaml \\
+    --backbone outputs/digits_backbone --output_dir outputs/digits_detector \\
+    --resume_from_checkpoint checkpoint-00000500
+```
+
+The recipe in one part gives other weights. Neither that nor a second run of these commands was tried.
+""",
+}
 SHOWN = 3  # the first scene of the held-out digits with eight of them
 
 
@@ -68,6 +94,7 @@ def make_sample(trained: Path) -> None:
         text = str(card).replace(f"https://huggingface.co/{name}#evaluation", "#evaluation")
         text = text.replace(f'model="{name}"', f'model=pvt_hf.sample("{name}")')
         text = text.replace('"photo.jpg"', f'pvt_hf.sample("{name}") + "/scene.png"')
+        text = text.replace("\n## Limits\n", f"\n{MADE[name]}\n## Limits\n")
         (folder / "README.md").write_text(text)
         scene().save(folder / "scene.png")
         shutil.rmtree(SAMPLES / name, ignore_errors=True)

@@ -57,14 +57,14 @@ EXTRAS = {
 }
 
 
-def check_dataset(source: str) -> None:
-    """Exits with a message if a data set is neither here nor on the Hub; see `check_on_hub`."""
+def check_dataset(source: str, argument: str = "--dataset") -> None:
+    """Exits with a message about `argument` if a data set is neither here nor on the Hub; see `check_on_hub`."""
     from ..data import paths
 
     try:
         paths.check_on_hub(source)
     except FileNotFoundError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {str(error).replace('--dataset', argument)}") from None
 
 
 def main() -> None:

@@ -39,55 +39,54 @@ _PVT: dict[str, dict[str, Any]] = {
 }
 
 
-def pvt_config(name: str, image_size: int, width: int = 32, **fields: Any) -> PvtConfig:
+def pvt_config(name: str, width: int = 32, **fields: Any) -> PvtConfig:
     """The PVT of the digit recipes: four stages of `width` times 1, 2, 3 and 4 channels."""
     values = {
-        "image_size": image_size, "hidden_sizes": [width, 2 * width, 3 * width, 4 * width],
+        "image_size": DIGIT_SIZE, "hidden_sizes": [width, 2 * width, 3 * width, 4 * width],
         "num_attention_heads": [1, 2, 3, 4], "depths": [1, 1, 2, 1], "mlp_ratios": [4, 4, 4, 4],
         "sequence_reduction_ratios": [4, 2, 1, 1],
     }  # fmt: skip
     return PvtConfig(**{**values, **_PVT[name], **fields})
 
 
-def backbone_config(name: str, image_size: int, stages: tuple[str, ...] = STAGES) -> Any:
+def backbone_config(name: str, stages: tuple[str, ...] = STAGES) -> Any:
     """
-    Configuration of a backbone. All but PVT itself, its deeper form and its other reduction ratios get the width that
-    brings their parameters closest to those of PVT ("PVT, wider": of the deeper one).
+    Configuration of a backbone. It is built for the size of digit images, on which it may be pretrained; position
+    tables are resized to scenes as the model runs. All but PVT itself, its deeper form and its other reduction ratios
+    get the width that brings their parameters closest to those of PVT ("PVT, wider": of the deeper one).
     """
     fields: dict[str, Any] = {"out_features": list(stages)}
     if name in _PVT:
-        return pvt_config(name, image_size, **fields)
-    return _of_width(name, matched_width(name, image_size), image_size, fields)
+        return pvt_config(name, **fields)
+    return _of_width(name, matched_width(name), fields)
 
 
 @cache
-def matched_width(name: str, image_size: int) -> int:
+def matched_width(name: str) -> int:
     """The width with the number of parameters closest to that of the PVT it is compared with."""
-    target = _parameters(
-        pvt_config("PVT, deeper" if name == "PVT, wider" else "PVT", image_size, out_features=list(STAGES))
-    )
+    target = _parameters(pvt_config("PVT, deeper" if name == "PVT, wider" else "PVT", out_features=list(STAGES)))
     best, smallest = 0, float("inf")
     for width in range(8, 400, 4):
-        difference = abs(_parameters(_of_width(name, width, image_size, {"out_features": list(STAGES)})) - target)
+        difference = abs(_parameters(_of_width(name, width, {"out_features": list(STAGES)})) - target)
         if difference > smallest:
             break
         best, smallest = width, difference
     return best
 
 
-def _of_width(name: str, width: int, image_size: int, fields: dict[str, Any]) -> Any:
+def _of_width(name: str, width: int, fields: dict[str, Any]) -> Any:
     if name == "PVT, wider":
-        return pvt_config("PVT", image_size, width, **fields)
+        return pvt_config("PVT", width, **fields)
     if name.startswith("ViT/"):
-        return VitPyramidConfig(**_vit(name, width, image_size), **fields)
+        return VitPyramidConfig(**_vit(name, width), **fields)
     config_class: Any = GcResNetConfig if name == "ResNet + GC" else ResNetConfig
     return config_class(**_resnet(width), **fields)
 
 
-def _vit(name: str, width: int, image_size: int) -> dict[str, Any]:
+def _vit(name: str, width: int) -> dict[str, Any]:
     return {
         "hidden_size": width, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 4 * width,
-        "patch_size": int(name.removeprefix("ViT/")), "image_size": image_size,
+        "patch_size": int(name.removeprefix("ViT/")), "image_size": DIGIT_SIZE, "qkv_bias": False,
     }  # fmt: skip
 
 
@@ -114,7 +113,7 @@ def builder(head: str, name: str) -> Callable[[], nn.Module]:
     recipe = read_recipe(find_recipe(RECIPES[head]))
     names = SCENE_CLASS_NAMES if family.task == "segmentation" else DIGIT_NAMES
     config = load(family.config)(
-        backbone_config=backbone_config(name, SCENE_SIZE, tuple(recipe.get("out_features") or family.stages)),
+        backbone_config=backbone_config(name, tuple(recipe.get("out_features") or family.stages)),
         **recipe["config_overrides"],
         **label_fields(names),
     )
@@ -124,12 +123,12 @@ def builder(head: str, name: str) -> Callable[[], nn.Module]:
 def _classifier(name: str) -> nn.Module:
     labels: dict[str, Any] = label_fields(DIGIT_NAMES)
     if name in _PVT:
-        return PvtForImageClassification(pvt_config(name, DIGIT_SIZE, **labels))
-    width = matched_width(name, DIGIT_SIZE)
+        return PvtForImageClassification(pvt_config(name, **labels))
+    width = matched_width(name)
     if name == "PVT, wider":
-        return PvtForImageClassification(pvt_config("PVT", DIGIT_SIZE, width, **labels))
+        return PvtForImageClassification(pvt_config("PVT", width, **labels))
     if name.startswith("ViT/"):
-        return ViTForImageClassification(ViTConfig(**_vit(name, width, DIGIT_SIZE), **labels))
+        return ViTForImageClassification(ViTConfig(**_vit(name, width), **labels))
     return ResNetForImageClassification(ResNetConfig(**_resnet(width), **labels))
 
 

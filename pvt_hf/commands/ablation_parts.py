@@ -9,11 +9,13 @@ import contextlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoBackbone, set_seed
 
 from ..engine.evaluation import evaluate_checkpoint
@@ -22,7 +24,6 @@ from ..engine.run import train
 from ..families import FAMILIES, load
 from ..metrics.reports import write_json
 from ..tasks import evaluation_settings, get_task, training_settings
-from ..weights.backbone import load_pretrained_backbone
 from .ablation_models import DIGIT_SIZE, RECIPES, SCENE_SIZE, backbone_config, builder, sizes
 from .benchmark_models import peak_resident_bytes
 
@@ -32,6 +33,7 @@ TASKS = {"classification": "image-classification", "segmentation": "semantic-seg
 METRICS = {"pvt": "accuracy@1", "semantic_fpn": "mean_iou", "trans2seg": "mean_iou", "retinanet": "ap50",
            "detr": "ap50"}  # fmt: skip
 TEST_SIZES = (32, 48, 64, 80, 96, 128)  # of classifiers that were trained at 64 pixels
+SEGMENTED_SIZE = 144  # of scenes in pixels, as segmentation models see them
 MEMORY_LIMIT = 4 * 2**30
 PILOT_SEED = 1000  # not one of those that are compared
 
@@ -82,7 +84,7 @@ class Budget:
 
 BUDGETS = {
     "small": Budget(
-        {"pvt": 40, "semantic_fpn": 60, "trans2seg": 60, "retinanet": 110, "detr": 170}, (0, 1, 2), 0,
+        {"pvt": 20, "semantic_fpn": 45, "trans2seg": 50, "retinanet": 40, "detr": 100}, (0, 1, 2), 0,
         (64, 128, 192, 224, 256, 288, 320, 352, 384),
     ),
     "smoke": Budget({}, (0,), 2, (64,)),
@@ -139,7 +141,7 @@ def _run_training(part: Part, work: Path, steps: int, evaluations: int = 1) -> d
     model: Any = builder(part.head, part.model)()
     if part.start == "pretrained":
         before = Part("train", "pvt", part.model, seed=part.seed)
-        load_pretrained_backbone(model, work / "models" / before.name / "run")
+        _copy_backbone(builder("pvt", part.model), work / "models" / before.name / "run", model.backbone)
     model.save_pretrained(folder / "initial")
     _processor(part.head).save_pretrained(folder / "initial")
     fields = read_recipe(find_recipe(RECIPES[part.head]))
@@ -150,7 +152,7 @@ def _run_training(part: Part, work: Path, steps: int, evaluations: int = 1) -> d
         "model": str(folder / "initial"), "output_dir": str(folder / "run"), "seed": part.seed, "cpu": True,
         "max_steps": steps, "samples_per_epoch": batch * max(1, -(-steps // evaluations)), "eval_every_epochs": 1,
         "warmup_steps": max(1, steps // 10), "num_workers": 0, "save_total_limit": 1, "channels_last": False,
-        "learning_rate": 1e-3, "shuffle_window": 200, "drop_path_rate": 0.0,
+        "shuffle_window": 200, "drop_path_rate": 0.0,
         **_image_fields(part.head),
     }  # fmt: skip
     settings: Any = training_settings(TASKS[family.task])(**fields)
@@ -160,17 +162,29 @@ def _run_training(part: Part, work: Path, steps: int, evaluations: int = 1) -> d
         raise InterruptedError(f"{part.name} was interrupted by {report['interrupted']}")
     for checkpoint in (folder / "run").glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    if (part.kind, part.head, part.model) != ("train", "pvt", "PVT"):
+    if (part.kind, part.head) != ("train", "pvt"):
         shutil.rmtree(folder)
     return report
+
+
+def _copy_backbone(build_classifier: Callable[[], nn.Module], folder: Path, backbone: nn.Module) -> None:
+    """
+    Copies the weights of a classifier into a backbone of another class with the same names. Blocks of global context,
+    which the classifier does not have, keep their initial weights.
+    """
+    classifier: Any = build_classifier()
+    classifier = type(classifier).from_pretrained(folder)
+    found = backbone.load_state_dict(classifier.base_model.state_dict(), strict=False)
+    if any(".layer.2." not in name for name in found.missing_keys):
+        raise ValueError(f"{folder} has no weights for {', '.join(found.missing_keys)}.")
 
 
 def _image_fields(head: str) -> dict[str, Any]:
     if head == "pvt":
         return {"image_size": DIGIT_SIZE}
-    scenes: dict[str, Any] = {"scene_size": SCENE_SIZE, "digit_sizes": [24, 40], "longest_edge": 512}
-    if FAMILIES[head].task == "segmentation":
-        return {**scenes, "shortest_edge": SCENE_SIZE, "crop_size": SCENE_SIZE, "min_scale": 1.0, "max_scale": 1.25}
+    scenes: dict[str, Any] = {"scene_size": SCENE_SIZE, "digit_sizes": [36, 44], "longest_edge": 512}
+    if FAMILIES[head].task == "segmentation":  # crops of scenes that are enlarged, for the cells of the logits
+        return {**scenes, "shortest_edge": SEGMENTED_SIZE, "crop_size": SCENE_SIZE, "min_scale": 1.0, "max_scale": 1.0}
     return {**scenes, "shortest_edges": [SCENE_SIZE], "eval_shortest_edge": SCENE_SIZE}
 
 
@@ -179,7 +193,8 @@ def _processor(head: str) -> Any:
     if head == "pvt":
         side = DIGIT_SIZE
         return processor_class(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return processor_class(size={"shortest_edge": SCENE_SIZE, "longest_edge": 512})
+    side = SEGMENTED_SIZE if FAMILIES[head].task == "segmentation" else SCENE_SIZE
+    return processor_class(size={"shortest_edge": side, "longest_edge": 512})
 
 
 def _test_sizes(part: Part, work: Path, budget: Budget) -> dict[str, Any]:
@@ -208,7 +223,7 @@ def _test_sizes(part: Part, work: Path, budget: Budget) -> dict[str, Any]:
 def _memory(part: Part, work: Path, budget: Budget) -> dict[str, Any]:
     """Peak memory of one forward and backward pass of a backbone with one image, with eager attention."""
     size = part.seed
-    config = backbone_config(part.model, SCENE_SIZE)
+    config = backbone_config(part.model)
     config._attn_implementation = "eager"
     model: Any = AutoBackbone.from_config(config, attn_implementation="eager").train()
 

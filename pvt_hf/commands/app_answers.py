@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple, cast
 
 import gradio as gr
 import numpy as np
 import torch
+from gradio.utils import get_upload_folder
 from PIL import Image
 from transformers import Pipeline
 
 from ..data.samples import decode_rgb
 from ..inference.attention import StageAttention, attention_inputs, find_pvt, stage_attention
+from ..inference.photographs import installed_photos
 from ..inference.pictures import class_colors, class_shares, overlay_attention, overlay_classes, overlay_objects
 from ..inference.prediction import Objects, find_objects, label_map, open_pipeline, top_classes
 
@@ -23,6 +26,7 @@ STAGES = 4
 # Longer sides of pictures, in pixels: smallest and largest of the answer, and of the attention maps
 SIZES, SMALL = (512, 1024), 320
 ROWS = 50  # at most, in the table of objects
+EXAMPLES = 4  # at most
 
 
 class Problem(Exception):
@@ -66,6 +70,20 @@ def read_image(path: str) -> Image.Image:
     except ValueError as error:
         reason = str(error).replace(path, Path(path).name)
         raise Problem(f"{Path(path).name} cannot be read as an image: {reason}") from error
+
+
+def examples() -> list[str]:
+    """Names for [`pvt_hf.photo`]."""
+    return installed_photos()[:EXAMPLES]
+
+
+def lend(path: str) -> str:
+    """A copy of a file of this machine among the uploads: the events of the page take nothing else."""
+    folder = Path(get_upload_folder(), "examples")
+    folder.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=folder, delete=False) as partial:
+        partial.write(Path(path).read_bytes())
+    return str(Path(partial.name).replace(folder / Path(path).name))
 
 
 def copy_of(image: Image.Image, least: int, most: int) -> Image.Image:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -17,11 +18,14 @@ from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 from transformers.utils import logging
 
+from ..inference.photographs import PHOTOGRAPHS, photo
 from .app_addresses import is_loopback
 from .app_answers import (
     STAGES,
     Checkpoint,
     Problem,
+    examples,
+    lend,
     message,
     open_checkpoint,
     predict,
@@ -85,6 +89,11 @@ class Page:
             self.name = gr.Dropdown(self.models, value=self.models[0], label="Checkpoint")
         self.load = gr.Button("Load", variant="primary")
         self.file = gr.File(label="Image", height=160)
+        gr.Markdown("Or an example:")
+        with gr.Row():
+            self.examples = {name: gr.Button(PHOTOGRAPHS[name].shows, size="sm", min_width=80) for name in examples()}
+        sources = "; ".join(f"{PHOTOGRAPHS[name].shows}: {PHOTOGRAPHS[name].source}" for name in self.examples)
+        gr.Markdown(f"<small>Sources: {sources}.</small>")
         self.threshold = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="Lowest score of an object", visible=False)
         self.status = gr.HTML()
 
@@ -119,6 +128,11 @@ class Page:
             "concurrency_id": "model", "api_visibility": "private", "trigger_mode": "always_last"
         }  # fmt: skip
         opening = {"inputs": [self.name, *inputs[1:]], "outputs": [self.name, self.loaded, *results], **options}
+        for name, button in self.examples.items():
+            button.click(
+                partial(self.show_example, photo(name)),
+                inputs=[self.loaded, *inputs[2:]], outputs=[self.file, *results], **options,
+            )  # fmt: skip
         self.blocks.load(self.start, **opening)
         self.load.click(self.open, **opening)
         (self.name.submit if isinstance(self.name, gr.Textbox) else self.name.input)(self.open, **opening)
@@ -138,6 +152,10 @@ class Page:
         open_checkpoint.cache_clear()
         view_of.cache_clear()
         return {self.name: name, self.loaded: name, **self.answer(name, *inputs)}
+
+    def show_example(self, path: str, name: str, *inputs: Any) -> dict:
+        path = lend(path)
+        return {self.file: path, **self.answer(name, path, *inputs)}
 
     def answer(self, name: str, path: str | None, threshold: float, down: float, across: float) -> dict:
         """Updates for the status and all results. Results are emptied if something is missing or wrong."""

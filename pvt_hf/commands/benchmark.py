@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 from ..engine.arguments import describe_unknown
 from ..engine.settings import DataclassParser
-from .benchmark_arguments import DataArguments, ExportArguments, ModelsArguments, PeersArguments, TrainingArguments
+from .benchmark_arguments import (
+    DataArguments,
+    ExportArguments,
+    LoadingArguments,
+    ModelsArguments,
+    PeersArguments,
+    TrainingArguments,
+)
 
 
 PEERS = """
@@ -21,7 +28,8 @@ under 10 minutes on two cores.
     pvt-hf benchmark --variant pvt-large --threads 2
 
 Tasks: "peers", the default, is described here. "export" measures our exports, "models" forward and backward passes and
-sizes of dense prediction, "training" training steps, and "data" the input pipeline: pvt-hf benchmark TASK --help.
+sizes of dense prediction, "training" training steps, "loading" opening a checkpoint, and "data" the input pipeline:
+pvt-hf benchmark TASK --help.
 
 Rows, for every batch size:
 
@@ -77,7 +85,7 @@ machine affects both.
 Two sections:
 
 - "native": our classifier against that of plain Transformers with the same weights, at the size both are built for;
-- "attention": our classifier with SDPA against eager attention, at the sizes of dense prediction, with memory.
+- "attention": our backbone with SDPA against eager attention, at the sizes of dense prediction, with memory.
 
 Before anything is timed, the outputs of both models are compared, and for forward+backward the gradients too. If they
 differ, the run stops.
@@ -102,8 +110,17 @@ already on the device. Rows: both plain; both compiled; and ours with gradient c
 lacks, against the plain native class. Both sides begin with equal weights and must have equal losses in two steps.
 
 Images per second are measured in blocks of steps, alternating between the sides (A B A B ...). The ratio is ours /
-native: above 1, ours is faster. Memory is the peak of allocated CUDA memory with one side alone: weights, gradients,
-optimiser and activations.
+native: above 1, ours is faster. Memory is the peak with one side alone: weights, gradients, optimiser and activations;
+on CUDA of allocated tensors, on a CPU of the resident memory of a separate process (Linux only, otherwise null).
+"""
+LOADING = """
+Measures how long it takes to open a checkpoint and to import this package.
+
+    pvt-hf benchmark loading --output outputs/loading.json
+
+Row "from_pretrained": our classifier and the native class open the same folder in turns. The ratio is the median over
+the pairs of ours / native: below 1, ours is faster. Row "import": what `import pvt_hf` adds, in a new process, to
+importing Transformers' Auto classes and `PreTrainedModel`.
 """
 DATA = """
 Measures the input pipeline against a bare loop with the same libraries, on one core.
@@ -138,6 +155,7 @@ TASKS = {
     "export": Task(ExportArguments, EXPORT),
     "models": Task(ModelsArguments, MODELS),
     "training": Task(TrainingArguments, TRAINING),
+    "loading": Task(LoadingArguments, LOADING),
     "data": Task(DataArguments, DATA),
 }
 

@@ -195,7 +195,7 @@ class ModelsArguments:
     sections: list[str] = field(
         default_factory=lambda: ["native", "attention"],
         metadata={
-            "help": "native: ours against the native class; attention: SDPA against eager attention.",
+            "help": "native: ours against the native class; attention: our backbone with SDPA against eager attention.",
             "choices": ["native", "attention"],
         },
     )
@@ -207,7 +207,7 @@ class ModelsArguments:
         default_factory=lambda: [1, 8], metadata={"help": "Section native: images per batch, one row each."}
     )
     sizes: list[str] = field(
-        default_factory=lambda: ["512", "800x1312", "1024"],
+        default_factory=lambda: ["512", "800x1312", "1344"],
         metadata={"help": "Section attention: HEIGHTxWIDTH or one side, in pixels; the batch size is 1."},
     )
     attention_backward: bool = field(
@@ -254,13 +254,33 @@ class TrainingArguments:
     row_seconds: float = field(
         default=30.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
     )
+    threads: int | None = field(default=None, metadata={"help": "CPU threads, e.g. 2; default: PyTorch's choice."})
 
     def __post_init__(self) -> None:
         check_arguments(self)
         if self.batch_size < 1 or self.steps < 1:
             raise ValueError(f"--batch_size and --steps must be at least 1, got {self.batch_size} and {self.steps}.")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {self.threads}.")
         if self.image_size < 32 or self.image_size % 32:
             raise ValueError(f"--image_size must be a multiple of 32, got {self.image_size}.")
+
+
+@dataclass
+class LoadingArguments:
+    """Measures opening a checkpoint and importing the package."""
+
+    output: Path | None = field(
+        default=None, metadata={"help": "JSON file for the results, written after every row, e.g. loading.json."}
+    )
+    variant: str = field(default="pvt-large", metadata={"help": "PVT to open.", "choices": list(VARIANTS)})
+    repeats: int = field(default=10, metadata={"help": f"Most pairs per row, at least {MIN_PAIRS}."})
+    row_seconds: float = field(
+        default=60.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
+    )
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
 
 
 @dataclass

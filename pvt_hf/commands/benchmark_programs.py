@@ -19,7 +19,7 @@ from ..export.tracing import ExportOptions, trace
 from ..weights.export_formats import EXPORT_FORMATS
 from ..weights.whole_folder import folder_written_whole
 from .benchmark_arguments import EXPORTED
-from .benchmark_models import build_ours, build_sides, make_inputs
+from .benchmark_models import build_sides, make_inputs
 from .separate_process import call_apart
 
 
@@ -99,7 +99,7 @@ def export_ours(path: str, row: dict[str, Any], arguments: Any) -> None:
     torch.set_num_threads(arguments.threads)  # which compiled code keeps
     wanted = EXPORTED[row["row"]]
     kind, size = EXPORT_FORMATS[wanted.format], (arguments.image_size, arguments.image_size)
-    model = build_ours(arguments, "sdpa").eval()
+    model: Any = build_sides("native", arguments)[0].model.eval()
     quantizer = None
     if wanted.precision == "int8":
         generator = torch.Generator().manual_seed(0)

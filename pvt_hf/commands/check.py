@@ -110,7 +110,7 @@ def guess_task(data: str, words: list[str]) -> str:
 
 def main() -> int:
     own, data, words = parse(sys.argv[1:])
-    check_dataset(data)
+    check_dataset(data, "DATA")
     if own.task:
         settings: Any = parse_arguments(training_settings(own.task), training_words(data, words))
 
@@ -191,7 +191,7 @@ def _describe_duplicates(duplicates: dict[str, Any]) -> list[str]:
     lines = []
     for where, found in duplicates.items():
         if found["count"]:
-            what = "of these, pairs" if where.startswith("with ") else "images with the same pixels"
+            what = "of these pairs" if where.startswith("with ") else "pair(s) of images with the same pixels"
             lines.append(f"{found['count']:,} {what} {where}:")
             lines += [f"  {one} = {other}" for one, other in found["first"][:SHOWN]]
     return lines or ["No image occurs twice."]

@@ -2,7 +2,9 @@
 
 import argparse
 import re
+import statistics
 from pathlib import Path
+from typing import Any
 
 from ..engine.arguments import ArgumentParser
 from ..weights.paths import check_model_path
@@ -20,6 +22,7 @@ complete, what its image processor does, and which tasks and pipelines it serves
     pvt-hf info Zetatech/pvt-tiny-224 --size 512
     pvt-hf info --variant pvt-small
     pvt-hf info --variant pvt-small --architecture retinanet --size 640x1024
+    pvt-hf info --variant pvt-small --time
 
 MODEL is a folder or a Hub id of a model that this package or Transformers has, an official .pth file,
 official:pvt-small (the official release) or sample:digits-detector (part of this package). Mask R-CNN is
@@ -49,12 +52,37 @@ def parse_arguments() -> argparse.Namespace:
         "--size", type=parse_size, metavar="SIZE",
         help="image to count for, one side or HEIGHTxWIDTH in pixels, e.g. 512; default: what the processor makes",
     )  # fmt: skip
+    parser.add_argument(
+        "--time", action="store_true",
+        help="also measure forward passes of one such image on this machine's processor, for about 5 seconds, with "
+        "random weights",
+    )  # fmt: skip
     arguments = parser.parse_args()
     if (arguments.model is None) == (arguments.variant is None):
         parser.error("give either a MODEL or a --variant.")
     if arguments.model is not None and arguments.architecture != "pvt":
         parser.error("--architecture goes with --variant: the architecture of a MODEL is in its config.json.")
     return arguments
+
+
+def latency_lines(opened: Any, size: tuple[int, int] | None) -> list[str]:
+    """Lines with the time of a forward pass of one image of this size, (height, width), measured here on the CPU."""
+    import torch
+
+    from ..hub.model_info import default_size
+    from ..metrics.costs import time_passes
+    from .benchmark_report import describe_environment
+
+    height, width = size or default_size(opened.config, opened.processor)
+    times = [1000 * one for one in time_passes(opened.model_class(opened.config).eval(), height, width)]
+    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
+    machine = describe_environment("cpu", torch.get_num_threads())
+    return [
+        f"A forward pass takes {median:,.0f} ms ({lower:,.0f} to {upper:,.0f}; median and quartiles of {len(times)}), "
+        "one image, float32, random weights:",
+        f"{machine['cpu']}, threads: {machine['threads']}, load average {machine['load_average']}; "
+        f"PyTorch {machine['torch']}, Transformers {machine['transformers']}.",
+    ]
 
 
 def main() -> int:
@@ -73,6 +101,8 @@ def main() -> int:
         else:
             opened = open_checkpoint(arguments.model)
         lines = describe_model(opened, arguments.size)
+        if arguments.time:
+            lines += latency_lines(opened, arguments.size)
     except (ImportError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         name = arguments.model or arguments.variant

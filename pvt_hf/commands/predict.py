@@ -17,11 +17,14 @@ DESCRIPTION = """
 Runs a trained model on images and videos: prints its predictions and writes them to a folder.
 
     pvt-hf predict --model DIR photo.jpg other.png --output_dir predictions
+    pvt-hf predict --model official:pvt-small photo:china photo:flower
     pvt-hf predict --model DIR --task object-detection --threshold 0.3 photos "more/**/*.jpg" clip.mp4
     find photos -newer model | pvt-hf predict --model DIR --json answers.json --csv answers.csv -
 
 Inputs are image files, video files, folders (with what is below them), patterns, and - for a list of names on standard
-input, one a line or separated by zero bytes. A file in a folder is named in the results by its path in that folder:
+input, one a line or separated by zero bytes. photo:china and photo:flower are photographs that scikit-learn installs,
+photo:astronaut, photo:chelsea, photo:coffee, photo:coins and photo:rocket those of scikit-image, and photo:digits is a
+scene of digits of this package. A file in a folder is named in the results by its path in that folder:
 photos/cat/1.jpg gives cat/1.classes.png. Two inputs of the same name get NAME and NAME-2. Files in folders that are
 neither images nor videos are left out, counted and reported.
 
@@ -54,7 +57,10 @@ for which the model's answer is NaN or infinite, is reported and skipped, and th
 def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "images", nargs="+", metavar="INPUT", help="image, video, folder, pattern or -, e.g. photo.jpg photos clip.mp4"
+        "images",
+        nargs="+",
+        metavar="INPUT",
+        help="image, video, folder, pattern, photo:NAME or -, e.g. photo.jpg",
     )
     parser.add_argument(
         "--model",

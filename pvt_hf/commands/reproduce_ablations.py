@@ -12,6 +12,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from ..metrics.reports import versions, write_json
 from .ablation_parts import BUDGETS, MEMORY_LIMIT, PILOT_SEED, Budget, Part, run_part
 from .ablation_report import QUESTIONS, write_report
@@ -42,8 +44,8 @@ def all_parts(budget: Budget) -> list[list[Part]]:
 def pilot_parts() -> list[list[Part]]:
     """Plain PVT on every task with one more seed, to see whether a setting is neither at chance nor at the ceiling."""
     heads = ("pvt", "semantic_fpn", "trans2seg", "retinanet", "detr")
-    return [[Part("speed", head, "PVT") for head in heads],
-            [Part("train", head, "PVT", seed=PILOT_SEED) for head in heads]]  # fmt: skip
+    trainings = [Part("train", head, "PVT", "scratch" if head == "pvt" else "pretrained", PILOT_SEED) for head in heads]
+    return [[Part("speed", head, "PVT") for head in heads], trainings[:1], trainings[1:]]
 
 
 def reproduce_ablations(arguments: Any) -> int:
@@ -98,7 +100,8 @@ def _run_phase(
     os.environ["OMP_NUM_THREADS"] = "1"  # read when the processes start
     longest = 0.0
     running: dict[Future[None], tuple[Part, float]] = {}
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    # Transformers would draw a bar for every model that is saved
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), disable_progress_bar) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs and time.monotonic() + longest < deadline:
@@ -158,7 +161,8 @@ def _note_session(work: Path, arguments: Any) -> None:
     file = work / "sessions.json"
     sessions = json.loads(file.read_text()) if file.exists() else []
     sessions.append({
-        "command": sys.argv, "jobs": arguments.jobs, "environment": describe_environment("cpu", 1),
+        "command": ["pvt-hf", "reproduce", *sys.argv[1:]], "jobs": arguments.jobs,
+        "environment": describe_environment("cpu", 1),
         "versions": versions(("transformers", "accelerate", "datasets")),
     })  # fmt: skip
     write_json(file, sessions)

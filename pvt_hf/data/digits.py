@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import io
 import numbers
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ SCENE_CLASS_NAMES = ("background", *DIGIT_NAMES)
 SPLITS = ("train", "test")
 MIN_SCENE_SIZE = 32
 OBJECTS_PER_SCENE = (3, 8)
+KEPT_BYTES = 256 * 2**20  # of the encoded images that each process keeps for later epochs
 
 DIGIT_FEATURES = datasets.Features(
     {
@@ -74,7 +74,7 @@ def digit_images(
     Returns:
         `datasets.IterableDataset` with
 
-        - `image`: PNG, RGB, `image_size` x `image_size`;
+        - `image`: BMP, RGB, `image_size` x `image_size`;
         - `label`: `ClassLabel`, 0 to 9;
         - `sample_id`: `"digits/train/000123"`, where 123 is the source index. Further passes repeat it.
 
@@ -118,7 +118,7 @@ def digit_scenes(
     Returns:
         `datasets.IterableDataset` with
 
-        - `image`: PNG, RGB, `height` x `width`;
+        - `image`: BMP, RGB, `height` x `width`;
         - `image_id`: index of the scene in the stream;
         - `width`, `height`: in pixels;
         - `objects`: a dict of lists with one entry per object: `bbox` (COCO format `[x, y, width, height]` in pixels,
@@ -227,6 +227,30 @@ def _sample_indices(shards: list[int], num_shards: int, length: int, pass_length
                 yield {"index": index}
 
 
+_kept: dict[tuple, dict] = {}
+_kept_bytes = 0
+
+
+def _keep(render: Callable[..., dict]) -> Callable[..., dict]:
+    """`render`, but each sample is rendered once, as long as the images of all fit into `KEPT_BYTES`."""
+
+    @functools.wraps(render)
+    def render_once(index: int, **settings: Any) -> dict:
+        global _kept_bytes
+        key = (render.__name__, index, *settings.values())
+        sample = _kept.get(key)
+        if sample is None:
+            sample = render(index, **settings)
+            size = len(sample["image"]["bytes"])
+            if _kept_bytes + size <= KEPT_BYTES:
+                _kept[key] = sample
+                _kept_bytes += size
+        return sample
+
+    return render_once
+
+
+@_keep
 def _render_digit(index: int, split: str, image_size: int) -> dict:
     rng = np.random.default_rng([0, 0, SPLITS.index(split), index])
     _, classes = source_digits()
@@ -234,12 +258,13 @@ def _render_digit(index: int, split: str, image_size: int) -> dict:
     source_index = indices[index % len(indices)]
     sample_id = f"digits/{split}/{source_index:06d}"
     return {
-        "image": _png(draw_digit(rng, source_index, image_size), sample_id),
+        "image": _encoded(draw_digit(rng, source_index, image_size), sample_id, "BMP"),
         "label": int(classes[source_index]),
         "sample_id": sample_id,
     }
 
 
+@_keep
 def _render_scene(index: int, split: str, height: int, width: int, digit_sizes: tuple[int, int]) -> dict:
     rng = np.random.default_rng([0, 1, SPLITS.index(split), index])
     count = rng.integers(*OBJECTS_PER_SCENE, endpoint=True)
@@ -255,7 +280,7 @@ def _render_scene(index: int, split: str, height: int, width: int, digit_sizes: 
     boxes_xyxy: list[Any] = [Image.fromarray(mask).getbbox() for mask in masks]  # none of them is empty
     name = f"scenes/{split}/{index:06d}"
     return {
-        "image": _png(image, name),
+        "image": _encoded(image, name, "BMP"),
         "image_id": index,
         "width": width,
         "height": height,
@@ -266,12 +291,13 @@ def _render_scene(index: int, split: str, height: int, width: int, digit_sizes: 
             "iscrowd": [0] * len(placed),
             "source_index": placed.tolist(),
         },
-        "masks": [_png(mask, f"{name}-mask-{number:02d}") for number, mask in enumerate(masks)],
-        "semantic_map": _png(semantic_map, f"{name}-semantic-map"),
+        "masks": [_encoded(mask, f"{name}-mask-{number:02d}", "PNG") for number, mask in enumerate(masks)],
+        "semantic_map": _encoded(semantic_map, f"{name}-semantic-map", "PNG"),
     }
 
 
-def _png(pixels: np.ndarray, name: str) -> dict:
+def _encoded(pixels: np.ndarray, name: str, file_format: str) -> dict:
+    """Images as BMP, because PNG takes as long as drawing them; masks as PNG, which is as fast for them, and small."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return {"bytes": buffer.getvalue(), "path": f"{name}.png"}
+    Image.fromarray(pixels).save(buffer, file_format, compress_level=1)
+    return {"bytes": buffer.getvalue(), "path": f"{name}.{file_format.lower()}"}

@@ -215,12 +215,16 @@ def list_folder(folder: Path, left_out: LeftOut) -> tuple[list[Path], list[Path]
     with os.scandir(folder) as entries:
         for entry in entries:
             path = folder / entry.name
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself
+                is_folder = is_file = False
             if is_junk(entry.name):
                 is_placeholder = entry.name.endswith(".icloud")
                 left_out.add("files not downloaded from iCloud" if is_placeholder else JUNK_FILES, path)
-            elif entry.is_dir():
+            elif is_folder:
                 folders.append(path)
-            elif entry.is_file():
+            elif is_file:
                 files.append(path)
             else:
                 left_out.add("broken links" if entry.is_symlink() else "pipes, sockets or devices", path)

@@ -127,7 +127,7 @@ def write_confusion(matrix: np.ndarray, class_names: Sequence[str], what: str, f
     title = "Most confused (share of the true class)" if lines else "Nothing is confused"
     text.text(0, 1, "\n".join([title, "", *lines]), va="top", fontsize=9, parse_math=False)
     text.axis("off")
-    figure.savefig(folder / "confusion_matrix.png", dpi=110)
+    figure.savefig(folder / "confusion_matrix.png", dpi=110, bbox_inches="tight")
 
 
 def _largest_confusions(matrix: np.ndarray, shares: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -179,7 +179,7 @@ def write_precision_recall(precisions: dict[str, np.ndarray], class_names: Seque
         axes.set(title=f"{kind}: mean over classes; grey: each class, IoU 0.50", xlabel="recall", ylabel="precision")
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
         axes.grid(alpha=0.25)
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
     (folder / "precision_recall.json").write_text(json.dumps(without_nan(content)) + "\n", encoding="utf-8")
     figure.savefig(folder / "precision_recall.png", dpi=110)
 

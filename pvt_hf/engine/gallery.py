@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -28,7 +29,8 @@ class Shown:
         truth, prediction: dicts with one of
             `classes`, a list of (label, score from 0 to 1), best first; in the truth without scores, (label, None);
             `map`, a PNG of class indices (255: no class), of the image's size;
-            `objects`, a list of (box_xyxy in pixels of the image, label, score or None).
+            `objects`, a list of (box_xyxy in pixels of the image, label, score or None), with `masks`, if there are
+            any: a PNG of the image's size for each object, 0 or 255.
         figures: what the error consists of, such as `{"loss": 1.2}`.
     """
 
@@ -107,6 +109,14 @@ class Gallery:
 def to_jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def to_png_mask(mask: np.ndarray, size: tuple[int, int]) -> bytes:
+    """A mask (height, width), 0 or 1, as a PNG of `size`, (width, height): 255 where at least half is in the mask."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
+    image.point(lambda value: 255 * (value > 127)).convert("1").save(buffer, "PNG")
     return buffer.getvalue()
 
 

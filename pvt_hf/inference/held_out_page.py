@@ -78,10 +78,15 @@ def _draw(image: Image.Image, side: dict[str, Any], id2label: dict[int, str], sc
         labels = np.asarray(Image.open(io.BytesIO(side["map"])).resize(image.size, Image.Resampling.NEAREST))
         labels = labels.astype(np.int64)
         return overlay_classes(image, np.where(labels < none, labels, none), {**id2label, none: "no class"})
-    objects = sorted(side["objects"], key=lambda found: -(found[2] or 0))
+    order = sorted(range(len(side["objects"])), key=lambda row: -(side["objects"][row][2] or 0))
+    objects = [side["objects"][row] for row in order]
     boxes_xyxy = torch.tensor([box for box, _, _ in objects]).reshape(-1, 4) * scale
     scores = None if any(score is None for _, _, score in objects) else [score for _, _, score in objects]
-    return overlay_objects(image, boxes_xyxy, [label for _, label, _ in objects], scores, id2label)
+    masks = None
+    if "masks" in side and objects:
+        pictures = [Image.open(io.BytesIO(side["masks"][row])).resize(image.size) for row in order]  # by nearest
+        masks = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
+    return overlay_objects(image, boxes_xyxy, [label for _, label, _ in objects], scores, id2label, masks)
 
 
 def caption(shown: Shown, id2label: dict[int, str]) -> str:

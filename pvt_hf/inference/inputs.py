@@ -14,6 +14,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..data.folders import JUNK_FILES, LeftOut, files_below, is_junk, readable_images
+from .photographs import PHOTO, photo
 
 
 # Endings of video files, in lower case
@@ -53,8 +54,8 @@ def find_inputs(arguments: Iterable[str], output_dir: Path, results: Collection[
     Finds the files that the arguments name.
 
     Args:
-        arguments: paths of files or folders, patterns such as "photos/**/*.jpg", and "-" for a list on standard input.
-            A path that exists is never a pattern.
+        arguments: paths of files or folders, patterns such as "photos/**/*.jpg", photographs such as "photo:china"
+            ([`pvt_hf.photo`]), and "-" for a list on standard input. A path that exists is nothing else.
         output_dir: the folder for results. What is below it is left out of folders that contain it.
         results: files that are results of earlier runs, as absolute paths. They are left out of folders.
     """
@@ -86,6 +87,8 @@ class _Search:
             self.add_folders([path], path, text)
         elif os.path.lexists(path):
             self.problems.append(f"{text}: neither a file nor a folder that can be read.")
+        elif text.startswith(PHOTO):
+            self.add_photo(text)
         elif not glob.has_magic(text):
             self.problems.append(f"{text}: there is no such file.")
         else:
@@ -94,6 +97,13 @@ class _Search:
             # "**" matches the folders, and what is in them.
             folders = [match for match in matches if match.is_dir() and "**" not in text]
             self.add_folders(folders, _fixed_part(text), text, files)
+
+    def add_photo(self, text: str) -> None:
+        name = text.removeprefix(PHOTO)
+        try:
+            self.add(Path(photo(name)), name)
+        except (ImportError, FileNotFoundError) as error:
+            self.problems.append(f"{text}: {error}")
 
     def add_folders(self, folders: list[Path], start: Path, text: str, files: Sequence[Path] = ()) -> None:
         """Adds the images and videos in folders, and those of the `files`. `text` is what the user has given."""

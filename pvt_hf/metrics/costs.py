@@ -14,6 +14,7 @@ Two conventions:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -127,6 +128,26 @@ def count_costs(model: nn.Module, height: int, width: int, *, batch_norm: int = 
         counter.torch_flops,
         tuple(part for part in parts if part.parameters or part.multiply_adds),
     )
+
+
+@torch.inference_mode()
+def time_passes(model: Any, height: int, width: int, seconds: float = 5.0) -> list[float]:
+    """
+    The seconds of each forward pass of one image, float32 noise, where the model is. The first pass does not count.
+
+    Args:
+        model: in eval mode, called with `pixel_values` (1, channels, height, width).
+        seconds: for which passes are repeated; at least three of them.
+    """
+    config = getattr(model.config, "backbone_config", None) or model.config
+    images = torch.randn(1, getattr(config, "num_channels", 3), height, width)
+    model(pixel_values=images)
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        begun = time.perf_counter()
+        model(pixel_values=images)
+        times.append(time.perf_counter() - begun)
+    return times
 
 
 def count_parameters(model: nn.Module) -> int:

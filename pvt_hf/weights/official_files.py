@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import http.client
 import os
@@ -26,6 +27,7 @@ from .variants import Variant
 logger = logging.get_logger(__name__)
 
 _TIMEOUT = 30  # seconds without any data
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _CHUNK = 1 << 20  # bytes
 
 
@@ -55,6 +57,7 @@ def download_checkpoint(variant: Variant, cache_dir: str | Path | None = None) -
 
     Raises:
         ConnectionError: the download failed or was incomplete, or HF_HUB_OFFLINE=1 forbids it.
+        OSError: the file cannot be written, for example because the disk is full.
         ValueError: no weights were released for the variant, or the downloaded file is not the expected one.
     """
     if variant.checkpoint_url is None:
@@ -112,6 +115,11 @@ def _fetch(url: str, part: Path, path: Path) -> None:
                 raise http.client.IncompleteRead(b"", total - file.tell())
     # OSError includes urllib's URLError and HTTPError, timeouts, resets, and a full disk.
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+            raise OSError(
+                f"Could not write {url} to {part.parent}: {error.strerror}. Nothing was kept. Make room there, or "
+                "choose another folder: cache_dir in Python, or the environment variable HF_ASSETS_CACHE."
+            ) from error
         raise ConnectionError(
             f"Could not download {url}: {type(error).__name__}: {error}. Nothing was kept. Try again, or download the "
             f"file by other means and copy it to {path}."

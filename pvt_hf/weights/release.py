@@ -47,6 +47,7 @@ def from_official(
 
     Raises:
         ConnectionError: the file is not in the cache and cannot be downloaded.
+        OSError: it cannot be written to the cache, for example because the disk is full.
         ValueError: an unknown variant, or one without released weights; the file has another digest, would run code, or
             does not hold the variant.
     """

@@ -5,7 +5,10 @@
 """
 
 import json
+import re
 import sys
+import time
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, UperNetConf
 from pvt_hf import PvtBackbone, PvtForImageClassification, PvtImageProcessor
 from pvt_hf.commands import info
 from pvt_hf.families import FAMILIES, load
+from pvt_hf.metrics import costs
 from pvt_hf.weights.variants import VARIANTS
 
 from ..support.common import tiny_pvt_config
@@ -76,6 +80,25 @@ def test_size(run, classifier):
     assert "128x128 pixels" in square and "96x160 pixels (height x width)" in wide
     with pytest.raises(SystemExit, match="error: .*16x16.*32x32"):
         run(classifier, "--size", 16)
+
+
+def test_time(run, classifier, monkeypatch):
+    calls = []
+
+    def slow(model, pixel_values):
+        assert not model.training and not torch.is_grad_enabled()
+        calls.append(pixel_values.shape)
+        time.sleep(0.02)
+
+    counted = costs.Costs(96, 160, 1, 2, 4, (costs.Part("stage1", 1, 2, 4),))
+    monkeypatch.setattr(costs, "time_passes", partial(costs.time_passes, seconds=0))  # no longer than three passes
+    monkeypatch.setattr(PvtForImageClassification, "forward", slow)
+    monkeypatch.setattr("pvt_hf.hub.model_info.count_costs", lambda *arguments: counted)
+    _, text = run(classifier, "--size", "96x160", "--time")
+    found = re.search(r"A forward pass takes (\d+) ms \(\d+ to \d+; median and quartiles of 3\), one image", text)
+    assert calls == [(1, 3, 96, 160)] * 4 and int(found[1]) >= 20  # the first one is not counted
+    assert f"PyTorch {torch.__version__}" in text and "threads: " in text
+    assert "A forward pass" not in run(classifier, "--size", "96x160")[1] and len(calls) == 4
 
 
 def test_half_precision_weights_are_stored_in_half_the_bytes(run, classifier):

@@ -7,6 +7,7 @@ Annotations are checked against the pixels by brute force, digits against scikit
     python -m pytest tests/data/test_digits.py
 """
 
+import io
 import itertools
 import pickle
 import sys
@@ -28,6 +29,13 @@ from pvt_hf.data.digits import DIGIT_NAMES, SCENE_CLASS_NAMES, digit_images, dig
 SOURCE = load_digits()
 SPLITS = ("train", "test")
 COUNTS = {"train": 1442, "test": 355}
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    """Otherwise a second rendering, which these tests compare with the first, would be the first."""
+    monkeypatch.setattr(digits, "_kept", {})
+    monkeypatch.setattr(digits, "KEPT_BYTES", 0)
 
 
 def source_index(sample):
@@ -285,13 +293,28 @@ def test_a_stream_resumes_where_it_stopped(make_stream, position, monkeypatch):
     expected = list(itertools.islice(iterator, 15))
 
     rendered = []
-    png = digits._png
-    monkeypatch.setattr(digits, "_png", lambda pixels, name: (rendered.append(name), png(pixels, name))[1])
+    encoded = digits._encoded
+    monkeypatch.setattr(
+        digits, "_encoded", lambda pixels, name, *rest: (rendered.append(name), encoded(pixels, name, *rest))[1]
+    )
     resumed = make_stream().decode(False)
     resumed.load_state_dict(state)
     assert list(itertools.islice(resumed, 15)) == expected
     samples_rendered = [name for name in rendered if "mask" not in name and "semantic" not in name]
     assert len(samples_rendered) == 15, "samples before the point of resumption must not be rendered again"
+
+
+def test_samples_are_kept_within_a_budget(monkeypatch):
+    """Later passes render what did not fit: BMP of 16x16 pixels has 822 bytes, so 10,000 bytes are 12 of 20."""
+    stream = digit_images("test", image_size=16, length=20).decode(False)
+    expected, drawn, draw = list(stream), [], digits.draw_digit
+    monkeypatch.setattr(digits, "KEPT_BYTES", 10_000)
+    monkeypatch.setattr(digits, "_kept_bytes", 0)
+    monkeypatch.setattr(digits, "draw_digit", lambda *arguments: (drawn.append(arguments[1]), draw(*arguments))[1])
+    for count in (20, 28, 36):
+        assert list(stream) == expected
+        assert len(drawn) == count
+    assert list(digit_images("train", image_size=16, length=3).decode(False)) != expected[:3]
 
 
 def test_shuffle_take_and_pickle():
@@ -306,12 +329,12 @@ def test_shuffle_take_and_pickle():
     assert undecoded(pickle.loads(pickle.dumps(scenes))) == undecoded(scenes)
 
 
-def test_undecoded_images_are_named_png_files():
+def test_undecoded_images_are_named_files():
     (sample,) = undecoded(digit_images("test", length=1))
-    assert sample["image"]["path"] == sample["sample_id"] + ".png"
+    assert sample["image"]["path"] == sample["sample_id"] + ".bmp"
     (scene,) = undecoded(digit_scenes("test", 48, 48, length=1))
     images = [sample["image"], scene["image"], scene["semantic_map"], *scene["masks"]]
-    assert all(image["bytes"].startswith(b"\x89PNG\r\n\x1a\n") for image in images)
+    assert all(Image.open(io.BytesIO(image["bytes"])).format == image["path"][-3:].upper() for image in images)
     assert len({image["path"] for image in images}) == len(images)
 
 

@@ -6,6 +6,7 @@ What an evaluation leaves to look at: confusion matrices, precision-recall curve
 
 import io
 import json
+import pickle
 import tracemalloc
 from types import SimpleNamespace
 
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from sklearn.metrics import confusion_matrix
 
 from pvt_hf import PvtSemanticImageProcessor
 from pvt_hf.engine.figures import LastEvaluation, write_confusion, write_figures
 from pvt_hf.engine.gallery import FIRST, LONGEST_SIDE, WORST, Gallery, Shown
 from pvt_hf.inference.held_out_page import draw, write_page
+from pvt_hf.inference.pictures import class_colors
 from pvt_hf.tasks.classification.evaluation import ClassificationEvaluation
 from pvt_hf.tasks.detection.evaluation import DetectionEvaluation, count_errors
 from pvt_hf.tasks.segmentation.evaluation import SegmentationEvaluation
@@ -160,6 +163,38 @@ def test_a_detector(tmp_path):
     assert kept.truth["objects"] == [([5.0, 5, 15, 15], 0, None)]
     assert [box for box, _, _ in kept.prediction["objects"]] == [[5.0, 5, 15, 15], [25, 25, 30, 30]]
     assert len(last.gallery.first[1].prediction["objects"]) == 1  # the one of 0.1 is not shown
+
+
+def test_masks_of_objects_are_drawn(tmp_path):
+    """The upper half of a box in the labels, the left half in the prediction; the model saw half of the size."""
+    upper, left = np.zeros((80, 100), np.uint8), np.zeros((80, 100), np.uint8)
+    upper[20:40, 20:60], left[20:60, 20:40] = 1, 1
+    found = [detect([[20.0, 20, 60, 60]], [1], [0.9])]
+    processor = SimpleNamespace(
+        **vars(PROCESSOR),
+        post_process_object_detection=lambda outputs, threshold, target_sizes: found,
+        post_process_instance_segmentation=lambda *arguments, **options: [{"segmentation": torch.tensor(left)[None]}],
+    )
+    evaluation = DetectionEvaluation(processor, "mask_rcnn", 3, masks=True)
+    evaluation.gallery = gallery = Gallery.of_processor(processor)
+    rle = coco_mask.encode(np.asfortranarray(upper))
+    annotation = {"category_id": 1, "iscrowd": 0, "area": 800.0, "bbox": [20, 20, 40, 40], "segmentation": rle}
+    batch = {
+        "pixel_values": normalized(np.full((40, 50, 3), 128, np.uint8))[None],
+        "pixel_mask": torch.ones(1, 40, 50, dtype=torch.int64),
+        "orig_size": [(80, 100)],
+        "target": [{"image_id": 1, "annotations": [annotation]}],
+        "sample_ids": ["one"],
+    }
+    evaluation.add(lambda **inputs: None, batch)
+    write_page(pickle.loads(pickle.dumps(gallery)), NAMES, tmp_path)  # it comes from another process
+    assert (tmp_path / "predictions.html").read_text().count("<img") == 2
+    truth, prediction = draw(gallery.first[0], dict(enumerate(NAMES)))
+    assert truth.size == prediction.size == (300, 240)  # enlarged
+    color = tuple((class_colors(3)[1] // 2 + 64).tolist())  # half of the grey
+    for picture, inside, outside in ((truth, (165, 100), (100, 165)), (prediction, (100, 165), (165, 100))):
+        assert picture.getpixel(inside) == pytest.approx(color, abs=4), "in the mask"
+        assert picture.getpixel(outside) == pytest.approx((128,) * 3, abs=4), "in the box only"
 
 
 def record(boxes, labels, **more):

@@ -93,6 +93,23 @@ def test_a_file_that_is_named_twice(photos):
     assert inputs.problems == [] and "2 x files named more than once" in str(inputs.left_out)
 
 
+def test_photographs_of_installed_packages(photos):
+    inputs = find_inputs(["photo:digits", "photo:china", "photo:coins", "photo:mars"], Path("out"))
+    sizes = {one.name: Image.open(one.path).size for one in inputs.found}
+    assert sizes == {"digits": (256, 192), "china": (640, 427), "coins": (384, 303)}
+    (problem,) = inputs.problems
+    assert problem.startswith("photo:mars: There is no photograph 'mars': choose one of digits, china, ")
+    Path("photo:china").touch()  # a path that exists is nothing else
+    assert names(find_inputs(["photo:china"], Path("out"))) == {"photo:china": "photo:china"}
+
+
+def test_a_photograph_whose_package_is_missing(photos, monkeypatch):
+    monkeypatch.setattr("pvt_hf.inference.photographs.find_spec", lambda name: None)
+    assert find_inputs(["photo:coins"], Path("out")).problems == [
+        "photo:coins: The photograph 'coins' is a file of scikit-image: pip install scikit-image"
+    ]
+
+
 def test_names_that_are_taken():
     inputs = [Input(Path("x"), name) for name in ("a", "A", "a", "a-2", "b", "b")]
     assert unique_names(inputs, taken=lambda name: name == "b") == ["a", "A-2", "a-3", "a-2-2", "b-2", "b-3"]

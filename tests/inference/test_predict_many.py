@@ -19,6 +19,7 @@ from pycocotools.mask import decode
 
 import pvt_hf.inference.files as files
 from pvt_hf.commands import main
+from pvt_hf.data.digits import digit_scenes
 from pvt_hf.inference import progress
 from pvt_hf.inference.video import VideoReader
 
@@ -47,7 +48,8 @@ def predict(models, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(model: str, *arguments: object):
-        monkeypatch.setattr(sys, "argv", ["pvt-hf", "predict", "--model", str(models / model), *map(str, arguments)])
+        name = model if model.startswith("sample:") else str(models / model)
+        monkeypatch.setattr(sys, "argv", ["pvt-hf", "predict", "--model", name, *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
         return end.value.code, *capsys.readouterr()
@@ -105,6 +107,20 @@ def test_batches_answer_like_single_images(predict, photos, tmp_path, model):
                              for name in ("single", "batch"))  # fmt: skip
     assert made == made_in_batches and all(any(name.startswith(f"{one}/1.") for name in made) for one in ("cat", "pig"))
     assert out.replace("single/", "batch/").count("\n") == batched.count("\n") == 4
+
+
+def test_the_models_of_the_package_are_right_about_its_scene(predict, tmp_path):
+    """Counted against the digits that the scene was drawn from, which no training has seen."""
+    truth = list(digit_scenes("test", 192, 256, digit_sizes=(60, 100), length=4))[3]
+    end, out, _ = predict("sample:digits-detector", "photo:digits", "photo:china")
+    assert end is None and "digits" in out
+    found = json.loads((tmp_path / "predictions/digits.objects.json").read_text())
+    assert sorted(one["label"] for one in found) == sorted(map(str, truth["objects"]["category"]))
+    assert all(decode(one["segmentation"]).sum() > 500 for one in found)
+    assert len(json.loads((tmp_path / "predictions/china.objects.json").read_text())) < 3  # a temple has no digits
+    assert predict("sample:digits-segmenter", "photo:digits")[0] is None
+    labels = np.asarray(Image.open(tmp_path / "predictions/digits.labels.png"))
+    assert (labels == np.asarray(truth["semantic_map"])).mean() > 0.9
 
 
 def test_tables_say_what_the_results_say(predict, photos, tmp_path):

@@ -22,6 +22,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from torch.nn import functional as F
 from transformers import pipeline
 
+from pvt_hf import photo, sample
 from pvt_hf.hub.upload import push
 
 from ..support.hub_fixtures import TOKEN
@@ -216,15 +217,17 @@ def test_segmentation_with_its_legend(page, files):
     assert_narrow(page)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
-def test_objects(page, files, name):
-    load(page, files / name, "6 classes")
+def test_objects(page, files):
+    """Those of the detector in the package, in its own example, which is shown 2 times as large."""
+    load(page, "sample:digits-detector", "instance-segmentation, 10 classes")
     page.get_by_role("slider", name="Lowest score").press("Home")
-    upload(page, files / "photo.png")
-    detector = pipeline("object-detection", model=str(files / name))
-    found = detector(str(files / "photo.png"), threshold=0.05)
+    page.get_by_role("button", name="digits", exact=True).click()
+    expect(status(page)).to_contain_text("scene.png: ")
+    folder = sample("digits-detector")
+    detector = pipeline("object-detection", model=folder)
+    found = detector(f"{folder}/scene.png", threshold=0.05)
     counts = Counter(one["label"] for one in found)
-    assert counts
+    assert len(counts) > 1
     shown = {label: int(count) for count, label in re.findall(r"(\d+) × (\w+)", status(page).inner_text())}
     assert shown == counts
     rows = page.locator("#details tr").all_inner_texts()[1:]
@@ -232,17 +235,29 @@ def test_objects(page, files, name):
     best = max(found, key=lambda one: one["score"])
     numbers = re.fullmatch(rf"{best['label']}\s+([\d.]+)%\s+(-?\d+), (-?\d+), (-?\d+), (-?\d+)", rows[0]).groups()
     assert abs(float(numbers[0]) - 100 * best["score"]) < 0.1
-    # 3.2 times as large as the image, in whose whole pixels the pipeline answers
-    assert all(abs(int(x) / 3.2 - y) <= 1.2 for x, y in zip(numbers[1:], best["box"].values()))
+    # The pipeline answers in whole pixels of the image
+    assert all(abs(int(x) / 2 - y) <= 1.2 for x, y in zip(numbers[1:], best["box"].values()))
 
-    sure = Counter(one["label"] for one in detector(str(files / "photo.png"), threshold=0.95))
+    sure = Counter(one["label"] for one in detector(f"{folder}/scene.png", threshold=0.95))
+    assert sure
     page.get_by_role("slider", name="Lowest score").press("End")
     for label, count in sure.items():
         expect(status(page)).to_contain_text(f"{count} × {label}")
-    if not sure:
-        expect(status(page)).to_contain_text("no objects with a score above 0.95")
     pictures(page)
     assert_narrow(page)
+
+
+def test_examples_are_photographs_of_installed_packages(page, files):
+    load(page, files / "retinanet", "object-detection, 6 classes")
+    for name, file in (("a temple", "china.jpg"), ("a cat", "chelsea.png"), ("a temple", "china.jpg")):
+        page.get_by_role("button", name=name, exact=True).click()
+        expect(status(page)).to_contain_text(f"{file}: ")
+        width = Image.open(photo(Path(file).stem)).width
+        expect(page.get_by_alt_text("Your image")).to_have_js_property("naturalWidth", max(width, 512))
+    assert "danielbuechele" in page_text(page)
+    before = pictures(page)
+    page.get_by_role("slider", name="from the top").press("End")  # an event that takes uploads only
+    wait_for_others(page, before)
 
 
 def test_files_that_are_no_images(page, files):

@@ -1,6 +1,6 @@
 """
 Training on photographs, from files to answers: a classifier and a segmenter learn a handful of them by heart, and the
-saved models, reloaded, answer at three sizes.
+saved models, reloaded, and their exports answer at three sizes.
 
     pytest tests/tasks/test_photographs.py -m slow
 """
@@ -18,7 +18,9 @@ from pvt_hf.engine.settings import parse_arguments
 from pvt_hf.tasks import get_task
 from pvt_hf.tasks.classification.settings import ClassificationSettings
 from pvt_hf.tasks.segmentation.settings import SegmentationSettings
+from pvt_hf.weights.exported import open_exported
 
+from ..support.exports import export
 from ..support.photographs import coins_and_mask, photographs
 
 
@@ -56,16 +58,18 @@ def test_a_classifier_knows_six_photographs(tmp_path):
         learning_rate=2e-3,
     )  # fmt: skip
     assert report["metrics"]["accuracy@1"] == 1.0
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    export(tmp_path / "out", tmp_path / "program", "onnx")
+    models = [AutoModelForImageClassification.from_pretrained(tmp_path / "out"), open_exported(tmp_path / "program")]
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     for height, width in ((64, 64), (80, 80), (64, 80)):
         pixels = processor(list(photos.values()), size={"height": height, "width": width}, do_center_crop=False,
                            return_tensors="pt").pixel_values  # fmt: skip
         assert pixels.shape[2:] == (height, width)
-        with torch.no_grad():
-            labels = model(pixels).logits.argmax(-1).tolist()
-        answers = [model.config.id2label[label] for label in labels]
-        assert answers == list(photos), (height, width)
+        for model in models:
+            with torch.no_grad():
+                labels = model(pixels).logits.argmax(-1).tolist()
+            answers = [model.config.id2label[label] for label in labels]
+            assert answers == list(photos), (height, width)
 
 
 def test_a_segmenter_knows_the_coins(tmp_path):
@@ -83,16 +87,18 @@ def test_a_segmenter_knows_the_coins(tmp_path):
         shortest_edge=128, longest_edge=512, crop_size=96, min_scale=0.75, max_scale=1.5, max_class_share=1,
         photometric="false", epochs=60, batch_size=6, learning_rate=2e-3, schedule="poly",
     )  # fmt: skip
-    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out")
+    export(tmp_path / "out", tmp_path / "program", "torch")
+    models = [AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out"), open_exported(tmp_path / "program")]
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     whole = np.asarray(mask.crop((0, 0, 384, 256)))
     for height, width in ((256, 384), (192, 288), (320, 480)):
         pixels = processor(image.crop((0, 0, 384, 256)).resize((width, height), Image.Resampling.BICUBIC),
                            do_resize=False, return_tensors="pt").pixel_values  # fmt: skip
         assert pixels.shape[2:] == (height, width)
-        with torch.no_grad():
-            outputs = model(pixel_values=pixels)
-        (answer,) = processor.post_process_semantic_segmentation(outputs, [whole.shape])
-        ground, coin = ((answer.numpy() == label, whole == label) for label in (0, 1))
-        for found, true in (ground, coin):
-            assert (found & true).sum() / (found | true).sum() > 0.85, (height, width)
+        for model in models:
+            with torch.no_grad():
+                outputs = model(pixel_values=pixels)
+            (answer,) = processor.post_process_semantic_segmentation(outputs, [whole.shape])
+            ground, coin = ((answer.numpy() == label, whole == label) for label in (0, 1))
+            for found, true in (ground, coin):
+                assert (found & true).sum() / (found | true).sum() > 0.85, (height, width)

@@ -102,6 +102,29 @@ def test_a_bad_download_leaves_nothing_and_the_next_try_succeeds(serve, cache, p
     assert pvt_hf.from_official("pvt-tiny", sha256=SHA256)[0].num_labels == 10
 
 
+def test_a_full_disk_is_said(serve, cache):
+    serve("/good")
+    part = cached_assets_path("pvt_hf", subfolder="official-checkpoints", assets_dir=cache) / "pvt_tiny.pth.part"
+    part.symlink_to("/dev/full")  # every write to it finds the disk full
+    with pytest.raises(OSError, match="Could not write http.* No space left on device. Nothing was kept. Make room"):
+        pvt_hf.from_official("pvt-tiny")
+    assert files(cache) == [] and not part.is_symlink()
+    assert pvt_hf.from_official("pvt-tiny")[0].num_labels == 10
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing(serve, cache, monkeypatch):
+    def interrupt(progress, count):
+        raise KeyboardInterrupt
+
+    serve("/good")
+    with monkeypatch.context() as patch:
+        patch.setattr("pvt_hf.weights.official_files.tqdm.update", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pvt_hf.from_official("pvt-tiny")
+    assert files(cache) == []
+    assert pvt_hf.from_official("pvt-tiny")[0].num_labels == 10
+
+
 def test_code_in_the_file_is_not_run(serve, cache, tmp_path):
     victim = tmp_path / "victim"
     victim.touch()

@@ -48,6 +48,8 @@ def test_what_travels_in_the_wheel(name, scene):
     assert f"scripts/recipes/{name.replace('-', '_')}.yaml" in run["command"]
     assert not re.search(r'"/\w+/', (folder / "run.json").read_text()), "a path of the machine it was made on"
     card = (folder / "README.md").read_text()
+    trained = " ".join(run["command"]).replace("./", "")
+    assert trained in re.sub(r"\s*\\\n\s*", " ", card)
     assert f'pvt_hf.sample("{name}")' in card and "## Evaluation" in card and "license: apache-2.0" in card
     assert np.array_equal(np.asarray(Image.open(folder / "scene.png")), np.asarray(scene["image"]))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...engine.figures import write_precision_recall
-from ...engine.gallery import Shown, to_jpeg
+from ...engine.gallery import Shown, to_jpeg, to_png_mask
 from ...engine.task import Evaluation
 from ...families import FAMILIES
 from ...metrics.coco_ap import FIGURES, CocoAP
@@ -60,6 +60,8 @@ class DetectionEvaluation(Evaluation):
                 self.gallery.offer(name, rank, partial(self._shown, batch, index, record, errors))
 
     def _shown(self, batch: dict[str, Any], index: int, record: dict[str, Any], errors: dict[str, Any]) -> Shown:
+        from pycocotools import mask as coco_mask
+
         assert self.gallery is not None
         rows, columns = (int(batch["pixel_mask"][index].any(dim=axis).sum()) for axis in (1, 0))  # without padding
         image = self.gallery.picture(batch["pixel_values"][index, :, :rows, :columns])
@@ -70,8 +72,12 @@ class DetectionEvaluation(Evaluation):
             corners = side["boxes_xywh"].copy()
             corners[:, 2:] += corners[:, :2]
             scores = side["scores"].tolist() if "scores" in side else [None] * len(corners)
-            found = zip((corners * scale).tolist(), side["labels"].tolist(), scores, keep)
-            return {"objects": [entry[:3] for entry in found if entry[3]]}
+            found = list(zip((corners * scale).tolist(), side["labels"].tolist(), scores))
+            kept: dict[str, Any] = {"objects": [found[row] for row in np.flatnonzero(keep)]}
+            if "masks" in side:
+                masks = [coco_mask.decode(side["masks"][row]) for row in np.flatnonzero(keep)]
+                kept["masks"] = [to_png_mask(mask, image.size) for mask in masks]
+            return kept
 
         predicted, wanted = record["prediction"], record["reference"]
         return Shown(
