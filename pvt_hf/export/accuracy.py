@@ -1,4 +1,7 @@
-"""Data for an export: accuracy before and after, and images to calibrate the ranges of 8-bit integers with."""
+"""
+Data for an export: accuracy before and after, and images to calibrate the ranges of 8-bit integers with. What reads
+data is imported when it is asked for: it needs the extra "train", which an export without data does not.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,6 @@ from typing import Any
 
 import torch
 
-from ..data.samples import decode_rgb
-from ..engine.evaluation import evaluate_checkpoint
-from ..tasks import evaluation_settings, get_task
 from ..weights.export_formats import ExportFormat
 from .source import Source
 
@@ -46,6 +46,8 @@ def settings_of(source: Source, model: str, data: AccuracyData, trusted: bool = 
     Args:
         trusted: whether code in the folder `model` may run, which this process has written.
     """
+    from ..tasks import evaluation_settings, get_task
+
     assert source.task is not None
     name = EVALUATED[source.task][0]
     return get_task(name), evaluation_settings(name)(
@@ -65,6 +67,8 @@ def accuracy_before_and_after(source: Source, model: str, export: Any, data: Acc
     Returns:
         `figures`: (before, after) by name; what was evaluated, and `samples`.
     """
+    from ..engine.evaluation import evaluate_checkpoint
+
     assert source.task is not None
     results = []
     for place, trusted in ((model, False), (str(export), True)):
@@ -90,6 +94,8 @@ def calibration_samples(source: Source, model: str, data: AccuracyData) -> list[
         ValueError: there is no image, or the data set is none.
         StreamError: the source cannot be read.
     """
+    from ..data.samples import decode_rgb
+
     task, settings = settings_of(source, model, data)
     stream = task.open_stream(settings, data.calibration_split, source.processor)
     samples: list[dict[str, torch.Tensor]] = []

@@ -35,7 +35,7 @@ _OURS = (
     "modeling_*.py",
 )
 # What an earlier push of an export may have left: programs of all formats
-_EXPORTS = ("model.onnx", "model.onnx.data", "model.xml", "model.bin", "model.pte", "model.*pt2", "labels.txt")
+_EXPORTS = ("model.onnx*", "openvino_model.*", "model.pte", "model.*pt2", "labels.txt")
 CARD = "README.md"
 
 
