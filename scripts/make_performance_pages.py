@@ -1,11 +1,14 @@
 """
-Writes the measured sections of README.md and docs/performance.md from a report of `pvt-hf benchmark`.
+Writes the measured sections of README.md and docs/performance.md from a report of `pvt-hf benchmark`, and that of
+docs/deployment.md from one of `pvt-hf benchmark export`.
 
     pvt-hf benchmark                                            # on an idle machine: outputs/benchmark.json
     python scripts/make_performance_pages.py outputs/benchmark.json
+    pvt-hf benchmark export                                     # outputs/benchmark_export.json
+    python scripts/make_performance_pages.py outputs/benchmark_export.json    # or several, with some of the rows each
     python scripts/make_performance_pages.py --check            # writes nothing; exit code 1 if a page is out of date
 
-The report is kept as docs/benchmark.json, and its chart as docs/benchmark.png.
+The reports are kept as docs/benchmark.json, with a chart docs/benchmark.png, and docs/benchmark_export.json.
 """
 
 from __future__ import annotations
@@ -17,13 +20,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pvt_hf.commands.benchmark_arguments import PEERS, RELATIVES
+from pvt_hf.commands.benchmark_arguments import EXPORT_ROWS, EXPORTED, PEERS, RELATIVES
 from pvt_hf.commands.benchmark_chart import draw_chart
 from pvt_hf.commands.benchmark_relatives import PUBLISHED
 
 
 REPOSITORY = Path(__file__).parents[1]
-START, END = "<!-- benchmark: made by scripts/make_performance_pages.py -->", "<!-- /benchmark -->"
+# Of the task "peers", and of the task "export"
+MARKERS = {
+    name: (f"<!-- {name}: made by scripts/make_performance_pages.py -->", f"<!-- /{name} -->")
+    for name in ("benchmark", "benchmark export")
+}
+RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "aotinductor": "AOTInductor"}
 TITLES = {
     "native": "native class",
     "native-compiled": "native class, `torch.compile`",
@@ -31,23 +39,37 @@ TITLES = {
     "openvino": "OpenVINO, native graph",
     "ours": "**this package**",
     "ours-compiled": "**this package, `torch.compile`**",
+    "native-onnxruntime": "ONNX Runtime, native graph",
+    "native-openvino": "OpenVINO, native graph",
+    **{
+        name: f"**{RUNTIMES[row.format]}, this package{', one size' * row.static}"
+        f"{'' if row.precision == 'fp32' else f', {row.precision}'}**"
+        for name, row in EXPORTED.items()
+    },
 }
 FEW_PAIRS = 6  # a row with fewer makes a short run
+
+
+def is_export(report: dict[str, Any]) -> bool:
+    """Whether it is a report of `pvt-hf benchmark export`."""
+    return "programs" in report["arguments"]
 
 
 def describe_run(report: dict[str, Any]) -> str:
     """Model, size, machine, versions and number of pairs, as a sentence or two."""
     environment, arguments = report["environment"], report["arguments"]
     versions = {"PyTorch": "torch", "Transformers": "transformers", "onnxruntime": "onnxruntime",
-                "OpenVINO": "openvino", "timm": "timm"}  # fmt: skip
+                "OpenVINO": "openvino", **({"NNCF": "nncf"} if is_export(report) else {"timm": "timm"})}  # fmt: skip
     machine = environment["device"] if environment["device"] != "CPU" else environment["cpu"]
     pairs = [row["pairs"] for row in report["rows"] if "pairs" in row]
     text = (
         f"{PUBLISHED[arguments['variant']].title} at {arguments['image_size']}x{arguments['image_size']}, "
-        f"{arguments['dtype']}, {machine}, threads: {environment['threads']}; "
+        f"{arguments.get('dtype', 'float32')}, {machine}, threads: {environment['threads']}; "
         + ", ".join(f"{title} {environment[name]}" for title, name in versions.items() if name in environment)
         + f"; at least {min(pairs)} pairs of calls for a row."
     )
+    if (runs := report.get("runs", 1)) > 1:
+        text += f" The rows are from {runs} runs, one after the other."
     if min(pairs) < FEW_PAIRS or not report["complete"]:
         text += " **A short run: the figures are rough.**"
     if (load := environment.get("load_average") or 0) > 1:
@@ -76,10 +98,16 @@ def speed_table(report: dict[str, Any]) -> str:
     """A row for each way to run the model, with the speeds at all batch sizes."""
     found = {(row["row"], row["batch_size"]): row for row in report["rows"]}
     batches = sorted({batch for _, batch in found})
-    names = [name for name in PEERS if name not in RELATIVES and any(row == name for row, _ in found)]
+    order = EXPORT_ROWS if is_export(report) else PEERS
+    names = [name for name in order if name not in RELATIVES and any(row == name for row, _ in found)]
+
+    def cell(name: str, batch: int) -> str:
+        one_image = name in EXPORTED and EXPORTED[name].static and batch > 1
+        return "-" if one_image else figure(found.get((name, batch)))
+
     return table(
         ["", *(f"batch {batch}" for batch in batches)],
-        [[TITLES[name], *(figure(found.get((name, batch))) for batch in batches)] for name in names],
+        [[TITLES[name], *(cell(name, batch) for batch in batches)] for name in names],
     )
 
 
@@ -126,8 +154,24 @@ def relatives_table(report: dict[str, Any]) -> str:
     return table([*head, f"images/s, batch {largest}", "memory"], cells)
 
 
+def export_sections(report: dict[str, Any]) -> dict[str, str]:
+    """The text between the markers of each page, of the task "export"."""
+    reasons = {row["row"]: row["error"] for row in report["rows"] if "error" in row}
+    page = [
+        "Speed relative to the native class in PyTorch, median and quartiles; above 1 is faster. The native class "
+        f"against itself shows how much the machine varies. {describe_run(report)} "
+        "The report of this run is `docs/benchmark_export.json`.",
+        speed_table(report),
+    ]
+    if reasons:
+        page.append(f"Not measured: {'; '.join(f'{name}: {reason}' for name, reason in reasons.items())}.")
+    return {"docs/deployment.md": "\n\n".join(page)}
+
+
 def sections(report: dict[str, Any]) -> dict[str, str]:
     """The text between the markers of each page."""
+    if is_export(report):
+        return export_sections(report)
     unmeasured = [f"{row['row']} (batch {row['batch_size']})" for row in report["rows"] if "error" in row]
     page = [
         f"{describe_run(report)} The report of this run is `docs/benchmark.json`.",
@@ -158,60 +202,101 @@ def sections(report: dict[str, Any]) -> dict[str, str]:
     return {"README.md": "\n\n".join(readme), "docs/performance.md": "\n\n".join(page)}
 
 
-def replace_section(text: str, section: str) -> str:
+def replace_section(text: str, section: str, name: str) -> str:
     """
     The page with `section` between its markers.
 
     Raises:
         ValueError: the page does not have the two markers once each.
     """
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"expected the lines {START} and {END} once each")
+    start, end = MARKERS[name]
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"expected the lines {start} and {end} once each")
     return re.sub(
-        f"{re.escape(START)}.*{re.escape(END)}", lambda _: f"{START}\n\n{section}\n\n{END}", text, flags=re.DOTALL
+        f"{re.escape(start)}.*{re.escape(end)}", lambda _: f"{start}\n\n{section}\n\n{end}", text, flags=re.DOTALL
     )
 
 
 def read_report(file: Path) -> dict[str, Any]:
     """
-    Reads a report of task "peers".
+    Reads a report of task "peers" or "export".
 
     Raises:
         ValueError: not such a report, or no row was measured.
     """
     report = json.loads(file.read_text(encoding="utf-8"))
     rows = report.get("rows") if isinstance(report, dict) else None
-    if not rows or any(row.get("row") not in PEERS for row in rows) or not any("speed" in row for row in rows):
+    known = {*PEERS, *EXPORT_ROWS}
+    if not rows or any(row.get("row") not in known for row in rows) or not any("speed" in row for row in rows):
         raise ValueError(f"{file} is no report of `pvt-hf benchmark` with a measured row")
     return report
+
+
+def joined(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """
+    The rows of several reports of one task, measured one after the other, in one. Of a row that was measured again, the
+    last one counts.
+
+    Raises:
+        ValueError: they are of other tasks, models or machines.
+    """
+    first = reports[0]
+    for other in reports[1:]:
+        for name in ("variant", "image_size", "threads"):
+            if first["arguments"].get(name) != other["arguments"].get(name):
+                raise ValueError(f"the reports have several values of {name}: give reports of one model and machine")
+        if is_export(first) != is_export(other) or first["environment"]["cpu"] != other["environment"]["cpu"]:
+            raise ValueError("the reports are of several tasks or machines: give reports of one")
+    loads = [report["environment"].get("load_average") or 0 for report in reports]
+    return {
+        **first,
+        "complete": all(report["complete"] for report in reports),
+        "environment": {**first["environment"], "load_average": max(loads)},
+        "runs": len(reports),
+        "rows": [*{(row["row"], row["batch_size"]): row for report in reports for row in report["rows"]}.values()],
+    }
+
+
+def new_pages(report: dict[str, Any]) -> dict[Path, str]:
+    """The pages with the sections of a report. Raises an OSError or a ValueError for a page that lacks them."""
+    name = "benchmark export" if is_export(report) else "benchmark"
+    texts = {REPOSITORY / page: section for page, section in sections(report).items()}
+    return {page: replace_section(page.read_text(encoding="utf-8"), text, name) for page, text in texts.items()}
+
+
+def outdated(report: dict[str, Any]) -> dict[Path, str]:
+    """Those of [`new_pages`] that differ from what is there."""
+    return {page: text for page, text in new_pages(report).items() if page.read_text(encoding="utf-8") != text}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
-        "report", nargs="?", type=Path, help="JSON file of pvt-hf benchmark; default: docs/benchmark.json."
+        "reports", nargs="*", type=Path, help="JSON files of pvt-hf benchmark [export]; default: those that are kept."
     )
     parser.add_argument("--check", action="store_true", help="Compare the pages with what would be written.")
     arguments = parser.parse_args()
-    kept = REPOSITORY / "docs" / "benchmark.json"
+    kept = [REPOSITORY / "docs" / name for name in ("benchmark.json", "benchmark_export.json")]
     try:
-        report = read_report(arguments.report or kept)
-        texts = {REPOSITORY / name: section for name, section in sections(report).items()}
-        new = {page: replace_section(page.read_text(encoding="utf-8"), section) for page, section in texts.items()}
+        reports = [read_report(file) for file in arguments.reports or kept if arguments.reports or file.is_file()]
+        reports = [joined(reports)] if arguments.reports else reports
+        new = {page: text for report in reports for page, text in outdated(report).items()}
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    outdated = [page for page, text in new.items() if page.read_text(encoding="utf-8") != text]
     if arguments.check:
-        if outdated:
-            names = ", ".join(str(page.relative_to(REPOSITORY)) for page in outdated)
+        if new:
+            names = ", ".join(str(page.relative_to(REPOSITORY)) for page in new)
             print(f"error: out of date: {names}. Run scripts/make_performance_pages.py.", file=sys.stderr)
-        return int(bool(outdated))
-    for page in outdated:
-        page.write_text(new[page], encoding="utf-8")
-    if arguments.report is not None:
-        kept.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    draw_chart(kept, kept.with_suffix(".png"))
+        return int(bool(new))
+    for page, text in new.items():
+        page.write_text(text, encoding="utf-8")
+    for report in reports:
+        file = kept[is_export(report)]
+        if arguments.reports:
+            file.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        if not is_export(report):
+            draw_chart(file, file.with_suffix(".png"))
     return 0
 
 

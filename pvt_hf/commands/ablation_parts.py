@@ -33,6 +33,7 @@ TASKS = {"classification": "image-classification", "segmentation": "semantic-seg
 METRICS = {"pvt": "accuracy@1", "semantic_fpn": "mean_iou", "trans2seg": "mean_iou", "retinanet": "ap50",
            "detr": "ap50"}  # fmt: skip
 TEST_SIZES = (32, 48, 64, 80, 96, 128)  # of classifiers that were trained at 64 pixels
+SEGMENTED_SIZE = 144  # of scenes in pixels, as segmentation models see them
 MEMORY_LIMIT = 4 * 2**30
 PILOT_SEED = 1000  # not one of those that are compared
 
@@ -83,7 +84,7 @@ class Budget:
 
 BUDGETS = {
     "small": Budget(
-        {"pvt": 30, "semantic_fpn": 60, "trans2seg": 80, "retinanet": 60, "detr": 150}, (0, 1, 2), 0,
+        {"pvt": 20, "semantic_fpn": 45, "trans2seg": 50, "retinanet": 40, "detr": 100}, (0, 1, 2), 0,
         (64, 128, 192, 224, 256, 288, 320, 352, 384),
     ),
     "smoke": Budget({}, (0,), 2, (64,)),
@@ -181,9 +182,9 @@ def _copy_backbone(build_classifier: Callable[[], nn.Module], folder: Path, back
 def _image_fields(head: str) -> dict[str, Any]:
     if head == "pvt":
         return {"image_size": DIGIT_SIZE}
-    scenes: dict[str, Any] = {"scene_size": SCENE_SIZE, "digit_sizes": [40, 64], "longest_edge": 512}
-    if FAMILIES[head].task == "segmentation":
-        return {**scenes, "shortest_edge": SCENE_SIZE, "crop_size": SCENE_SIZE, "min_scale": 1.0, "max_scale": 1.25}
+    scenes: dict[str, Any] = {"scene_size": SCENE_SIZE, "digit_sizes": [36, 44], "longest_edge": 512}
+    if FAMILIES[head].task == "segmentation":  # crops of scenes that are enlarged, for the cells of the logits
+        return {**scenes, "shortest_edge": SEGMENTED_SIZE, "crop_size": SCENE_SIZE, "min_scale": 1.0, "max_scale": 1.0}
     return {**scenes, "shortest_edges": [SCENE_SIZE], "eval_shortest_edge": SCENE_SIZE}
 
 
@@ -192,7 +193,8 @@ def _processor(head: str) -> Any:
     if head == "pvt":
         side = DIGIT_SIZE
         return processor_class(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return processor_class(size={"shortest_edge": SCENE_SIZE, "longest_edge": 512})
+    side = SEGMENTED_SIZE if FAMILIES[head].task == "segmentation" else SCENE_SIZE
+    return processor_class(size={"shortest_edge": side, "longest_edge": 512})
 
 
 def _test_sizes(part: Part, work: Path, budget: Budget) -> dict[str, Any]:

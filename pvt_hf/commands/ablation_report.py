@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..metrics.reports import write_json
-from .ablation_parts import MEMORY_LIMIT, TEST_SIZES, Part
+from .ablation_charts import Panel, chart_costs, chart_curves, chart_models, chart_sizes
+from .ablation_models import DIGIT_SIZE
+from .ablation_parts import MEMORY_LIMIT, METRICS, TEST_SIZES, Part
 
 
 HEADS = {"pvt": "classification", "semantic_fpn": "Semantic FPN", "trans2seg": "Trans2Seg head",
          "retinanet": "RetinaNet", "detr": "DETR head"}  # fmt: skip
+ANSWERS = ("as in the paper", "contrary to the paper", "no answer at this scale")
+Rows = tuple[str, list[dict[str, Any]]]  # label of a model, and its trainings
 METRIC_NAMES = {"accuracy@1": "accuracy", "mean_iou": "mIoU", "ap50": "AP50"}
 
 
@@ -30,6 +34,8 @@ class Question:
         starts: "scratch" or "pretrained" (on digit images), for each of `models` or one for all. Classifiers always
             start from scratch.
         equal_steps: equally many steps, and not equal processor time.
+        not_in_paper: those of `models` for which the paper has no figure.
+        names: for readers, of models whose own name says too little here.
     """
 
     number: int
@@ -39,13 +45,16 @@ class Question:
     models: tuple[str, ...]
     starts: tuple[str, ...] = ("pretrained",)
     equal_steps: bool = False
+    not_in_paper: tuple[str, ...] = ()
+    names: tuple[tuple[str, str], ...] = ()
 
     def variants(self, head: str) -> list[tuple[str, str, str]]:
         """(label, model, start) of what is compared."""
         starts = self.starts if len(self.starts) > 1 else self.starts * len(self.models)
         models = self.models if len(self.models) > 1 else self.models * len(starts)
-        return [(model if len(self.models) > 1 else start, model, "scratch" if head == "pvt" else start)
-                for model, start in zip(models, starts)]  # fmt: skip
+        labels = [dict(self.names).get(model, model) for model in models] if len(self.models) > 1 else starts
+        return [(label, model, "scratch" if head == "pvt" else start)
+                for label, model, start in zip(labels, models, starts)]  # fmt: skip
 
     def trainings(self) -> Iterator[tuple[str, str, str, bool]]:
         """(head, model, start, equal_steps), with the classifiers that others start from."""
@@ -60,7 +69,7 @@ class Question:
 QUESTIONS = (
     Question(1, "A pyramid or a columnar transformer?", "Table 8: the pyramid, by 8.7 AP of RetinaNet over a ViT with "
              "large patches; one with small patches needs too much memory.",
-             ("pvt", "semantic_fpn", "retinanet"), ("PVT", "ViT/16", "ViT/4")),
+             ("pvt", "semantic_fpn", "retinanet"), ("PVT", "ViT/16", "ViT/4"), not_in_paper=("ViT/4",)),
     Question(2, "Deeper or wider?", "Table 9: deeper, by 0.5 points of top-1 and 1.1 AP.",
              ("pvt", "semantic_fpn"), ("PVT, deeper", "PVT, wider")),
     Question(3, "Pretrained on digit images or from scratch?", "Figure 5: pretrained, by 13.8 AP (1x) and 8.4 AP (3x) "
@@ -70,22 +79,34 @@ QUESTIONS = (
     Question(5, "PVT or a ResNet of equal size?", "Tables 2 to 7: PVT, on all tasks.",
              ("pvt", "semantic_fpn", "retinanet", "detr", "trans2seg"), ("PVT", "ResNet")),
     Question(6, "Which spatial reduction ratios? (ours)", "",
-             ("semantic_fpn",), ("PVT", "PVT, R 8 4 2 1", "PVT, R 2 1 1 1", "PVT, R 1 1 1 1"), equal_steps=True),
+             ("semantic_fpn",), ("PVT", "PVT, R 8 4 2 1", "PVT, R 2 1 1 1", "PVT, R 1 1 1 1"), equal_steps=True,
+             names=(("PVT", "PVT, R 4 2 1 1"),)),
 )  # fmt: skip
 SETTING = """
-Images are built-in: single digits of 64 pixels, and scenes of three to eight digits of 96 pixels, drawn from
-scikit-learn's handwritten digits, with a held-out fifth of the digits for testing. Classifiers start from random
-weights. Models of scenes start from the classifier of the same backbone and seed, as the paper's start from ImageNet,
-unless "scratch" is said. All models of a task have the same recipe (AdamW, with learning rate and schedule of the
-task's digit recipe) and the same seeds. Learning rates were not tuned for any of them. Widths are chosen so that the
-backbones have equally many parameters as PVT (the nearest width in steps of 4 channels). Trainings of one task have the
-same processor time, except in question 6, where they have the same number of steps. The steps that fit into that time
-were measured on each model before. "Clear" means that the ranges of the seeds do not overlap; everything else is
-"within the spread".
+Images are built in: single digits of 64 pixels, and scenes of 96 pixels with three to eight digits of 36 to 44 pixels,
+drawn from scikit-learn's handwritten digits. A fifth of the digits is held out for testing, in 355 images of digits and
+400 scenes. Segmentation models see scenes enlarged to 144 pixels, in training crops of 96. Classifiers start from
+random weights. Models of scenes start from the classifier of the same backbone and seed, as the paper's start from
+ImageNet, unless "scratch" is said. All models of a task have the same recipe (AdamW, with learning rate and schedule of
+the task's digit recipe) and the same seeds. The recipes were made for PVT, and the learning rates were not tuned for
+any other model, which may favour PVT. Widths are chosen so that the backbones have about as many parameters as PVT (the
+nearest width in steps of 4 channels). Figures are those of the last step.
 
-The time of each task was set before any comparison. `pvt-hf reproduce ablations --pilot` checks it with plain PVT
-alone, on a seed that is not among those compared.
+Trainings of one task get the same processor time, except in question 6, where they get the same number of steps. The
+steps that fit into that time were measured on each model before. The column of processor time is what a training took
+as a whole, with building and evaluating the model: plain PVT is evaluated four times, for the curves of question 3, and
+the others once.
+
+Three seeds are few. "Clear" means that the ranges of the seeds do not overlap; everything else is "within the spread".
+Two equally good models have ranges that do not overlap in one comparison of ten, so some clear answers are expected by
+chance. The spread does not include that of another set of test images. Where neither model has learned more than chance
+(an accuracy of 15 %, an mIoU of 10 %, which is little more than background alone, or an AP50 of 1 %), that is said.
+
+The sizes of digits and the time of each task were set before any comparison, for plain PVT to be neither at chance nor
+at the ceiling: `pvt-hf reproduce ablations --pilot` trains plain PVT alone, on a seed that is not among those compared.
 """
+# Up to here, a model has not learned more than chance
+CHANCE = {"accuracy@1": 0.15, "mean_iou": 0.10, "ap50": 0.01}
 
 
 def write_report(parts: list[Part], work: Path, budget: str, folder: Path) -> None:
@@ -100,7 +121,7 @@ def write_report(parts: list[Part], work: Path, budget: str, folder: Path) -> No
     write_json(folder / "ablations.json", content)
     lines = ["# The paper's questions at a small scale", "",
              "Generated by `pvt-hf reproduce ablations`. It claims nothing beyond this setting.", *_facts(content),
-             "", "## Setting", SETTING.strip(), *_pilot_lines(content["pilot"])]  # fmt: skip
+             "", *_in_short(results), "", "## Setting", SETTING.rstrip(), *_pilot_lines(content["pilot"])]  # fmt: skip
     if budget == "smoke":
         lines.insert(3, "\n**This is the quick form, with two steps for each training: its figures mean nothing.**")
     for question in QUESTIONS:
@@ -109,6 +130,29 @@ def write_report(parts: list[Part], work: Path, budget: str, folder: Path) -> No
             lines += _memory_lines(results)
     lines += ["", *_sizes(results, folder)]
     (folder / "ablations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _comparisons(question: Question, results: dict[str, Any]) -> Iterator[tuple[str, Rows, Rows]]:
+    """(head, first model, other model), the models with their trainings."""
+    for head in question.heads:
+        first, *others = [
+            (label, _runs(results, head, model, start)) for label, model, start in question.variants(head)
+        ]
+        for other in others:
+            yield head, first, other
+
+
+def _in_short(results: dict[str, Any]) -> list[str]:
+    """How many comparisons came out as in the paper, the other way round, or undecided."""
+    lines = ["## In short", "", "Comparisons of the paper, some of them on other tasks, by what came out here:", "",
+             f"| question | {' | '.join(ANSWERS)} |", "|---" * (len(ANSWERS) + 1) + "|"]  # fmt: skip
+    for question in QUESTIONS:
+        found = [_verdict(first, other)[1] for _, first, other in _comparisons(question, results)
+                 if _is_in_paper(question, other)]  # fmt: skip
+        if found:
+            counts = " | ".join(str(found.count(answer)) for answer in ANSWERS)
+            lines.append(f"| {question.number}. {question.title} | {counts} |")
+    return lines
 
 
 def _facts(content: dict[str, Any]) -> list[str]:
@@ -151,16 +195,25 @@ def _answer(question: Question, results: dict[str, Any], folder: Path) -> list[s
     if question.paper:
         lines += [f"The paper: {question.paper}", ""]
     columns = ("task", "model", "parameters (M)", "multiply-adds (M)", "steps", "processor time with evaluation (s)",
-               "figure", "mean", "deviation", "each seed")  # fmt: skip
+               "metric (%)", "mean", "deviation", "each seed")  # fmt: skip
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    findings = []
     for head in question.heads:
-        rows = [(label, _runs(results, head, model, start)) for label, model, start in question.variants(head)]
-        for label, runs in rows:
-            lines.append(_row(head, label, runs))
-        for label, runs in rows[1:]:
-            findings.append(f"- {HEADS[head]}: {_finding(question, rows[0], (label, runs))}")
-    _chart(question, results, folder / f"ablations_{question.number}.png")
+        for label, model, start in question.variants(head):
+            lines.append(_row(head, label, _runs(results, head, model, start)))
+    findings = [f"- {HEADS[head]}: {_finding(question, first, other)}"
+                for head, first, other in _comparisons(question, results)]  # fmt: skip
+    if question.number == 3:
+        findings.append("- The time of the classifier's training comes on top of that of the pretrained models.")
+    panels = [
+        Panel(
+            HEADS[head],
+            METRIC_NAMES[METRICS[head]],
+            {label: _runs(results, head, model, start) for label, model, start in question.variants(head)},
+        )
+        for head in question.heads
+    ]
+    chart = {3: chart_curves, 6: chart_costs}.get(question.number, chart_models)
+    chart(panels, folder / f"ablations_{question.number}.png")
     return [
         *lines,
         "",
@@ -185,96 +238,71 @@ def _row(head: str, label: str, runs: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _finding(question: Question, first: tuple[str, list], other: tuple[str, list]) -> str:
+def _finding(question: Question, first: Rows, other: Rows) -> str:
     ours, theirs = ([one["value"] for one in runs] for _, runs in (first, other))
     difference = 100 * (statistics.mean(ours) - statistics.mean(theirs))
-    if len(ours) < 2:
-        verdict, agrees = "one seed only", "no answer"
-    elif min(ours) > max(theirs):
-        verdict, agrees = "clear", "as in the paper"
-    elif max(ours) < min(theirs):
-        verdict, agrees = "clear", "contrary to the paper"
-    else:
-        verdict, agrees = "within the spread of the seeds", "no answer at this scale"
-    paper = f"; {agrees}" if question.paper else ""
+    verdict, answer = _verdict(first, other)
+    paper = f"; {answer}" if _is_in_paper(question, other) else ""
     return f"{first[0]} {difference:+.1f} points against {other[0]}, {verdict}{paper}."
+
+
+def _is_in_paper(question: Question, other: Rows) -> bool:
+    return bool(question.paper) and other[0] not in question.not_in_paper
+
+
+def _verdict(first: Rows, other: Rows) -> tuple[str, str]:
+    """What the seeds of two models say, and which of `ANSWERS` that is, if the paper says that the first is better."""
+    ours, theirs = ([one["value"] for one in runs] for _, runs in (first, other))
+    if len(ours) < 2:
+        return "one seed only", ANSWERS[2]
+    if max(*ours, *theirs) <= CHANCE[first[1][0]["metric"]]:
+        return "neither above chance", ANSWERS[2]
+    if min(ours) > max(theirs):
+        return "clear", ANSWERS[0]
+    if max(ours) < min(theirs):
+        return "clear", ANSWERS[1]
+    return "within the spread of the seeds", ANSWERS[2]
 
 
 def _memory_lines(results: dict[str, Any]) -> list[str]:
     measured = [one for one in results.values() if one["kind"] == "memory"]
     sizes = sorted({one["seed"] for one in measured})
-    lines = ["", "Peak memory (MiB) of a forward and backward pass of the backbone with one image. All attention "
-             "weights are kept, as in the paper's time:", "",
+    fits: list[str] = []
+    lines = ["", "Peak memory (MiB) of a forward and backward pass of the backbone with one image, beyond what was in "
+             "use before. All attention weights are kept, as in the paper's time. 4 GB are 4,096 MiB; sizes above the "
+             "first one that needs more are not tried:", "",
              f"| model | {' | '.join(f'{size} px' for size in sizes)} |", "|---" * (len(sizes) + 1) + "|"]  # fmt: skip
     for model in dict.fromkeys(one["model"] for one in measured):
         by_size = {one["seed"]: one["memory_bytes"] for one in measured if one["model"] == model}
-        cells = [f"{by_size[size] / 2**20:.0f}" if by_size.get(size) else "over the limit" for size in sizes]
+        cells = [f"{by_size[size] / 2**20:.0f}" if by_size.get(size) else "over 4 GB" for size in sizes]
         lines.append(f"| {model} | {' | '.join(cells)} |")
         over = [size for size in sizes if (by_size.get(size) or MEMORY_LIMIT + 1) > MEMORY_LIMIT]
-        fits = f"no longer fits into 4 GB at {over[0]} pixels" if over else f"fits into 4 GB up to {sizes[-1]} pixels"
-        lines += [] if model != "ViT/4" else ["", f"ViT/4 {fits}."]
-    return lines
+        fits.append(f"{model} no longer fits into 4 GB at {over[0]} pixels." if over else
+                    f"{model} fits into 4 GB up to {sizes[-1]} pixels, the largest size tried.")  # fmt: skip
+    return [*lines, "", *fits]
 
 
 def _sizes(results: dict[str, Any], folder: Path) -> list[str]:
     runs = [one for one in results.values() if one["kind"] == "sizes"]
-    figure, axes = _figure(1)
     lines = ["## 7. Other test sizes than the training size (ours)", "",
-             "Plain PVT, trained on digits of 64 pixels, with position tables resized; beside it what Transformers' "
-             "own class does with the same weights.", "",
-             "| pixels | times 64 | accuracy, mean | deviation | Transformers' own class |",
+             "Plain PVT, trained on digits of 64 pixels, with position tables resized. Transformers' own class, with "
+             f"the same weights, {_native_answer(runs[0]['native'])}.", "",
+             "| pixels | times 64 | accuracy (%), mean | deviation | Transformers' own class |",
              "|---|---|---|---|---|"]  # fmt: skip
     for size in TEST_SIZES:
         values = [100 * one["accuracy"][str(size)] for one in runs]
         deviation = f"{statistics.stdev(values):.1f}" if len(values) > 1 else "-"
         native = runs[0]["native"][str(size)].replace("|", "/")
-        lines.append(f"| {size} | {size / 64:g} | {statistics.mean(values):.1f} | {deviation} | {native} |")
-    for one in runs:
-        axes[0].plot(TEST_SIZES, [100 * one["accuracy"][str(size)] for size in TEST_SIZES], marker=".",
-                     label=f"seed {one['seed']}")  # fmt: skip
-    axes[0].set(xlabel="side of the image in pixels", ylabel="accuracy (%)", title="trained at 64 pixels")
-    axes[0].legend()
-    figure.savefig(folder / "ablations_7.png", dpi=110)
+        lines.append(f"| {size} | {size / DIGIT_SIZE:g} | {statistics.mean(values):.1f} | {deviation} | {native} |")
+    chart_sizes(runs, TEST_SIZES, DIGIT_SIZE, folder / "ablations_7.png")
     return [*lines, "", "![Accuracy against test size](ablations_7.png)"]
 
 
-def _figure(panels: int) -> tuple[Any, list[Any]]:
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(max(5.0, 3.8 * panels), 4.0), layout="constrained")
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
-    for one in axes:
-        one.grid(alpha=0.25)
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _chart(question: Question, results: dict[str, Any], path: Path) -> None:
-    """A panel for each task: every seed and the mean; for question 3, curves over steps; for 6, against the cost."""
-    figure, axes = _figure(len(question.heads))
-    for panel, head in zip(axes, question.heads):
-        metric = ""
-        for index, (label, model, start) in enumerate(question.variants(head)):
-            runs = _runs(results, head, model, start)
-            metric = METRIC_NAMES[runs[0]["metric"]]
-            values = [100 * one["value"] for one in runs]
-            if question.number == 3:
-                for one in runs:
-                    panel.plot(*zip(*((step, 100 * value) for step, value in one["curve"])), color=f"C{index}",
-                               marker=".", label=label if one is runs[0] else None)  # fmt: skip
-                continue
-            at = runs[0]["multiply_adds"] / 1e6 if question.number == 6 else index
-            panel.plot([at] * len(values), values, "o", color=f"C{index}", alpha=0.5)
-            panel.plot([at], [statistics.mean(values)], "_", color=f"C{index}", markersize=28, label=label)
-        panel.set(title=HEADS[head], ylabel=f"{metric} (%)")
-        panel.set_xlabel({3: "steps", 6: "multiply-adds (M)"}.get(question.number, ""))
-        if question.number not in (3, 6):
-            names = [one[0] for one in question.variants(head)]
-            panel.set_xticks(range(len(names)), names, rotation=20)
-            panel.margins(x=0.3)
-        else:
-            panel.legend()
-    figure.savefig(path, dpi=110)
+def _native_answer(answers: dict[str, str]) -> str:
+    """At which sizes Transformers' own class refuses."""
+    runs = [size for size, answer in answers.items() if answer == "runs"]
+    refused = ", ".join(size for size in answers if size not in runs)
+    return f"refuses {refused or 'none'} and takes {', '.join(runs) or 'none'} (pixels)"
 
 
 __all__ = ["QUESTIONS", "Question", "write_report"]

@@ -11,13 +11,13 @@ from .app_addresses import is_loopback
 
 
 HOST_ERRORS = (socket.gaierror, UnicodeError)
-DEMO = [f"outputs/demo/{name}" for name in ("detector", "segmenter", "model")]  # written by `make demo`
+DEMO = [f"outputs/demo/{name}" for name in ("detector", "segmenter", "classifier")]  # written by `make demo`
 INCLUDED = ["sample:digits-detector", "sample:digits-segmenter"]  # part of this package
 DESCRIPTION = """
 A web page to try a model: drop an image and see its classes, segmentation or objects, and the attention maps.
 
     pvt-hf app --model outputs/demo/detector
-    pvt-hf app --model outputs/demo/detector --model outputs/demo/model --host 0.0.0.0 --port 8080
+    pvt-hf app --model outputs/demo/detector --model outputs/demo/classifier --host 0.0.0.0 --port 8080
 
 Opens classifiers, segmenters and detectors of this package and of Transformers, from a folder or the Hub; without
 --model, those that `make demo` has trained or, without them, the samples in this package. Reads weights from

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 from ..engine.arguments import describe_unknown
 from ..engine.settings import DataclassParser
-from .benchmark_arguments import DataArguments, ModelsArguments, PeersArguments, TrainingArguments
+from .benchmark_arguments import (
+    DataArguments,
+    ExportArguments,
+    LoadingArguments,
+    ModelsArguments,
+    PeersArguments,
+    TrainingArguments,
+)
 
 
 PEERS = """
@@ -20,8 +27,9 @@ under 10 minutes on two cores.
     pvt-hf benchmark --rows native ours ours-compiled --batch_sizes 1 32 --output outputs/ours.json
     pvt-hf benchmark --variant pvt-large --threads 2
 
-Tasks: "peers", the default, is described here. "models" measures forward and backward passes and sizes of dense
-prediction, "training" training steps, and "data" the input pipeline: pvt-hf benchmark TASK --help.
+Tasks: "peers", the default, is described here. "export" measures our exports, "models" forward and backward passes and
+sizes of dense prediction, "training" training steps, "loading" opening a checkpoint, and "data" the input pipeline:
+pvt-hf benchmark TASK --help.
 
 Rows, for every batch size:
 
@@ -46,6 +54,26 @@ What is not installed is a row that says how to install it: pip install "pvt-hf[
 
 The JSON file is written after every row, so Ctrl-C keeps what was measured; the chart is drawn at the end.
 """
+EXPORT = """
+Measures the speed of the classifier's exports on this machine, beside PyTorch and the native class's graph in the same
+runtimes. It takes about 20 minutes on two cores, most of them for exporting and compiling.
+
+    pvt-hf benchmark export
+    pvt-hf benchmark export --rows native ours-openvino ours-openvino-int8 --batch_sizes 1
+    pvt-hf benchmark export --programs outputs/programs    # exports; once more: measures what is there
+
+Rows, for every batch size:
+
+- native: Transformers' own class, against itself; ours, ours-compiled: this package's class with the same weights,
+  without and with torch.compile;
+- native-onnxruntime, native-openvino: the native class's ONNX graph, exported for this size, in these runtimes;
+- ours-onnxruntime, ours-openvino, ours-aotinductor: what pvt-hf export writes, for any size and number of images;
+  with -static for one image of one size, with -bf16 and -int8 in that precision.
+
+Weights are random, and 8-bit integers are calibrated on noise: this measures speed, pvt-hf export --dataset accuracy.
+Rows alternate with the native class in processes of their own, as in pvt-hf benchmark --help, which also says what the
+columns are. In fp32, bf16 and int8 the share is relative to the rate of a large matmul in fp32.
+"""
 MODELS = """
 Measures the speed of PVT on this machine. Two sides alternate in one process (A B A B ...), so other load on the
 machine affects both.
@@ -57,7 +85,7 @@ machine affects both.
 Two sections:
 
 - "native": our classifier against that of plain Transformers with the same weights, at the size both are built for;
-- "attention": our classifier with SDPA against eager attention, at the sizes of dense prediction, with memory.
+- "attention": our backbone with SDPA against eager attention, at the sizes of dense prediction, with memory.
 
 Before anything is timed, the outputs of both models are compared, and for forward+backward the gradients too. If they
 differ, the run stops.
@@ -82,8 +110,17 @@ already on the device. Rows: both plain; both compiled; and ours with gradient c
 lacks, against the plain native class. Both sides begin with equal weights and must have equal losses in two steps.
 
 Images per second are measured in blocks of steps, alternating between the sides (A B A B ...). The ratio is ours /
-native: above 1, ours is faster. Memory is the peak of allocated CUDA memory with one side alone: weights, gradients,
-optimiser and activations.
+native: above 1, ours is faster. Memory is the peak with one side alone: weights, gradients, optimiser and activations;
+on CUDA of allocated tensors, on a CPU of the resident memory of a separate process (Linux only, otherwise null).
+"""
+LOADING = """
+Measures how long it takes to open a checkpoint and to import this package.
+
+    pvt-hf benchmark loading --output outputs/loading.json
+
+Row "from_pretrained": our classifier and the native class open the same folder in turns. The ratio is the median over
+the pairs of ours / native: below 1, ours is faster. Row "import": what `import pvt_hf` adds, in a new process, to
+importing Transformers' Auto classes and `PreTrainedModel`.
 """
 DATA = """
 Measures the input pipeline against a bare loop with the same libraries, on one core.
@@ -115,8 +152,10 @@ class Task(NamedTuple):
 # First word of the command line; "peers" if there is none. `benchmark_NAME.py` has the function that runs it.
 TASKS = {
     "peers": Task(PeersArguments, PEERS),
+    "export": Task(ExportArguments, EXPORT),
     "models": Task(ModelsArguments, MODELS),
     "training": Task(TrainingArguments, TRAINING),
+    "loading": Task(LoadingArguments, LOADING),
     "data": Task(DataArguments, DATA),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from ..weights.variants import VARIANTS
 
@@ -20,6 +20,36 @@ SOURCES = ("parquet", "folder", "webdataset")
 RELATIVES = ("pvt_v2_b2", "twins_pcpvt_small", "resnet50", "swin_tiny")
 COMPILED = ("native-compiled", "ours-compiled")
 PEERS = ("native", "ours", "onnxruntime", "openvino", *RELATIVES, *COMPILED)
+
+
+class ExportedRow(NamedTuple):
+    """
+    An export of ours, in task "export".
+
+    Attributes:
+        format: of `pvt-hf export`.
+        precision: "fp32", "bf16" or "int8".
+        static: whether the program is for one image of one size.
+    """
+
+    format: str
+    precision: str = "fp32"
+    static: bool = False
+
+
+EXPORTED = {
+    "ours-onnxruntime": ExportedRow("onnx"),
+    "ours-onnxruntime-static": ExportedRow("onnx", static=True),
+    "ours-openvino": ExportedRow("openvino"),
+    "ours-openvino-static": ExportedRow("openvino", static=True),
+    "ours-aotinductor": ExportedRow("aotinductor"),
+    "ours-aotinductor-static": ExportedRow("aotinductor", static=True),
+    "ours-openvino-bf16": ExportedRow("openvino", "bf16"),
+    "ours-aotinductor-bf16": ExportedRow("aotinductor", "bf16"),
+    "ours-onnxruntime-int8": ExportedRow("onnx", "int8"),
+    "ours-openvino-int8": ExportedRow("openvino", "int8"),
+}
+EXPORT_ROWS = ("native", "ours", "native-onnxruntime", "native-openvino", *EXPORTED, "ours-compiled")
 
 
 def check_arguments(arguments: Any) -> None:
@@ -38,6 +68,12 @@ def check_model_arguments(arguments: Any) -> None:
         raise ValueError(f"--batch_sizes must be at least 1, got {arguments.batch_sizes}.")
     if arguments.threads is not None and arguments.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {arguments.threads}.")
+
+
+def check_pause(pause: float) -> None:
+    """Raises a ValueError for a `pause` that cannot be."""
+    if not 0 <= pause < 60:
+        raise ValueError(f"--pause must be from 0 to 60 seconds, got {pause}.")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -90,13 +126,55 @@ class PeersArguments:
     def __post_init__(self) -> None:
         check_arguments(self)
         check_model_arguments(self)
-        if not 0 <= self.pause < 60:
-            raise ValueError(f"--pause must be from 0 to 60 seconds, got {self.pause}.")
+        check_pause(self.pause)
         if self.image_size != 224 and set(self.rows) & set(RELATIVES):
             raise ValueError(
                 f"--image_size {self.image_size}: the related models are measured at 224, the size of their published "
                 f"figures. Name other rows: --rows native ours."
             )
+
+
+@dataclass
+class ExportArguments:
+    """Measures the classifier's exports beside PyTorch and the native class's graph."""
+
+    device: ClassVar[str] = "cpu"
+    dtype: ClassVar[str] = "float32"
+
+    output: Path = field(
+        default=Path("outputs/benchmark_export.json"),
+        metadata={"help": "JSON file for the results, replaced after every row."},
+    )
+    rows: list[str] = field(
+        default_factory=lambda: list(EXPORT_ROWS),
+        metadata={"help": "Rows to measure.", "choices": list(EXPORT_ROWS)},
+    )
+    programs: Path | None = field(
+        default=None,
+        metadata={
+            "help": "Folder to keep the exported programs in; those that are there are measured and not exported "
+            "again, e.g. outputs/programs; default: none are kept."
+        },
+    )
+    variant: str = field(default="pvt-small", metadata={"help": "PVT to measure.", "choices": list(VARIANTS)})
+    image_size: int = field(default=224, metadata={"help": "Height and width in pixels, a multiple of 32."})
+    batch_sizes: list[int] = field(
+        default_factory=lambda: [1, 8], metadata={"help": "Images per batch; static exports: 1."}
+    )
+    repeats: int = field(default=30, metadata={"help": f"Most pairs per row, at least {MIN_PAIRS}."})
+    row_seconds: float = field(
+        default=6.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
+    )
+    pause: float = field(
+        default=0.1, metadata={"help": "Seconds before each call, in which the threads of the call before it rest."}
+    )
+    max_minutes: float = field(default=30.0, metadata={"help": "Start no row after this many minutes."})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads, e.g. 2; default: PyTorch's choice."})
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+        check_model_arguments(self)
+        check_pause(self.pause)
 
 
 @dataclass
@@ -117,7 +195,7 @@ class ModelsArguments:
     sections: list[str] = field(
         default_factory=lambda: ["native", "attention"],
         metadata={
-            "help": "native: ours against the native class; attention: SDPA against eager attention.",
+            "help": "native: ours against the native class; attention: our backbone with SDPA against eager attention.",
             "choices": ["native", "attention"],
         },
     )
@@ -129,7 +207,7 @@ class ModelsArguments:
         default_factory=lambda: [1, 8], metadata={"help": "Section native: images per batch, one row each."}
     )
     sizes: list[str] = field(
-        default_factory=lambda: ["512", "800x1312", "1024"],
+        default_factory=lambda: ["512", "800x1312", "1344"],
         metadata={"help": "Section attention: HEIGHTxWIDTH or one side, in pixels; the batch size is 1."},
     )
     attention_backward: bool = field(
@@ -176,13 +254,33 @@ class TrainingArguments:
     row_seconds: float = field(
         default=30.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
     )
+    threads: int | None = field(default=None, metadata={"help": "CPU threads, e.g. 2; default: PyTorch's choice."})
 
     def __post_init__(self) -> None:
         check_arguments(self)
         if self.batch_size < 1 or self.steps < 1:
             raise ValueError(f"--batch_size and --steps must be at least 1, got {self.batch_size} and {self.steps}.")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {self.threads}.")
         if self.image_size < 32 or self.image_size % 32:
             raise ValueError(f"--image_size must be a multiple of 32, got {self.image_size}.")
+
+
+@dataclass
+class LoadingArguments:
+    """Measures opening a checkpoint and importing the package."""
+
+    output: Path | None = field(
+        default=None, metadata={"help": "JSON file for the results, written after every row, e.g. loading.json."}
+    )
+    variant: str = field(default="pvt-large", metadata={"help": "PVT to open.", "choices": list(VARIANTS)})
+    repeats: int = field(default=10, metadata={"help": f"Most pairs per row, at least {MIN_PAIRS}."})
+    row_seconds: float = field(
+        default=60.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
+    )
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
 
 
 @dataclass

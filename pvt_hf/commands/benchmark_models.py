@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers.models.pvt import PvtConfig as NativeConfig
 from transformers.models.pvt import PvtForImageClassification as NativeClassifier
 
 from ..models.configuration_pvt import PvtConfig
-from ..models.modeling_pvt import PvtForImageClassification
+from ..models.modeling_pvt import PvtBackbone, PvtForImageClassification
 from ..weights.variants import get_config, get_variant
 from .benchmark_arguments import ModelsArguments, parse_size
 from .benchmark_report import (
@@ -29,6 +29,7 @@ from .benchmark_report import (
     describe_environment,
     run_and_report,
     save,
+    seconds_of,
     summarise,
     summarise_ratios,
     time_pairs,
@@ -61,19 +62,21 @@ def build_config(arguments: ModelsArguments) -> PvtConfig:
     return get_config(arguments.variant, image_size=arguments.image_size, reduction_layer_norm_eps=1e-6)
 
 
-def build_ours(arguments: ModelsArguments, attention: str) -> PvtForImageClassification:
+def build_backbone(arguments: ModelsArguments, attention: str) -> PvtBackbone:
     torch.manual_seed(0)
-    model = PvtForImageClassification(build_config(arguments))
+    model = PvtBackbone(get_config(arguments.variant, out_features=["stage1", "stage2", "stage3", "stage4"]))
     model.set_attn_implementation(attention)
     return model.to(arguments.device, getattr(torch, arguments.dtype))
 
 
 def build_sides(section: str, arguments: ModelsArguments) -> list[Side]:
     """Builds the two models of a section with equal weights: the model of interest, then its reference."""
-    first = build_ours(arguments, "sdpa")
     if section == "attention":
-        second = build_ours(arguments, "eager")
-        return [Side("sdpa", first, first), Side("eager", second, second)]
+        models = {attention: build_backbone(arguments, attention) for attention in ("sdpa", "eager")}
+        return [Side(attention, model, model) for attention, model in models.items()]
+    torch.manual_seed(0)
+    first = PvtForImageClassification(build_config(arguments))
+    first = first.to(arguments.device, getattr(torch, arguments.dtype))
     fields = get_variant(arguments.variant).config
     second = NativeClassifier(NativeConfig(**fields, image_size=arguments.image_size, layer_norm_eps=1e-6))
     second = second.to(arguments.device, getattr(torch, arguments.dtype))
@@ -91,26 +94,19 @@ def make_inputs(row: dict[str, Any], arguments: ModelsArguments) -> tuple[torch.
 
 def run_once(side: Side, mode: str, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    The call that is timed. Returns the logits. With "forward+backward", gradients are left in the model, which must
-    have had none before.
+    The call that is timed. Returns the logits, or the last feature map. With "forward+backward", gradients are left in
+    the model, which must have had none before.
     """
-    if mode == FORWARD:
-        with torch.no_grad():
-            return side.call(images).logits
-    outputs = side.call(images, labels=labels)
-    outputs.loss.backward()
-    return outputs.logits.detach()
-
-
-def seconds_of(run: Callable[[], Any], device: str) -> float:
-    """Seconds that `run` takes, until the device has finished."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    is_backbone = isinstance(side.model, PvtBackbone)
+    with torch.set_grad_enabled(mode == FORWARD_BACKWARD):
+        if mode == FORWARD or is_backbone:
+            outputs = side.call(images)
+        else:
+            outputs = side.call(images, labels=labels)
+    if mode == FORWARD_BACKWARD:
+        loss = sum(each.square().mean() for each in outputs.feature_maps) if is_backbone else outputs.loss
+        loss.backward()
+    return (outputs.feature_maps[-1] if is_backbone else outputs.logits).detach()
 
 
 def compare(sides: list[Side], mode: str, images: torch.Tensor, labels: torch.Tensor, tolerance: float) -> float:
@@ -166,11 +162,14 @@ def compile_sides(sides: list[Side], mode: str, images: torch.Tensor, labels: to
     return report
 
 
-def count_flops(config: PvtConfig, row: dict[str, Any]) -> int:
+def count_flops(row: dict[str, Any], arguments: ModelsArguments) -> int:
     """Counts the FLOP of one call, 2 per multiply-add, with tensors on the "meta" device."""
     with torch.device("meta"):
-        model = PvtForImageClassification(config)
-        model.set_attn_implementation("eager")
+        if row["section"] == "attention":
+            model = build_backbone(replace(arguments, device="meta"), "eager")
+        else:
+            model = PvtForImageClassification(build_config(arguments))
+            model.set_attn_implementation("eager")
         images = torch.empty(row["batch_size"], 3, row["height"], row["width"])
         labels = torch.zeros(row["batch_size"], dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
@@ -204,7 +203,7 @@ def peak_resident_bytes(run: Callable[[], Any]) -> int:
 def peak_of_call(arguments: ModelsArguments, attention: str, row: dict[str, Any]) -> int:
     """Peak memory of one call on a CPU, in bytes. For a process of its own."""
     torch.set_num_threads(arguments.threads)
-    model = build_ours(arguments, attention).train(row["mode"] == FORWARD_BACKWARD)
+    model = build_backbone(arguments, attention).train(row["mode"] == FORWARD_BACKWARD)
     side = Side(attention, model, model)
     run_once(side, row["mode"], *make_inputs({**row, "height": 64, "width": 64}, arguments))
     model.zero_grad()
@@ -265,7 +264,7 @@ def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArgumen
     """
     images, labels = make_inputs(row, arguments)
     mode = row["mode"]
-    result = {**row, "gflop": count_flops(build_config(arguments), row) / 1e9}
+    result = {**row, "gflop": count_flops(row, arguments) / 1e9}
     extra = [{}, {}]
     for side in sides:
         side.model.train(mode == FORWARD_BACKWARD)  # outputs stay equal, because there is no dropout

@@ -33,6 +33,17 @@ def choose_device(arguments: Any) -> None:
         raise ValueError("--device cuda, but PyTorch sees no CUDA device: give --device cpu.")
 
 
+def seconds_of(run: Callable[[], Any], device: str) -> float:
+    """Seconds that `run` takes, until the device has finished."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def time_pairs(
     time_pair: Callable[[], list[float]], warm_up: float, repeats: int, seconds: float
 ) -> list[tuple[float, float]]:

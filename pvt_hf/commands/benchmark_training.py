@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.models.pvt import PvtForImageClassification as NativeClassifie
 from ..models.modeling_pvt import PvtForImageClassification
 from ..weights.variants import get_config, get_variant
 from .benchmark_arguments import TrainingArguments
+from .benchmark_models import peak_resident_bytes
 from .benchmark_report import (
     DisagreementError,
     choose_device,
@@ -25,6 +27,7 @@ from .benchmark_report import (
     summarise_ratios,
     time_pairs,
 )
+from .separate_process import call_apart
 
 
 SIDES = ("ours", "native")
@@ -70,10 +73,23 @@ def synchronise(arguments: TrainingArguments) -> None:
         torch.cuda.synchronize()
 
 
+def peak_of_steps(side: str, mode: str, arguments: TrainingArguments) -> int:
+    """Peak memory of a model and three steps on a CPU, in bytes. For a process of its own."""
+    torch.set_num_threads(arguments.threads)
+
+    def run() -> None:
+        step = build_step(side, mode, arguments)
+        for _ in range(3):
+            step()
+
+    return peak_resident_bytes(run)
+
+
 def peak_memory(side: str, mode: str, arguments: TrainingArguments) -> int | None:
-    """Peak bytes in the second and third step, with this side alone in memory; None on a CPU."""
-    if arguments.device != "cuda":
-        return None
+    """Peak bytes with this side alone, on CUDA of the second and third step; None where it cannot be measured."""
+    if arguments.device == "cpu":
+        can_measure = os.access("/proc/self/clear_refs", os.W_OK) and "compiled" not in mode
+        return call_apart(peak_of_steps, side, mode, arguments) if can_measure else None
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -153,7 +169,9 @@ def measure_rows(arguments: TrainingArguments, results: dict[str, Any]) -> None:
 def benchmark_training(arguments: TrainingArguments) -> int:
     """Runs the task "training". Returns the exit code of [`run_and_report`]."""
     choose_device(arguments)
-    environment = describe_environment(arguments.device, torch.get_num_threads())
+    arguments.threads = arguments.threads or torch.get_num_threads()
+    torch.set_num_threads(arguments.threads)
+    environment = describe_environment(arguments.device, arguments.threads)
     return run_and_report(
         arguments, environment, len(arguments.modes), lambda results: measure_rows(arguments, results)
     )

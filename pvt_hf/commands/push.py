@@ -1,7 +1,9 @@
 """
-Pushes a trained or converted model to the Hugging Face Hub, with its image processor, a model card and its code.
+Pushes a trained or converted model to the Hugging Face Hub, with its image processor, a model card and its code; or an
+export, with its card, to a repository of its own.
 
     pvt-hf push --model outputs/fruit --repo me/fruit --dry_run --show_card
+    pvt-hf push --model exports/fruit-onnx --repo me/fruit-onnx
     pvt-hf push --model outputs/fruit --repo me/fruit --evaluation outputs/fruit.json --private
 
 Needs `hf auth login` or HF_TOKEN, except for a dry run. After a lost connection, the same command uploads only what is
@@ -36,7 +38,9 @@ class PushOptions:
 
 @dataclass(kw_only=True)
 class Arguments(PushOptions):
-    model: str = field(metadata={"help": "Folder from a training or from `pvt-hf convert`, e.g. outputs/fruit."})
+    model: str = field(
+        metadata={"help": "Folder of a training, `pvt-hf convert` or `pvt-hf export`, e.g. outputs/fruit."}
+    )
     repo: str = field(metadata={"help": "Repository on the Hub, e.g. me/fruit. Created if it does not exist."})
     revision: str | None = field(
         default=None,

@@ -1,11 +1,14 @@
 """`pvt-hf reproduce`: the paper's tables and figures, counted, measured and evaluated again."""
 
 import argparse
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..engine.arguments import ArgumentParser
-from .reproduce_data import FIGURE_5, MISSING, TABLE_DATA, missing_data, missing_runs
+from ..engine.output_paths import check_output_folder
+from ..weights.published_accuracy import published_accuracies
+from .reproduce_data import DATA, FIGURE_5, MISSING, TABLE_DATA, find_sources, missing_data, missing_runs
 
 
 DESCRIPTION = """
@@ -52,12 +55,15 @@ paper's.
 
     pvt-hf reproduce table{table} --data {data} --checkpoints {checkpoints}
 
---checkpoints official takes the official release (classifiers only), downloads its files and converts them. A folder
-has the official files (pvt_small.pth, for classifiers), or one folder for each model, such as {example}: what is
-missing is named, with the command that trains it. The model's image processor prepares the images; a note says where
-it differs from the paper's evaluation. Exit status 2: the data, or all checkpoints, are missing.
+--data is a folder, or a data set on the Hub, for {titles}. What is missing is named, with its size
+and how to get it. --checkpoints official takes the official release (classifiers only), downloads its files and
+converts them. A folder has the official files (pvt_small.pth, for classifiers), or one folder for each model, such as
+{example}. The model's image processor prepares the images; a note says where that, the number of images or
+the number of parameters is not the paper's.{time}
 
-Writes DIR/table{table}.csv and DIR/table{table}.json.
+Exit status: 2 if the data, or all checkpoints, are missing; 1 if a checkpoint could not be evaluated; 130 after Ctrl-C.
+
+Writes, after each row, DIR/table{table}.csv and DIR/table{table}.json.
 """
 FIGURE_5_DESCRIPTION = """
 Draws AP over epochs of trainings of RetinaNet on COCO, from their run.json, and shows the last AP beside the paper's.
@@ -85,6 +91,11 @@ parts are left.
 
 Writes DIR/BUDGET/parts/*.json, and to the folder of --report_dir ablations.md, ablations.json and charts.
 """
+MILLISECONDS = """
+
+Milliseconds per image are measured too: the median of 20 images, one at a time, of the model and the selection of boxes
+in float32, without reading and preparing the images. The paper's were measured on a V100."""
+INTERRUPTED = 130  # exit status after Ctrl-C
 MODELS = ("PVT-Small", "ResNet50", "ViT-Small/16")
 SIZES = (224, 320, 448, 576, 704, 832, 960, 1088, 1216, 1344)
 
@@ -130,7 +141,7 @@ def parse_arguments() -> argparse.Namespace:
         description=FIGURE_5_DESCRIPTION.format(names=", ".join(FIGURE_5)), **raw,
     )  # fmt: skip
     curves.add_argument(
-        "--runs", nargs="+", default=[], type=_run, metavar="NAME=FOLDER",
+        "--runs", nargs="+", default=[], type=_named_folder, metavar="NAME=FOLDER",
         help="output folders of trainings, e.g. pretrained-1x=outputs/a; default: none",
     )  # fmt: skip
 
@@ -158,13 +169,16 @@ def parse_arguments() -> argparse.Namespace:
             help="folder for the results, e.g. out; default: %(default)s",
         )  # fmt: skip
     arguments = parser.parse_args()
-    if arguments.what.startswith("table") and not (
-        arguments.checkpoints == "official" or Path(arguments.checkpoints).is_dir()
-    ):
-        parser.error(f"--checkpoints {arguments.checkpoints}: there is no such folder. Give a folder, or official.")
+    if arguments.what.startswith("table"):
+        arguments.table = int(arguments.what.removeprefix("table"))
+        _check_table(arguments, parser)
+    if arguments.what == "figure5":
+        names = [name for name, _ in arguments.runs]
+        if len(set(names)) < len(names):
+            curves.error(f"--runs {' '.join(names)}: give each name once.")
     if arguments.what == "ablations":
         arguments.report_dir = arguments.report_dir or arguments.output_dir
-        if arguments.jobs < 1 or arguments.max_minutes < 0:
+        if arguments.jobs < 1 or not arguments.max_minutes >= 0:  # nan is neither
             ablations.error("--jobs must be at least 1, and --max_minutes must not be negative.")
     if arguments.what == "figure6":
         if any(size < 64 or size % 32 for size in arguments.sizes):
@@ -173,9 +187,40 @@ def parse_arguments() -> argparse.Namespace:
             value = getattr(arguments, name)
             if value is not None and value <= 0:
                 figure.error(f"--{name} must be positive, got {value}.")
-    if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
-        parser.error(f"--output_dir {arguments.output_dir} is a file: give a folder.")
+    try:
+        check_output_folder("output_dir", arguments.output_dir)
+        if arguments.what == "ablations":
+            check_output_folder("report_dir", arguments.report_dir)
+    except OSError as error:
+        parser.error(str(error))
     return arguments
+
+
+def _check_table(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Exits if an argument of a table cannot work."""
+    folder = Path(arguments.checkpoints)
+    if folder.is_file():
+        parser.error(f"--checkpoints {folder} is a file: give the folder that has it, {folder.parent}.")
+    if (folder / "config.json").is_file():
+        parser.error(f"--checkpoints {folder} is one model: give the folder that has it, {folder.absolute().parent}.")
+    if arguments.checkpoints != "official" and not folder.is_dir():
+        parser.error(f"--checkpoints {folder}: there is no such folder. Give a folder, or official.")
+    rows = _rows(arguments.table)
+    for name in arguments.models:
+        if name not in rows:
+            similar = get_close_matches(name, rows, n=1)
+            meant = f" Did you mean {similar[0]}?" if similar else ""
+            parser.error(f"--models {name}: Table {arguments.table} has {', '.join(rows)}.{meant}")
+    needed = TABLE_DATA[arguments.table]
+    if len(arguments.data) > len(needed):
+        parser.error(f"--data {' '.join(arguments.data)}: Table {arguments.table} needs {' and '.join(needed)} only.")
+    if arguments.workers < 0:
+        parser.error(f"--workers must not be negative, got {arguments.workers}.")
+
+
+def _rows(table: int) -> list[str]:
+    """The models of a table for which the paper has accuracies."""
+    return list(dict.fromkeys(row.model for row in published_accuracies() if row.table == table))
 
 
 def _add_table(commands: Any, table: int) -> argparse.ArgumentParser:
@@ -188,17 +233,22 @@ def _add_table(commands: Any, table: int) -> argparse.ArgumentParser:
         description=TABLE_DESCRIPTION.format(
             table=table, data=" ".join(data), checkpoints="official" if table == 2 else "outputs",
             example=examples.get(table, "retinanet-pvt-small"),
+            titles=" and ".join(DATA[key].title.partition(",")[0] for key in data),
+            time=MILLISECONDS if table == 11 else "",
         ),
     )  # fmt: skip
     parser.add_argument(
-        "--data", nargs="+", type=Path, default=[Path(name) for name in data], metavar="FOLDER",
-        help=f"folder with {' and another with '.join(data)}, e.g. {' '.join(data)}; default: %(default)s",
+        "--data", nargs="+", default=list(data), metavar="DATA",
+        help=f"folder or Hub id of {' and another of '.join(data)}, e.g. path/to/{data[0]}; default: {' '.join(data)}",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoints", default="official", metavar="FOLDER",
         help="official, or a folder with checkpoints, e.g. outputs; default: %(default)s",
     )  # fmt: skip
-    parser.add_argument("--models", nargs="+", default=[], help="rows, e.g. PVT-Small; default: all")
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="ROW",
+        help=f"rows, e.g. {_rows(table)[0]!r}; default: all of {', '.join(_rows(table))}",
+    )  # fmt: skip
     parser.add_argument(
         "--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU if there is one; default: %(default)s"
     )
@@ -206,7 +256,7 @@ def _add_table(commands: Any, table: int) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(text: str) -> tuple[str, Path]:
+def _named_folder(text: str) -> tuple[str, Path]:
     name, separator, folder = text.partition("=")
     if not (name and separator and folder):
         raise argparse.ArgumentTypeError(f"{text}: expected NAME=FOLDER, e.g. pretrained-1x=outputs/a")
@@ -217,7 +267,8 @@ def main() -> int:
     arguments = parse_arguments()
     missing = ""
     if arguments.what.startswith("table"):
-        missing = missing_data(int(arguments.what.removeprefix("table")), arguments.data)
+        arguments.sources = find_sources(arguments.table, arguments.data)
+        missing = missing_data(arguments.table, arguments.sources)
     elif arguments.what == "figure5":
         missing = missing_runs(dict(arguments.runs))
     if missing:
@@ -230,18 +281,26 @@ def main() -> int:
     except ImportError as error:
         raise SystemExit(f'{error.name} is missing: `pip install "pvt-hf[train,detection]"`.') from None
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        return _reproduce(arguments)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. What was done before is in {arguments.output_dir}.")
+        return INTERRUPTED
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    if arguments.what in ("cost", "figure6"):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()  # models are built to be counted, with what they would warn of in use
     if arguments.what == "cost":
         from .reproduce_cost import reproduce_cost
 
         reproduce_cost(arguments.tables, arguments.output_dir)
     elif arguments.what.startswith("table"):
-        from ..data.streams import StreamError
         from .reproduce_accuracy import reproduce_accuracy
 
-        try:
-            return reproduce_accuracy(int(arguments.what.removeprefix("table")), arguments)
-        except (OSError, ValueError, StreamError) as error:
-            raise SystemExit(f"error: {error}") from None
+        return reproduce_accuracy(arguments)
     elif arguments.what == "ablations":
         from .reproduce_ablations import reproduce_ablations
 

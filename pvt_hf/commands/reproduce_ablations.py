@@ -12,6 +12,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from ..metrics.reports import versions, write_json
 from .ablation_parts import BUDGETS, MEMORY_LIMIT, PILOT_SEED, Budget, Part, run_part
 from .ablation_report import QUESTIONS, write_report
@@ -98,7 +100,8 @@ def _run_phase(
     os.environ["OMP_NUM_THREADS"] = "1"  # read when the processes start
     longest = 0.0
     running: dict[Future[None], tuple[Part, float]] = {}
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+    # Transformers would draw a bar for every model that is saved
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), disable_progress_bar) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs and time.monotonic() + longest < deadline:

@@ -8,82 +8,125 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..data.streams import Stream, StreamError
 from ..engine.evaluation import evaluate_checkpoint
 from ..families import FAMILIES, load
-from ..hub.published_accuracy import PublishedAccuracy, published_accuracies
-from ..hub.published_costs import TITLES
+from ..hub.published_costs import TITLES, count_frozen, count_row, published_costs
+from ..metrics.costs import build_on_meta
 from ..metrics.reports import versions, write_json
 from ..tasks import evaluation_settings, get_task
 from ..weights.convert import convert_checkpoint
 from ..weights.official_files import download_checkpoint
+from ..weights.published_accuracy import TASKS, PublishedAccuracy, published_accuracies
 from ..weights.variants import VARIANTS
+from .benchmark_report import describe_environment
 from .reproduce_cost import write_csv
-from .reproduce_data import MISSING, TABLE_DATA
+from .reproduce_data import DATA, MISSING, missing_text
+from .reproduce_latency import milliseconds_per_image
 
 
 COLUMNS = ("table", "model", "setting", "metric", "paper", "ours", "difference", "checkpoint", "note")
+MILLISECONDS = "ms_per_image"
+REMARKS = {
+    8: " The paper has no figures for ViT-Small/4: it did not fit into 32 GB of a GPU.",
+    11: f" {MILLISECONDS} is in milliseconds.",
+}
 
 
 class MissingCheckpointError(Exception):
     """There is no checkpoint for a row; the message says how to get one."""
 
 
-def reproduce_accuracy(table: int, arguments: Any) -> int:
+def reproduce_accuracy(arguments: Any) -> int:
     """
     Evaluates every row of a table that has a checkpoint, prints each figure as soon as it is there, and writes
     `tableN.csv` and `tableN.json` after each row.
 
     Args:
-        arguments: `data`, one folder for each data set of the table; `checkpoints`, "official" or a folder; `models`,
-            names of rows, or none for all; `output_dir`, `device` and `workers`.
+        arguments: `table`; `sources`, see [`pvt_hf.commands.reproduce_data.find_sources`]; `checkpoints`, "official" or
+            a folder; `models`, names of rows, or none for all; `output_dir`, `device` and `workers`.
 
     Returns:
-        The exit status: 0, or 2 if no row has a checkpoint.
-
-    Raises:
-        SystemExit: there is no such row.
+        The exit status: 0; 1 if a checkpoint could not be evaluated; 2 if the data cannot be opened, or no row has a
+        checkpoint.
     """
-    rows = [row for row in published_accuracies() if row.table == table]
-    unknown = sorted(set(arguments.models) - {row.model for row in rows})
-    if unknown:
-        known = ", ".join(dict.fromkeys(row.model for row in rows))
-        raise SystemExit(f"error: --models {unknown[0]}: Table {table} has {known}.")
-    if arguments.models:
-        rows = [row for row in rows if row.model in arguments.models]
-    data = dict(zip(TABLE_DATA[table], arguments.data))
+    table = arguments.table
+    streams, missing = open_data(table, arguments.sources)
+    if missing:
+        print(missing)
+        return MISSING
+    rows = [row for row in published_accuracies()
+            if row.table == table and (not arguments.models or row.model in arguments.models)]  # fmt: skip
     entries: list[dict[str, Any]] = []
     reports: dict[str, Any] = {}
-    print(f"Table {table}: {TITLES[table]}. Percent; ours less the paper's in brackets.", flush=True)
-    evaluated = 0
+    print(f"Table {table}: {TITLES[table]}. Percent; ours less the paper's in brackets.{REMARKS.get(table, '')}",
+          flush=True)  # fmt: skip
+    failed = 0
     for row in rows:
+        report: dict[str, Any] = {}
         try:
-            report, note = _evaluate(row, data[row.data], arguments)
-        except MissingCheckpointError as error:
-            report, note = None, str(error)
-        else:
-            evaluated += 1
+            report = _evaluate(row, streams[row.data], arguments)
             reports[row.checkpoint] = report
-        made = [_entry(row, metric, report, note) for metric in row.figures]
+        except MissingCheckpointError as error:
+            report["note"] = str(error)
+        except (OSError, ValueError, StreamError) as error:  # the other rows do not suffer
+            report["note"] = f"not evaluated: {error}"
+            failed += 1
+        made = [_entry(row, metric, report) for metric in _printed(row)]
         entries += made
         print(_line(row, made), flush=True)
         write_csv(arguments.output_dir / f"table{table}.csv", COLUMNS, entries)
         content = {"versions": versions(("transformers", "timm")), "rows": entries, "evaluations": reports}
         write_json(arguments.output_dir / f"table{table}.json", content)
-    print(f"{evaluated} of {len(rows)} rows evaluated. Written: table{table}.csv and table{table}.json in "
+    errors = f", {failed} could not be" if failed else ""
+    print(f"{len(reports)} of {len(rows)} rows evaluated{errors}. Written: table{table}.csv and table{table}.json in "
           f"{arguments.output_dir}")  # fmt: skip
-    return 0 if evaluated else MISSING
+    return 1 if failed else 0 if reports else MISSING
 
 
-def _evaluate(row: PublishedAccuracy, data: Path, arguments: Any) -> tuple[dict[str, Any], str]:
-    """The report of the row's evaluation, and a note where it is not as in the paper."""
+def open_data(table: int, sources: dict[str, str]) -> tuple[dict[str, Stream], str]:
+    """
+    Opens the data of a table, so that what is wrong with them shows before a model is opened.
+
+    Returns:
+        The validation splits, and a text about those that cannot be opened: why, and how to get the data.
+    """
+    streams: dict[str, Stream] = {}
+    missing = []
+    for key, source in sources.items():
+        try:
+            streams[key] = get_task(TASKS[key]).open_stream(_settings(key, "no-model", source), "validation", None)
+        except (OSError, ValueError, StreamError) as error:
+            missing.append(missing_text(table, key, str(error)))
+    return streams, "\n".join(missing)
+
+
+def _settings(key: str, model: str, source: str, **options: Any) -> Any:
+    """The settings of an evaluation on a data set of the paper."""
+    settings: Any = evaluation_settings(TASKS[key])
+    return settings(model=model, dataset=source, split="validation", **options)
+
+
+def _evaluate(row: PublishedAccuracy, stream: Stream, arguments: Any) -> dict[str, Any]:
+    """The report of the row's evaluation, with a `note` where it is not as in the paper."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = find_checkpoint(row, arguments.checkpoints, Path(temporary) / "model")
         options: dict[str, Any] = {"mode": "multi_scale"} if row.multi_scale else {}
-        settings: Any = evaluation_settings(row.task)(
-            model=str(folder), dataset=str(data), split="validation", cpu=arguments.device == "cpu",
+        settings = _settings(
+            row.data, str(folder), arguments.sources[row.data], cpu=arguments.device == "cpu",
             num_workers=arguments.workers, **options,
         )  # fmt: skip
-        return evaluate_checkpoint(get_task(row.task), settings), protocol_note(folder)
+        report = evaluate_checkpoint(get_task(row.task), settings)
+        notes = [_number_note(row, report), size_note(row, report["parameters"]), protocol_note(row, folder)]
+        if row.milliseconds is not None:
+            device = "cpu" if report["device"] == "cpu" else "cuda"
+            report[MILLISECONDS] = milliseconds_per_image(folder, stream, device)
+            environment = describe_environment(device, torch.get_num_threads())
+            ours = environment["device"] if device == "cuda" else "{cpu}, threads: {threads}".format(**environment)
+            notes.append(f"{MILLISECONDS}: the paper's on a V100, ours on {ours}")
+        return {**report, "note": "; ".join(filter(None, notes))}
 
 
 def find_checkpoint(row: PublishedAccuracy, source: str, converted: Path) -> Path:
@@ -126,7 +169,26 @@ def _how_to_train(row: PublishedAccuracy) -> str:
     return f"train it: pvt-hf train-{row.task} {row.recipe} --output_dir CHECKPOINTS/{row.checkpoint}"
 
 
-def protocol_note(folder: Path) -> str:
+def _number_note(row: PublishedAccuracy, report: dict[str, Any]) -> str:
+    """Says that not all images of the validation split were evaluated; "" if they were."""
+    found, all_images = _results(report)["eval_samples"], DATA[row.data].images
+    return f"{found:,} images, not {all_images:,}" if found != all_images else ""
+
+
+def size_note(row: PublishedAccuracy, parameters: int) -> str:
+    """Says that a checkpoint is not the row's model, by its number of parameters; "" if it may be."""
+    cost = next((cost for cost in published_costs()
+                 if cost.table == row.table and cost.model.partition(", ")[0] == row.model), None)  # fmt: skip
+    if cost is None or (row.table == 9 and row.data == "coco"):  # Table 9 has the parameters of classifiers
+        return ""
+    counted = count_row(cost)
+    expected = counted.parameters + count_frozen(cost, build_on_meta(cost.build))
+    if abs(parameters - expected) <= 0.02 * expected:  # buffers, and heads for other numbers of classes
+        return ""
+    return f"not the paper's model: {parameters / 1e6:.1f} M parameters, not {expected / 1e6:.1f} M"
+
+
+def protocol_note(row: PublishedAccuracy, folder: Path) -> str:
     """Says where a checkpoint's image processor differs from the paper's evaluation; "" if it does not."""
     from transformers import AutoConfig, AutoImageProcessor
 
@@ -135,8 +197,8 @@ def protocol_note(folder: Path) -> str:
     if family is None:
         return ""
     processor: Any = AutoImageProcessor.from_pretrained(folder)
-    fields = {"do_reduce_labels": True} if family.task == "segmentation" else {}
-    paper = load(family.processor)(**fields).to_dict()
+    fields: dict[str, Any] = {"do_reduce_labels": True} if family.task == "segmentation" else {}
+    paper = load(family.processor)(**fields, **({"size": row.size} if row.size else {})).to_dict()
     ours = processor.to_dict()
     names = ("size", "crop_size", "do_center_crop", "resample", "image_mean", "image_std", "do_reduce_labels")
     different = [f"{name} {ours.get(name)}, not {paper[name]}" for name in names if _differs(ours, paper, name)]
@@ -150,24 +212,34 @@ def _differs(ours: dict[str, Any], paper: dict[str, Any], name: str) -> bool:
     return name in paper and plain(ours.get(name)) != plain(paper[name])
 
 
-def our_figure(report: dict[str, Any] | None, metric: str) -> str:
-    """A metric of an evaluation in percent, with one decimal as the paper prints it; "" if it is undefined."""
-    if report is None:
-        return ""
+def _results(report: dict[str, Any]) -> dict[str, Any]:
     results = report["results"]
-    results = results[0] if isinstance(results, list) else results
-    value = results["accuracy@1"] if metric == "top1_error" else results.get(metric)
+    return results[0] if isinstance(results, list) else results
+
+
+def _printed(row: PublishedAccuracy) -> dict[str, float]:
+    """What the paper prints of a row, by metric."""
+    return row.figures if row.milliseconds is None else {**row.figures, MILLISECONDS: row.milliseconds}
+
+
+def our_figure(report: dict[str, Any], metric: str) -> str:
+    """A figure of an evaluation, in percent or milliseconds, with one decimal as the paper's; "" if it is undefined."""
+    if "results" not in report:
+        return ""
+    if metric == MILLISECONDS:
+        return f"{report[metric]:.1f}"
+    value = _results(report).get("accuracy@1" if metric == "top1_error" else metric)
     if value is None:
         return ""
     return f"{100 * (1 - value if metric == 'top1_error' else value):.1f}"
 
 
-def _entry(row: PublishedAccuracy, metric: str, report: dict[str, Any] | None, note: str) -> dict[str, Any]:
+def _entry(row: PublishedAccuracy, metric: str, report: dict[str, Any]) -> dict[str, Any]:
     ours = our_figure(report, metric)
-    paper = row.figures[metric]
+    paper = _printed(row)[metric]
     values = (
         row.table, row.model, row.setting, metric, paper, float(ours) if ours else None,
-        float(Decimal(ours) - Decimal(str(paper))) if ours else None, row.checkpoint, note,
+        float(Decimal(ours) - Decimal(str(paper))) if ours else None, row.checkpoint, report["note"],
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 

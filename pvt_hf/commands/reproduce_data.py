@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..data import paths
 
 
 MISSING = 2  # exit status if data or checkpoints are missing
@@ -14,26 +17,32 @@ class NeededData:
     """
     Attributes:
         title: for readers.
+        images: that the paper's figures are for.
         size: of the part that evaluation needs.
         layouts: what the folder may hold.
         advice: how to get it.
+        hub_id: the data set on the Hub that its short name stands for; "" if none can be read from there.
     """
 
     title: str
+    images: int
     size: str
     layouts: str
     advice: str
+    hub_id: str = ""
 
 
 DATA = {
     "imagenet-1k": NeededData(
-        "ImageNet-1K, validation", "50,000 images, about 7 GB",
+        "ImageNet-1K, validation", 50_000, "50,000 images, about 7 GB",
         "validation-*.parquet, or validation/CLASS/*.JPEG with the 1000 WordNet ids (n01440764 ...) as CLASS",
-        "accept the terms at https://huggingface.co/datasets/ILSVRC/imagenet-1k, log in with `hf auth login`, then:\n"
+        "accept the terms at https://huggingface.co/datasets/ILSVRC/imagenet-1k and log in with `hf auth login`. Then\n"
+        "  --data imagenet-1k reads it from the Hub, or download it:\n"
         "    hf download ILSVRC/imagenet-1k --repo-type dataset --include 'data/validation*' --local-dir imagenet-1k",
+        hub_id="ILSVRC/imagenet-1k",
     ),
     "coco": NeededData(
-        "COCO 2017, val2017", "5,000 images, about 1 GB, and annotations, about 0.25 GB",
+        "COCO 2017, val2017", 5_000, "5,000 images, about 1 GB, and annotations, about 0.25 GB",
         "val2017/*.jpg and annotations/instances_val2017.json",
         "from https://cocodataset.org/#download:\n"
         "    mkdir coco && cd coco\n"
@@ -42,9 +51,11 @@ DATA = {
         "    unzip annotations_trainval2017.zip",
     ),
     "ade20k": NeededData(
-        "ADE20K, scene parsing benchmark, validation", "2,000 images with masks; the archive with training is 1 GB",
-        "images/validation/*.jpg and annotations/validation/*.png, or parquet files",
-        "from http://sceneparsing.csail.mit.edu:\n"
+        "ADE20K, scene parsing benchmark, validation", 2_000,
+        "2,000 images with masks; the archive with training is 1 GB",
+        "images/validation/*.jpg and annotations/validation/*.png, or validation-*.parquet with image and annotation",
+        "from http://sceneparsing.csail.mit.edu (the Hub's zhoubolei/scene_parse_150 is a script, which `datasets` no\n"
+        "  longer runs):\n"
         "    curl -O http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip\n"
         "    unzip ADEChallengeData2016.zip      # --data ADEChallengeData2016",
     ),
@@ -66,24 +77,49 @@ HOW_TO_TRAIN = """Figure 5 needs runs of RetinaNet on COCO (train2017 and val201
     pvt-hf reproduce figure5 --runs pretrained-1x=pretrained-1x scratch-1x=scratch-1x"""
 
 
-def missing_data(table: int, folders: list[Path]) -> str:
+def find_sources(table: int, names: Sequence[str]) -> dict[str, str]:
     """
-    Says which data of a table are missing, how large they are and how to get them; "" if all folders are there.
+    What to open for each data set of a table, by its name in [`TABLE_DATA`]: a folder, or a data set on the Hub; "" if
+    `names`, the values of `--data`, are too few.
+    """
+    sources = dict.fromkeys(TABLE_DATA[table], "")
+    for key, name in zip(sources, names):
+        sources[key] = (DATA[key].hub_id or name) if name == key and not Path(name).exists() else name
+    return sources
 
-    Args:
-        folders: for the data sets of [`TABLE_DATA`], in that order.
+
+def missing_data(table: int, sources: dict[str, str]) -> str:
     """
-    texts = []
-    for index, key in enumerate(TABLE_DATA[table]):
-        if index < len(folders) and folders[index].is_dir():
-            continue
-        where = f"there is no folder {folders[index]}" if index < len(folders) else "--data gives no folder for it"
-        needed = DATA[key]
-        texts.append(
-            f"Table {table} needs {needed.title} ({needed.size}): {where}.\n"
-            f"  Layout: {needed.layouts}.\n  To get it: {needed.advice}"
-        )
-    return "\n".join(texts)
+    Says which data of a table are missing, how large they are and how to get them; "" if all folders are there, and
+    the Hub has the others.
+    """
+    reasons = {key: _why_missing(key, source) for key, source in sources.items()}
+    return "\n".join(missing_text(table, key, reason) for key, reason in reasons.items() if reason)
+
+
+def _why_missing(key: str, source: str) -> str:
+    if not source:
+        return "--data gives no folder for it"
+    if Path(source).is_dir():
+        return ""
+    if Path(source).exists():
+        return f"{source} is a file: give the folder that has the data"
+    if source == key or source.count("/") > 1 or source.startswith((".", "/", "~")):
+        return f"there is no folder {source}"
+    try:
+        paths.check_on_hub(source, "data")
+    except FileNotFoundError as error:
+        return str(error)
+    return ""
+
+
+def missing_text(table: int, key: str, reason: str) -> str:
+    """Which data are missing and why, how large they are and how to get them."""
+    needed = DATA[key]
+    return (
+        f"Table {table} needs {needed.title} ({needed.size}): {reason.rstrip('.')}.\n"
+        f"  Layout: {needed.layouts}.\n  To get it: {needed.advice}"
+    )
 
 
 def missing_runs(runs: dict[str, Path]) -> str:

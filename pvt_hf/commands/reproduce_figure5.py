@@ -19,11 +19,17 @@ def reproduce_figure5(runs: dict[str, Path], output_dir: Path) -> int:
 
     Returns:
         The exit status: 0, or 2 if a run is missing or has no AP.
+
+    Raises:
+        SystemExit: a `run.json` is damaged or no report.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     for name, folder in runs.items():
-        history = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("history", [])
-        curves[name] = [(one["epoch"], 100 * one["ap"]) for one in history if one.get("ap") is not None]
+        try:
+            history = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("history", [])
+            curves[name] = [(one["epoch"], 100 * one["ap"]) for one in history if one.get("ap") is not None]
+        except (ValueError, AttributeError, KeyError, TypeError):  # damaged, or of another program
+            raise SystemExit(f"error: {folder / 'run.json'} is not the report of a training.") from None
         if not curves[name]:
             print(f"{folder / 'run.json'} has no evaluation with AP: it is no training of a detector.")
             return MISSING

@@ -65,12 +65,12 @@ def reproduce_figure6(arguments: argparse.Namespace) -> None:
             rows.append(row)
             print(line(row, rows), flush=True)
             report = {"environment": environment, "attention": arguments.attention, "repeats": arguments.repeats,
-                      "erratum": ERRATUM, "rows": rows}  # fmt: skip
+                      "erratum": ERRATUM, "growth": growth_lines(rows), "rows": rows}  # fmt: skip
             write_json(arguments.output_dir / "figure6.json", report)
-    write_csv(arguments.output_dir / "figure6.csv", COLUMNS, rows)
+            write_csv(arguments.output_dir / "figure6.csv", COLUMNS, rows)
     title = f"One forward pass, {environment['device']}, threads: {threads}, attention: {arguments.attention}"
     plot(rows, arguments.output_dir / "figure6.png", title)
-    print(f"\n{ERRATUM}")
+    print("", *growth_lines(rows), "", ERRATUM, sep="\n")
     print(f"Written: figure6.png, figure6.csv and figure6.json in {arguments.output_dir}")
 
 
@@ -146,6 +146,26 @@ def line(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     ]
     text = f"{row['model']:<13}{row['size']:>6}{row['multiply_adds'] / 1e9:>10.1f}{seconds:>10}{memory:>8}   "
     return (text + "".join(f"{one:>9}" for one in growth) + (f"   {row['error']}" if row["error"] else "")).rstrip()
+
+
+def growth_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """For each model, whether time and memory grow as the multiply-adds do, from the smallest to the largest image."""
+    lines = ["Growth of time and memory beside that of the multiply-adds (as much: within a tenth):"]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        measured = [row for row in rows if row["model"] == model and row["seconds"]]
+        if len(measured) < 2:
+            continue
+        first, last = measured[0], measured[-1]
+        counted = last["multiply_adds"] / first["multiply_adds"]
+        texts = []
+        for key, name in (("seconds", "time"), ("memory_bytes", "memory")):
+            if first[key] and last[key]:
+                factor = last[key] / first[key]
+                verdict = "more" if factor > 1.1 * counted else "as much" if factor > counted / 1.1 else "less"
+                texts.append(f"{name} x{factor:.1f} ({verdict})")
+        sides = f"{first['size']} to {last['size']} pixels"
+        lines.append(f"  {model}, {sides}: multiply-adds x{counted:.1f}, {', '.join(texts)}")
+    return lines
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:

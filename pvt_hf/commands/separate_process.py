@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -45,4 +47,13 @@ def call_apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _send_result(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent process ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sender.send(function(*arguments))
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is killed, which could not end it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

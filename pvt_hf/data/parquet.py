@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from .samples import ROW_COLUMN
 
-# Column with the file and row of an example
-ROW_COLUMN = "__row__"
+
 # Rows that are turned into Python objects at a time
 ROWS_PER_BATCH = 16
 

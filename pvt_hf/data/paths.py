@@ -42,10 +42,13 @@ def check_dataset_path(source: str, file_endings: tuple[str, ...] = ()) -> None:
     )
 
 
-def check_on_hub(source: str) -> None:
+def check_on_hub(source: str, flag: str = "dataset") -> None:
     """
     Says that a data set, which is neither built in nor a path, is looked for on the Hub, and asks the Hub for it. The
     other processes of a distributed run leave that to the first.
+
+    Args:
+        flag: the argument that names it, for messages.
 
     Raises:
         FileNotFoundError: the Hub does not have it, or cannot be asked, and it was never read from there.
@@ -70,7 +73,7 @@ def check_on_hub(source: str) -> None:
         reason = f"the Hub cannot be asked: {(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')}."
     else:
         return
-    raise FileNotFoundError(f"--dataset {source}: there is no such folder, and {reason} {advice}")
+    raise FileNotFoundError(f"--{flag} {source}: there is no such folder, and {reason} {advice}")
 
 
 def _was_read(source: str, hub_cache: Path, home: Path) -> bool:

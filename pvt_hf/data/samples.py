@@ -7,15 +7,20 @@ import io
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import torch
 from PIL import Image
 
 from ..models.image_processing_input import decode_image, open_file, to_channels_first
-from .parquet import ROW_COLUMN
-from .streams import Stream
+
+
+if TYPE_CHECKING:  # predict, which decodes images, needs no `datasets`
+    from .streams import Stream
+
+# Column with the file and row of an example, see `parquet.py`
+ROW_COLUMN = "__row__"
 
 
 class BadSample(ValueError):

@@ -134,7 +134,7 @@ def open_source(source: str, split: str, open_folder: Callable[[Path, str, LeftO
 def _open_hub(source: str, split: str) -> Examples:
     try:
         dataset = datasets.load_dataset(source, split=split, streaming=True)
-    except (ConnectionError, FileNotFoundError) as error:
+    except (ConnectionError, FileNotFoundError, RuntimeError) as error:  # the last: it is a script, which is not run
         raise FileNotFoundError(
             f"There is no folder {source} here, and no data set of that name could be read from the Hub: {error}"
         ) from error

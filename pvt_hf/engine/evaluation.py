@@ -19,8 +19,8 @@ from ..data.batches import BatchStream, make_loader
 from ..data.label_counts import LabelCounts
 from ..data.streams import StreamError
 from ..metrics.reports import versions, without_nan, write_json
+from ..weights.exported import exported_folder
 from ..weights.opening import open_processor, open_to_run, shorten, weights_digest
-from ..weights.paths import is_exported
 from .feed import Batch, stream_error_message
 from .figures import LastEvaluation, WritePage, write_figures
 from .finite import NotFiniteError, check_answers, check_pixels
@@ -183,7 +183,7 @@ def open_checkpoint(settings: EvaluationSettings, auto_class: Any) -> tuple[Acce
             for an export, or Accelerate does not see all processes of the launcher.
     """
     check_precision(settings)
-    if is_exported(settings.model) and settings.mixed_precision != "no":
+    if exported_folder(settings.model) and settings.mixed_precision != "no":
         raise ValueError(
             f"--mixed_precision {settings.mixed_precision}: {settings.model} is an export, which runs in the precision "
             "that it was exported in. Leave the option out, or export with --bf16 or --fp16."

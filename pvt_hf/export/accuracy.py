@@ -1,4 +1,7 @@
-"""Data for an export: accuracy before and after, and images to calibrate the ranges of 8-bit integers with."""
+"""
+Data for an export: accuracy before and after, and images to calibrate the ranges of 8-bit integers with. What reads
+data is imported when it is asked for: it needs the extra "train", which an export without data does not.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,6 @@ from typing import Any
 
 import torch
 
-from ..data.samples import decode_rgb
-from ..engine.evaluation import evaluate_checkpoint
-from ..tasks import evaluation_settings, get_task
 from ..weights.export_formats import ExportFormat
 from .source import Source
 
@@ -39,12 +39,24 @@ class AccuracyData:
     calibration_images: int = 300
 
 
-def settings_of(source: Source, model: str, data: AccuracyData) -> tuple[Any, Any]:
-    """The task and the arguments of its evaluation. Raises a ValueError or an OSError if the data set is none."""
+def settings_of(source: Source, model: str, data: AccuracyData, trusted: bool = False) -> tuple[Any, Any]:
+    """
+    The task and the arguments of its evaluation. Raises a ValueError or an OSError if the data set is none.
+
+    Args:
+        trusted: whether code in the folder `model` may run, which this process has written.
+    """
+    from ..tasks import evaluation_settings, get_task
+
     assert source.task is not None
     name = EVALUATED[source.task][0]
     return get_task(name), evaluation_settings(name)(
-        model=model, dataset=data.dataset, split=data.split, num_workers=0, cpu=True
+        model=model,
+        dataset=data.dataset,
+        split=data.split,
+        num_workers=0,
+        cpu=True,
+        trust_remote_code=trusted,
     )
 
 
@@ -55,10 +67,12 @@ def accuracy_before_and_after(source: Source, model: str, export: Any, data: Acc
     Returns:
         `figures`: (before, after) by name; what was evaluated, and `samples`.
     """
+    from ..engine.evaluation import evaluate_checkpoint
+
     assert source.task is not None
     results = []
-    for place in (model, str(export)):
-        task, settings = settings_of(source, place, data)
+    for place, trusted in ((model, False), (str(export), True)):
+        task, settings = settings_of(source, place, data, trusted)
         found = evaluate_checkpoint(task, settings)["results"]
         results.append(found[0] if isinstance(found, list) else found)
     names = [name for name in EVALUATED[source.task][1] if results[0].get(name) is not None]
@@ -80,6 +94,8 @@ def calibration_samples(source: Source, model: str, data: AccuracyData) -> list[
         ValueError: there is no image, or the data set is none.
         StreamError: the source cannot be read.
     """
+    from ..data.samples import decode_rgb
+
     task, settings = settings_of(source, model, data)
     stream = task.open_stream(settings, data.calibration_split, source.processor)
     samples: list[dict[str, torch.Tensor]] = []

@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..metrics.reports import versions, write_json
 from ..weights.export_formats import ExportFormat
-from ..weights.exported import REPORT, open_exported
+from ..weights.exported import REPORT, open_exported, program_files, read_manifest
 from ..weights.opening import weights_digest
 from ..weights.whole_folder import check_replaceable, folder_written_whole
 from .accuracy import AccuracyData, accuracy_before_and_after, calibration_samples, quantizer_for
@@ -115,10 +115,13 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
     id2label: Any = model.config.id2label
     labels = [id2label[index] for index in sorted(id2label)] if source.task else []
     if labels:
-        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
+        # One line each, whatever a label holds
+        (folder / "labels.txt").write_text("".join(f"{' '.join(str(label).split())}\n" for label in labels))
     size = "x".join(map(str, options.fixed_size)) if options.fixed_size else "any height, width and number of images"
     say(f"exported  {kind.title}, {options.precision}, {size}")
 
+    _, programs, _ = read_manifest(folder)
+    files = {file.name: file.stat().st_size for file in program_files(folder, programs)}
     program = open_exported(folder, trust_remote_code=True)  # written by this process
     comparisons: list[Comparison] = []
     for one in compare(model, program, shapes_to_compare(model, options.fixed_size, source.usual_size)):
@@ -143,6 +146,7 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
         "inputs": list(program.inputs),
         "parameters": model.num_parameters(),
         "weights": weights_digest(model),
+        "files": files,
         "comparison": [asdict(one) for one in comparisons],
         "tolerance": TOLERANCE if options.precision == "fp32" else None,
         "speed": {

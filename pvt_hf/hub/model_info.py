@@ -16,9 +16,10 @@ from transformers import PreTrainedConfig
 from ..families import FAMILIES, MODELS, load
 from ..inference.prediction import TASKS, task_of
 from ..metrics.costs import Costs, build_on_meta, count_costs
+from ..weights.exported import exported_folder
 from ..weights.official import load_official_checkpoint
 from ..weights.opening import open_config, open_processor, shorten
-from ..weights.paths import folder_or_id, is_exported, official_variant
+from ..weights.paths import folder_or_id, official_variant
 from ..weights.release import from_official
 from ..weights.variants import get_config, get_variant
 from .card import describe
@@ -99,7 +100,7 @@ def open_checkpoint(model: str) -> Opened:
         processor = open_processor(model)
     except (OSError, ValueError):
         processor = None
-    if is_exported(model):
+    if exported_folder(model):
         return Opened(model, model_class, config, processor, ("complete; in an exported program, see its README.md",))
     try:
         opened, loaded = model_class.from_pretrained(

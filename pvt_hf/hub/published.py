@@ -2,7 +2,7 @@
 The paper's checkpoints, one row for each model card: what the model is, its recipe, and the published figures.
 
 All figures are from the paper (arXiv 2102.12122, Tables 2 to 7, 10 and 11) or its official repository. None was
-measured by us. Those of the paper's tables are in `published_accuracy.py`, parameters and GFLOPs in
+measured by us. Those of the paper's tables are in `weights/published_accuracy.py`, parameters and GFLOPs in
 `published_costs.py`.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..weights.published_accuracy import published_accuracy
 from ..weights.variants import VARIANTS
 from .card_figures import Results, Source
-from .published_accuracy import published_accuracy
 from .published_costs import published_costs
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-from ..weights.paths import check_repo_id
+from ..weights.exported import REPORT, program_files, read_manifest
+from ..weights.paths import EXPORT_MANIFEST, check_repo_id, is_exported
 from .card import build_card
 from .repository import open_folder, read_object, save_repository
 
@@ -32,6 +34,9 @@ _OURS = (
     "image_processing_*.py",
     "modeling_*.py",
 )
+# What an earlier push of an export may have left: programs of all formats
+_EXPORTS = ("model.onnx*", "openvino_model.*", "model.pte", "model.*pt2", "labels.txt")
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,7 @@ def push(
         FileNotFoundError: the repository does not exist, or is private and not visible to the token.
         ConnectionError: offline mode, no connection, or the Hub failed.
     """
-    check_repo_id(repo_id)
-    if revision is not None and (re.fullmatch("[0-9a-f]{40}", revision) or not re.fullmatch(r"[\w./-]+", revision)):
-        raise ValueError(f"revision {revision!r} is not a branch: give the name of the branch to commit to.")
-    if not dry_run:
-        token = check_target(repo_id, token)
+    token = check_push(repo_id, revision, token, dry_run)
     with tempfile.TemporaryDirectory() as folder:
         card = build_card(
             model,
@@ -106,52 +107,81 @@ def push(
             with_code=with_code,
         )
         save_repository(model, processor, folder, with_code=with_code, card=card, max_shard_size=max_shard_size)
-        paths = sorted(Path(folder).iterdir())
-        files = {path.name: path.stat().st_size for path in paths}
-        if dry_run:
-            return Push(files, None, str(card))
-        api = HfApi(token=token, library_name="pvt_hf")
-        with _explained(repo_id, api.endpoint):
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            if private and not api.model_info(repo_id).private:
-                raise ValueError(
-                    f"{repo_id} is public already. Make it private in its settings on the Hub, give another name, or "
-                    "push without `private`."
-                )
-            if revision is not None:
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            replaced = [
-                name
-                for name in api.list_repo_files(repo_id, revision=revision)
-                if name not in files and any(fnmatch(name, pattern) for pattern in _OURS)
-            ]
-            # Not upload_folder, which may make several commits
-            commit = api.create_commit(
-                repo_id,
-                [
-                    *(CommitOperationAdd(path.name, path) for path in paths),
-                    *(CommitOperationDelete(name) for name in replaced),
-                ],
-                commit_message="Upload model",
-                revision=revision,
+        files = sorted(Path(folder).iterdir())
+        url = None if dry_run else upload(files, _OURS, repo_id, revision=revision, private=private, token=token)
+        return Push({path.name: path.stat().st_size for path in files}, url, str(card))
+
+
+def check_push(repo_id: str, revision: str | None, token: str | None, dry_run: bool) -> str | None:
+    """Checks the name, the branch and, but for a dry run, the token. Returns the token. Raises as [`push`]."""
+    check_repo_id(repo_id)
+    if revision is not None and (re.fullmatch("[0-9a-f]{40}", revision) or not re.fullmatch(r"[\w./-]+", revision)):
+        raise ValueError(f"revision {revision!r} is not a branch: give the name of the branch to commit to.")
+    return token if dry_run else check_target(repo_id, token)
+
+
+def upload(
+    files: Sequence[Path], ours: Sequence[str], repo_id: str, *, revision: str | None, private: bool, token: str | None
+) -> str:
+    """
+    Commits files to a repository, which is created if it does not exist. Returns the URL of the commit.
+
+    Args:
+        ours: patterns for names that an earlier push may have left; what matches and is not in `files` is deleted.
+
+    Raises:
+        as [`push`]; also a ValueError for an export in the repository of a model, or the other way round.
+    """
+    api, names = HfApi(token=token, library_name="pvt_hf"), [path.name for path in files]
+    with _explained(repo_id, api.endpoint):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise ValueError(
+                f"{repo_id} is public already. Make it private in its settings on the Hub, give another name, or "
+                "push without `private`."
             )
-    return Push(files, commit.commit_url, str(card))
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = api.list_repo_files(repo_id, revision=revision)
+        if EXPORT_MANIFEST in names and any(fnmatch(name, "model*.safetensors*") for name in there):
+            raise ValueError(f"{repo_id} holds a model: give the export a repository of its own.")
+        if EXPORT_MANIFEST in there and EXPORT_MANIFEST not in names:
+            raise ValueError(f"{repo_id} holds an export: give the model a repository of its own.")
+        replaced = [name for name in there if name not in names and any(fnmatch(name, one) for one in ours)]
+        # Not upload_folder, which may make several commits
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(path.name, path) for path in files),
+                *(CommitOperationDelete(name) for name in replaced),
+            ],
+            commit_message="Upload model",
+            revision=revision,
+        )
+    return commit.commit_url
 
 
 def push_folder(folder: str | Path, repo_id: str, *, evaluation_file: str | Path | None = None, **options: Any) -> Push:
     """
     Pushes the model in a folder that training, conversion or `save_pretrained` wrote. Its card has what `run.json` and
-    `conversion.json` in the folder say.
+    `conversion.json` in the folder say. Or pushes an export, see [`push_export`].
 
     Args:
-        folder: as for [`pvt_hf.hub.repository.open_folder`].
-        evaluation_file: an evaluation command's `--output`, for the card.
+        folder: as for [`pvt_hf.hub.repository.open_folder`], or written by `pvt-hf export`.
+        evaluation_file: an evaluation command's `--output`, for the card of a model.
         options: as for [`push`].
 
     Raises:
         as [`push`] and [`pvt_hf.hub.repository.open_folder`]; also ValueError for a JSON file that cannot be read.
     """
     check_repo_id(repo_id)
+    if is_exported(folder):
+        if evaluation_file:
+            raise ValueError(
+                f"{folder} is an export, whose card `pvt-hf export --dataset` writes: leave the evaluation out."
+            )
+        options.pop("with_code", None)  # an export has none
+        return push_export(Path(folder), repo_id, **options)
     model, processor = open_folder(folder)
     run, conversion = (Path(folder) / name for name in ("run.json", "conversion.json"))
     return push(
@@ -163,6 +193,51 @@ def push_folder(folder: str | Path, repo_id: str, *, evaluation_file: str | Path
         evaluation=read_object(Path(evaluation_file)) if evaluation_file else None,
         **options,
     )
+
+
+def push_export(
+    folder: Path,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    private: bool = False,
+    token: str | None = None,
+    dry_run: bool = False,
+    license: str | None = None,
+) -> Push:
+    """
+    Uploads an export, with its card, in one commit: the files that `pvt-hf export` writes, and no others.
+
+    Args:
+        folder: written by `pvt-hf export`.
+        repo_id, revision, private, token, dry_run, license: as for [`push`].
+
+    Raises:
+        as [`push`]; also FileNotFoundError or ValueError for a folder that is incomplete or damaged.
+    """
+    token = check_push(repo_id, revision, token, dry_run)
+    _, programs, _ = read_manifest(folder)
+    wanted = [CONFIG_NAME, IMAGE_PROCESSOR_NAME, EXPORT_MANIFEST, REPORT, "labels.txt", CARD]
+    absent = [name for name in (CONFIG_NAME, REPORT, CARD, *programs) if not (folder / name).is_file()]
+    if absent:
+        raise FileNotFoundError(f"{folder} has no {' and no '.join(absent)}: export the model again.")
+    report = read_object(folder / REPORT)
+    task = report.get("task")
+    data = ModelCardData(
+        library_name="pvt_hf",
+        pipeline_tag="image-segmentation" if task in ("semantic-segmentation", "instance-segmentation") else task,
+        license=license,
+        tags=["pvt", "export", str(report.get("format"))],
+    )
+    text = ModelCard((folder / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True).text.lstrip()
+    card = f"---\n{data.to_yaml()}\n---\n\n{text}"
+    files = [folder / name for name in wanted if name != CARD and (folder / name).is_file()]
+    with tempfile.TemporaryDirectory() as temporary:
+        changed = Path(temporary, CARD)
+        changed.write_text(card, encoding="utf-8")
+        files = sorted([*files, *program_files(folder, programs), changed], key=lambda file: file.name)
+        url = None if dry_run else upload(files, _EXPORTS, repo_id, revision=revision, private=private, token=token)
+        return Push({file.name: file.stat().st_size for file in files}, url, card)
 
 
 def check_target(repo_id: str, token: str | None = None) -> str:

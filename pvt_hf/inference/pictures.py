@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,39 +41,6 @@ def annotate_classes(image: Image.Image, predictions: Sequence[dict[str, Any]]) 
             text = text[:-2] + "…"
         draw.text((margin + 6, top + (row - 4) / 2), text, INK, font, anchor="lm")
     return canvas
-
-
-def plot_predictions(
-    images: Sequence[Image.Image],
-    predicted: Sequence[str],
-    scores: Sequence[float],
-    truth: Sequence[str],
-    path: str | Path,
-) -> None:
-    """
-    Writes a PNG with all images in a grid, each titled with its predicted label and score, and with the true label if
-    the prediction is wrong.
-
-    Args:
-        images: PIL images.
-        predicted: labels, one per image.
-        scores: from 0 to 1, one per image.
-        truth: the true labels, one per image.
-        path: of the PNG.
-    """
-    import matplotlib.figure
-
-    columns = min(8, len(images))
-    rows = math.ceil(len(images) / columns)
-    figure = matplotlib.figure.Figure(figsize=(1.45 * columns, 1.75 * rows), layout="constrained")
-    for index, image in enumerate(images):
-        axes = figure.add_subplot(rows, columns, index + 1)
-        axes.imshow(image)
-        right = predicted[index] == truth[index]
-        title = f"{predicted[index]}  {scores[index]:.0%}" + ("" if right else f"  (is {truth[index]})")
-        axes.set_title(title, fontsize=9, color=GOOD if right else BAD, fontweight="normal" if right else "bold")
-        axes.axis("off")
-    figure.savefig(path, dpi=130)
 
 
 @functools.cache
@@ -235,20 +201,6 @@ def overlay_objects(
     return canvas
 
 
-def cls_attention(attention: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
-    """
-    The attention of the cls token to the patches, in the last stage.
-
-    Args:
-        attention: (heads, 1 + rows * columns, 1 + rows * columns): `outputs.attentions[-1]` for one image.
-        grid: (rows, columns) of the last stage.
-
-    Returns:
-        (heads, rows, columns) float32. A head's map sums to 1 minus the cls token's attention to itself.
-    """
-    return attention[:, 0, 1:].unflatten(1, grid).float().cpu().numpy()
-
-
 def overlay_attention(image: Image.Image, attention: np.ndarray, patch: Sequence[float] | None = None) -> Image.Image:
     """
     The image in grey, blended with a colour map of the attention, scaled so that the largest value is 1.
@@ -275,34 +227,3 @@ def overlay_attention(image: Image.Image, attention: np.ndarray, patch: Sequence
             box = (left - distance, top - distance, right + distance - 1, bottom + distance - 1)
             draw.rectangle(box, outline=color, width=width)
     return blend
-
-
-def plot_attention(
-    images: Sequence[Image.Image], maps: Sequence[np.ndarray], titles: Sequence[str], path: str | Path
-) -> None:
-    """
-    Writes a PNG with one column per image: the image, the mean attention over the heads, and each head's.
-
-    Args:
-        images: PIL images.
-        maps: per image (heads, rows, columns), from [`cls_attention`]. Each panel is scaled by its own maximum.
-        titles: one per image.
-        path: of the PNG.
-    """
-    import matplotlib.figure
-
-    heads = maps[0].shape[0]
-    names = ["", "mean of heads", *(f"head {head + 1}" for head in range(heads))]
-    figure = matplotlib.figure.Figure(figsize=(2.2 * len(images) + 0.4, 1.85 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), len(images), squeeze=False)
-    for column, (image, attention, title) in enumerate(zip(images, maps, titles)):
-        axes[0, column].imshow(image)
-        axes[0, column].set_title(title, fontsize=10)
-        for row, panel in enumerate([attention.mean(axis=0), *attention], start=1):
-            axes[row, column].imshow(overlay_attention(image, panel))
-            if column == 0:
-                axes[row, column].set_ylabel(names[row], fontsize=9)
-    for panel in axes.flat:
-        panel.set(xticks=[], yticks=[])
-        panel.spines[:].set_visible(False)
-    figure.savefig(path, dpi=130)

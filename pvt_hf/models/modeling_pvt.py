@@ -27,7 +27,10 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pvt import PvtConfig
-from .modeling_fast_mlp import add_mlp, can_run_in_blocks, is_plain
+from .modeling_fast_attention import add_attention, can_split_attention
+from .modeling_fast_checks import is_in_graph, is_plain, may_be_fast
+from .modeling_fast_mlp import add_mlp, can_run_in_blocks
+from .modeling_fast_patches import can_multiply_patches, multiply_patches
 
 
 def to_feature_map(hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -38,6 +41,19 @@ def to_feature_map(hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.
 def to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
     """(batch, channels, rows, columns) to (batch, rows * columns, channels), a view if memory is channels-last."""
     return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def project_patches(feature_map: torch.Tensor, projection: nn.Conv2d) -> tuple[torch.Tensor, tuple[int, int]]:
+    """
+    Applies a convolution with stride = kernel to (batch, channels, height, width). Returns tokens (batch, rows *
+    columns, out channels) and the grid (rows, columns).
+    """
+    if can_multiply_patches(feature_map, projection):
+        height, width = projection.kernel_size
+        grid = (feature_map.shape[2] // height, feature_map.shape[3] // width)
+        return multiply_patches(feature_map, projection), grid
+    projected = projection(feature_map)
+    return to_tokens(projected), (projected.shape[2], projected.shape[3])
 
 
 def resize_position_table(
@@ -121,9 +137,8 @@ class PvtPatchEmbeddings(nn.Module):
         return table if self.cls_token is not None else table[:, self.num_prefix_rows :]
 
     def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        feature_map = self.projection(feature_map)  # (batch, hidden_size, rows, columns)
-        grid = (feature_map.shape[2], feature_map.shape[3])
-        hidden_states = self.layer_norm(to_tokens(feature_map))  # (batch, rows * columns, hidden_size)
+        hidden_states, grid = project_patches(feature_map, self.projection)
+        hidden_states = self.layer_norm(hidden_states)  # (batch, rows * columns, hidden_size)
         if self.cls_token is not None:
             cls_token = self.cls_token.expand(hidden_states.shape[0], -1, -1)
             hidden_states = torch.cat([cls_token, hidden_states], dim=1)
@@ -182,24 +197,29 @@ class PvtEfficientSelfAttention(nn.Module):
         """(batch, rows * columns, hidden_size) to (batch, rows // R * (columns // R), hidden_size)."""
         if self.sequence_reduction_ratio == 1:
             return hidden_states
-        return self.layer_norm(to_tokens(self.sequence_reduction(to_feature_map(hidden_states, grid))))
+        reduced, _ = project_patches(to_feature_map(hidden_states, grid), self.sequence_reduction)
+        return self.layer_norm(reduced)
 
-    def forward(
-        self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def split_heads(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, hidden_size) to (batch, heads, tokens, head_dim)."""
+        return hidden_states.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+
+    def keys_and_values(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (batch, heads, reduced tokens, head_dim) of tokens (batch, rows * columns, hidden_size)."""
         reduced = self.reduce(hidden_states, grid)
-        # (batch, tokens, hidden_size) -> (batch, heads, tokens, head_dim)
-        query = self.query(hidden_states).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
-        key = self.key(reduced).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
-        value = self.value(reduced).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        return self.split_heads(self.key(reduced)), self.split_heads(self.value(reduced))
 
+    def attend(
+        self, hidden_states: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the context (batch, tokens, hidden_size) of these tokens, and the attention weights if asked for."""
         attention: Callable = eager_attention_forward
         # Only the eager function returns attention weights.
         if not kwargs.get("output_attentions", self.config.output_attentions):
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         context, weights = attention(
             self,
-            query,
+            self.split_heads(self.query(hidden_states)),
             key,
             value,
             attention_mask=None,
@@ -207,7 +227,12 @@ class PvtEfficientSelfAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        return context.flatten(2), weights  # (batch, tokens, hidden_size)
+        return context.flatten(2), weights
+
+    def forward(
+        self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.attend(hidden_states, *self.keys_and_values(hidden_states, grid), **kwargs)
 
 
 class PvtSelfOutput(nn.Module):
@@ -261,17 +286,30 @@ class PvtLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        context, _ = self.attention(self.layer_norm_1(hidden_states), grid, **kwargs)
-        hidden_states = hidden_states + self.drop_path(context)
+        is_fast = may_be_fast(hidden_states) and is_plain(self.drop_path, PvtDropPath)
+        if is_fast and self.can_split_attention(hidden_states, **kwargs):
+            hidden_states = add_attention(hidden_states, grid, self.layer_norm_1, self.attention, **kwargs)
+        else:
+            context, _ = self.attention(self.layer_norm_1(hidden_states), grid, **kwargs)
+            hidden_states = hidden_states + self.drop_path(context)
         if (
-            is_plain(self.mlp, PvtFFN)
-            and is_plain(self.drop_path, PvtDropPath)
+            (is_fast or (is_in_graph(hidden_states) and is_plain(self.drop_path, PvtDropPath)))
+            and is_plain(self.mlp, PvtFFN)
             and can_run_in_blocks(hidden_states, self.layer_norm_2, self.mlp)
         ):
             mask = self.drop_path.draw_mask(hidden_states)
             scale = None if mask is None else mask / (1 - self.drop_path.drop_prob)
             return add_mlp(hidden_states, scale, self.layer_norm_2, self.mlp)
         return hidden_states + self.drop_path(self.mlp(self.layer_norm_2(hidden_states)))
+
+    def can_split_attention(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> bool:
+        return (
+            not (self.drop_path.training and self.drop_path.drop_prob)
+            and is_plain(self.attention, PvtAttention, ignore_capturing=True)
+            and is_plain(self.attention.self, PvtEfficientSelfAttention)
+            and is_plain(self.attention.output, PvtSelfOutput)
+            and can_split_attention(hidden_states, self.layer_norm_1, self.attention, **kwargs)
+        )
 
 
 class PvtEncoder(nn.Module):

@@ -18,7 +18,7 @@ class ExportFormat:
         precisions: besides fp32 and int8: "fp16", "bf16".
         quantizer: the package that quantises to int8; "" if there is none.
         dynamic: whether batch, height and width may stay open.
-        native_code: whether its files hold code for the processor, which opening it may run.
+        runs_code: whether opening its files may run code that they hold: native code, or Python's pickles.
     """
 
     name: str
@@ -29,7 +29,7 @@ class ExportFormat:
     precisions: tuple[str, ...] = ()
     quantizer: str = ""
     dynamic: bool = True
-    native_code: bool = False
+    runs_code: bool = False
 
     def missing(self, quantize: bool = False) -> str:
         """
@@ -60,10 +60,10 @@ EXPORT_FORMATS = {
             "openvino", "OpenVINO", "openvino", ("openvino",), "openvino", precisions=("fp16", "bf16"),
             quantizer="nncf",
         ),
-        ExportFormat("torch", "torch.export", "dynamo", precisions=("fp16", "bf16")),
+        ExportFormat("torch", "torch.export", "dynamo", precisions=("fp16", "bf16"), runs_code=True),
         ExportFormat(
             "aotinductor", "torch.export, compiled by AOTInductor", "aotinductor", precisions=("bf16",),
-            native_code=True,
+            runs_code=True,
         ),
         ExportFormat("executorch", "ExecuTorch", "executorch", ("executorch",), "executorch", dynamic=False),
     )

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import resolve_trust_remote_code
+from transformers.utils import cached_file
 
 from ..families import FAMILIES, load
 from .export_formats import format_called
-from .paths import EXPORT_MANIFEST
+from .paths import EXPORT_MANIFEST, check_model_path, folder_or_id, is_exported, official_variant
 
 
 REPORT = "export_report.json"
@@ -85,8 +87,10 @@ class ExportedForInference(nn.Module):
             The output of the model that was exported. Floats are fp32.
 
         Raises:
-            ValueError: the program is for images of another size. (Those of a detector may be smaller.)
+            ValueError: the program is for images of another size (those of a detector may be smaller), or with other
+                channels; or there is no image, or images are smaller than the model takes.
         """
+        self._check(pixel_values)
         given = {"pixel_values": pixel_values}
         if "pixel_mask" in self.inputs:
             shape = (pixel_values.shape[0], *pixel_values.shape[-2:])
@@ -101,6 +105,23 @@ class ExportedForInference(nn.Module):
         images = range(pixel_values.shape[0])
         answers = [self.exported(**{name: value[i : i + 1] for name, value in given.items()}) for i in images]
         return as_fp32(joined(answers))
+
+    def _check(self, pixel_values: torch.Tensor) -> None:
+        """Raises a ValueError for what runtimes would name by a node of the graph, or answer with nonsense."""
+        channels = self.inputs["pixel_values"]["shape"][1]
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or not len(pixel_values):
+            raise ValueError(
+                f"pixel_values must be (batch, {channels}, height, width) with at least one image, got "
+                f"{tuple(pixel_values.shape)}."
+            )
+        backbone = getattr(self.config, "backbone_config", None) or self.config
+        minimum = getattr(backbone, "minimum_image_size", 1)
+        height, width = pixel_values.shape[-2:]
+        if min(height, width) < minimum:
+            raise ValueError(
+                f"pixel_values is {height}x{width} pixels, but the model takes images of at least {minimum}x{minimum}: "
+                "resize or pad them."
+            )
 
     def _at_fixed_size(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Pads the images of a detector at the right and bottom, as its image processor does for batches."""
@@ -134,6 +155,31 @@ def as_fp32(output: Any) -> Any:
     return torch.utils._pytree.tree_unflatten(leaves, spec)
 
 
+def exported_folder(model: str | Path) -> Path | None:
+    """
+    The folder of an export, which `pvt-hf export` has written or the Hub holds: then its files are downloaded into the
+    Hub's cache. None for other models. Raises an OSError for a path without a model, see [`check_model_path`].
+    """
+    if is_exported(model):
+        return Path(model)
+    check_model_path(model)
+    name = str(model)
+    if Path(folder_or_id(name)).exists() or official_variant(name):
+        return None
+    manifest = cached_file(
+        name,
+        EXPORT_MANIFEST,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if manifest is None:
+        return None
+    _, files, _ = read_manifest(Path(manifest).parent)
+    programs = [f"{Path(file).stem}.*" for file in files]
+    return Path(snapshot_download(name, allow_patterns=[*programs, "*.json", "*.txt", "README.md"]))
+
+
 def open_exported(
     folder: str | Path, *, device: str | torch.device = "cpu", trust_remote_code: bool | None = None
 ) -> ExportedForInference:
@@ -143,8 +189,8 @@ def open_exported(
     Args:
         folder: written by `pvt-hf export`.
         device: where it runs. An ONNX Runtime with CUDA and the torch format know "cuda".
-        trust_remote_code: whether native code in the folder may run, which an AOTInductor package is; None asks on the
-            terminal.
+        trust_remote_code: whether code in the folder may run: an AOTInductor package is native code, and PyTorch opens
+            programs of torch.export with pickle. None asks on the terminal.
 
     Raises:
         ImportError: the runtime is not installed.
@@ -152,23 +198,15 @@ def open_exported(
         ValueError: the folder cannot be read, or has code that may not run.
     """
     folder = Path(folder)
-    try:
-        manifest = json.loads((folder / EXPORT_MANIFEST).read_text())
-        name = manifest["export_format"]
-        files = [component["file"] for component in manifest["components"].values()]
-        dtypes = {component["metadata"]["export_dtype"] for component in manifest["components"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / EXPORT_MANIFEST} cannot be read: {error!r}. Export the model again.") from error
+    name, files, dtypes = read_manifest(folder)
     kind = format_called(name)
     if kind is None:
         raise ValueError(f"{folder} is an export of the format {name!r}, which this version does not know.")
     if reason := kind.missing():
         raise ImportError(f"{folder} cannot run: {reason}")
-    for file in files:
-        # A path in a file that was downloaded must not lead out of the folder.
-        if Path(file).name != file or not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} has no {file}, which its {EXPORT_MANIFEST} names: copy it again.")
-    if kind.native_code:
+    report = read_report(folder)
+    check_files(folder, files, report.get("files", {}))
+    if kind.runs_code:
         resolve_trust_remote_code(trust_remote_code, str(folder), has_local_code=False, has_remote_code=True)
 
     from transformers.exporters import ExportedModel
@@ -177,18 +215,94 @@ def open_exported(
 
     config = read_config(folder)
     import_outputs(config)
-    hint = next((OPENVINO_PRECISIONS[dtype] for dtype in dtypes if dtype in OPENVINO_PRECISIONS), "f32")
+    options = runtime_options(name, dtypes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*children_specs.*", category=FutureWarning)  # in Transformers
-        # By itself, OpenVINO computes in bf16 on processors that have it, whatever the model was.
-        options: dict[str, Any] = {"config": {"INFERENCE_PRECISION_HINT": hint}} if name == "openvino" else {}
         exported = ExportedModel.from_pretrained(folder, device=device, **options)
     exported.config = config
-    report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
     # Pipelines print an error for class names that are not in their tables.
     class_name = (config.architectures or [ExportedForInference.__name__])[0]
     named: type[ExportedForInference] = type(class_name, (ExportedForInference,), {})
     return named(exported, report.get("parameters", 0), digest_of(folder, files)).eval()
+
+
+def read_manifest(folder: Path) -> tuple[str, list[str], set[str]]:
+    """
+    The format's name in `export.json`, the program's files, and the dtypes of its weights.
+
+    Raises:
+        FileNotFoundError: a file is not in the folder.
+        ValueError: the manifest cannot be read.
+    """
+    try:
+        manifest = json.loads((folder / EXPORT_MANIFEST).read_text())
+        name = manifest["export_format"]
+        files = [component["file"] for component in manifest["components"].values()]
+        dtypes = {component["metadata"]["export_dtype"] for component in manifest["components"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / EXPORT_MANIFEST} cannot be read: {error!r}. Export the model again.") from error
+    # A path in a file that was downloaded must not lead out of the folder.
+    if away := next((file for file in files if Path(file).name != file), None):
+        raise FileNotFoundError(f"{folder} has no {away}, which its {EXPORT_MANIFEST} names: copy it again.")
+    return name, files, dtypes
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The content of `export_report.json`; empty if there is none. Raises a ValueError if it cannot be read."""
+    if not (folder / REPORT).is_file():
+        return {}
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        if not isinstance(report, dict):
+            raise TypeError(f"a {type(report).__name__}")
+        return report
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / REPORT} cannot be read: {error!r}. Copy it again.") from error
+
+
+def check_files(folder: Path, files: list[str], sizes: dict[str, int]) -> None:
+    """
+    Raises a FileNotFoundError for a file of the program that is missing, and a ValueError for one that has another size
+    than when it was written.
+
+    Args:
+        files: that the manifest names.
+        sizes: in bytes, by name, of these files and those beside them; empty if there is no report.
+    """
+    for name in dict.fromkeys([*files, *sizes]):
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} has no {name}, which belongs to the export: copy it again.")
+        if name in sizes and path.stat().st_size != sizes[name]:
+            raise ValueError(
+                f"{path} has {path.stat().st_size:,} bytes, and had {sizes[name]:,} when it was exported: copy it "
+                "again."
+            )
+
+
+def runtime_options(name: str, dtypes: set[str]) -> dict[str, Any]:
+    """
+    What a runtime is opened with: as many threads as PyTorch, which respects OMP_NUM_THREADS and the processors that
+    this process may use.
+
+    Args:
+        name: of the format, in `export.json`.
+        dtypes: of the program's weights.
+    """
+    threads = torch.get_num_threads()
+    if name == "openvino":
+        # By itself, OpenVINO computes in bf16 on processors that have it, whatever the model was.
+        hint = next((OPENVINO_PRECISIONS[dtype] for dtype in dtypes if dtype in OPENVINO_PRECISIONS), "f32")
+        return {"config": {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}}
+    if name == "onnx":
+        from onnxruntime import SessionOptions
+
+        options = SessionOptions()
+        options.intra_op_num_threads = threads
+        # Its threads would otherwise go on spinning after a call, while PyTorch prepares and post-processes images.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return {"session_options": options}
+    return {}
 
 
 def read_config(folder: Path) -> Any:
@@ -205,14 +319,19 @@ def import_outputs(config: PreTrainedConfig) -> None:
             load(family.models[0].path)
 
 
-def digest_of(folder: Path, files: list[str]) -> str:
-    """SHA-256 over the program's files and those beside it: weights that are kept apart have the file's name first."""
-    digest = hashlib.sha256()
+def program_files(folder: Path, files: list[str]) -> list[Path]:
+    """The program's files and those beside it: weights that are kept apart have the file's name first."""
     stems = {Path(file).stem for file in files}
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        if path.name in files or path.name.partition(".")[0] in stems:
-            digest.update(path.name.encode())
-            with path.open("rb") as stream:
-                while block := stream.read(2**20):
-                    digest.update(block)
+    there = sorted(path for path in folder.iterdir() if path.is_file())
+    return [path for path in there if path.name in files or path.name.partition(".")[0] in stems]
+
+
+def digest_of(folder: Path, files: list[str]) -> str:
+    """SHA-256 over the names and the content of [`program_files`]."""
+    digest = hashlib.sha256()
+    for path in program_files(folder, files):
+        digest.update(path.name.encode())
+        with path.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
     return digest.hexdigest()

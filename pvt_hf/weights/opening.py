@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from ..models.configuration_pvt import PvtConfig
 from ..models.modeling_pvt import PvtForImageClassification
 from .convert import official_image_processor
-from .exported import ExportedForInference, open_exported
+from .exported import ExportedForInference, exported_folder, open_exported
 from .paths import check_model_path, folder_or_id, is_exported, official_variant
 from .release import from_official, official_config
 
@@ -136,8 +136,8 @@ def open_to_run(model_class: Any, model: str | Path, **options: Any) -> Any:
     Opens a model that will not be trained: a complete checkpoint, see [`open_complete`], or an export, see
     [`pvt_hf.weights.exported.open_exported`]. Of the `options`, an export takes `trust_remote_code` only.
     """
-    if is_exported(model):
-        return open_exported(model, trust_remote_code=options.get("trust_remote_code"))
+    if (folder := exported_folder(model)) is not None:
+        return open_exported(folder, trust_remote_code=options.get("trust_remote_code"))
     return open_complete(model_class, model, **options)
 
 

@@ -35,11 +35,13 @@ def folder_written_whole(output: Path) -> Iterator[Path]:
     """
     Yields an empty folder on the same file system. Renames it to `output` at the end, or removes it after an error.
 
-    An old `output` is first renamed to `.NAME.old.*`. A process killed between the two renames leaves it there.
+    An old `output` is first renamed to `.NAME.old.*`, with the first 50 characters of its name. A process killed
+    between the two renames leaves it there.
     """
     existing = next(parent for parent in output.parents if parent.exists())
     suffix = uuid.uuid4().hex
-    new, old = existing / f".{output.name}.new.{suffix}", output.with_name(f".{output.name}.old.{suffix}")
+    name = output.name[:50]  # with the suffix, within the 255 bytes that file systems allow
+    new, old = existing / f".{name}.new.{suffix}", output.with_name(f".{name}.old.{suffix}")
     new.mkdir()
     try:
         yield new

@@ -18,9 +18,9 @@ from pvt_hf.metrics.costs import build_on_meta, count_costs
 
 @pytest.fixture
 def run(monkeypatch):
-    def call(*arguments) -> None:
+    def call(*arguments) -> int:
         monkeypatch.setattr(sys, "argv", ["pvt-hf reproduce", *map(str, arguments)])
-        reproduce.main()
+        return reproduce.main()
 
     return call
 
@@ -84,6 +84,19 @@ def test_figure_6_says_what_was_not_measured(run, monkeypatch, tmp_path, capsys)
     lines = capsys.readouterr().out.splitlines()
     (line,) = (line for line in lines if line.startswith("ResNet50") and line.split()[1] == "128")
     assert line.split()[-2:] == ["x2.0", "x2.0"] and line.split()[3:5] == ["1.280", "128"]
+    assert content["growth"][1].startswith("  PVT-Small, 64 to 128 pixels: multiply-adds x3.")
+    assert content["growth"][1].endswith(", time x2.0 (less), memory x2.0 (less)") and content["growth"][1] in lines
+    assert len(content["growth"]) == 3  # nothing was measured of ViT-Small/16
+
+
+def test_growth_beside_that_of_the_multiply_adds():
+    rows = [
+        {"model": "PVT-Small", "size": size, "multiply_adds": cost, "seconds": time, "memory_bytes": memory}
+        for size, cost, time, memory in ((64, 10, 1.0, 100), (128, 20, 2.1, None), (256, 40, 5.0, 390))
+    ]
+    assert reproduce_figure6.growth_lines(rows)[1:] == [
+        "  PVT-Small, 64 to 256 pixels: multiply-adds x4.0, time x5.0 (more), memory x3.9 (as much)"
+    ]
 
 
 def test_the_erratum_of_figure_6():
@@ -113,6 +126,7 @@ def test_measuring_runs_the_model(attention):
         (["figure6", "--sizes", 100], ["--sizes", "100", "multiple of 32"]),
         (["figure6", "--sizes", 32], ["--sizes", "32", "64"]),
         (["figure6", "--repeats", 0], ["--repeats", "0"]),
+        (["figure5", "--runs", "a=here", "a=there"], ["a a", "each name once"]),
         (["figure6", "--models", "PVT-Tiny"], ["PVT-Tiny", "PVT-Small"]),
         ([], ["cost", "figure6"]),
     ],
@@ -129,3 +143,12 @@ def test_a_file_where_the_folder_should_be(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("cost", "--output_dir", tmp_path / "file")
     assert "is a file: give a folder" in capsys.readouterr().err and (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_interruption_says_where_the_results_are(run, monkeypatch, tmp_path, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pvt_hf.commands.reproduce_cost.reproduce_cost", stop)
+    assert run("cost", "--output_dir", tmp_path / "out") == 130
+    assert f"Interrupted. What was done before is in {tmp_path / 'out'}." in capsys.readouterr().out

@@ -74,11 +74,32 @@ def test_parts_that_are_done_are_not_run_again(run, monkeypatch, tmp_path, capsy
     assert "DETR head: PVT -5.0 points against ResNet, clear; contrary to the paper." in text
     assert "PVT, deeper +0.0 points against PVT, wider, within the spread of the seeds; no answer" in text
     assert "ViT/4 no longer fits into 4 GB at 64 pixels." in text and "refuses: the size" in text
+    assert "PVT fits into 4 GB up to 384 pixels, the largest size tried." in text
+    assert "RetinaNet: PVT +30.0 points against ViT/4, clear.\n" in text  # the paper has no figure for it
+    assert "own class, with the same weights, refuses 32, 48, 64, 80, 96, 128 and takes none (pixels)." in text
+    assert "| 1. A pyramid or a columnar transformer? | 3 | 0 | 0 |" in text  # clear on three tasks
+    assert "| 5. PVT or a ResNet of equal size? | 4 | 1 | 0 |" in text
+    assert "| Semantic FPN | PVT, R 4 2 1 1 |" in text
     assert "Seeds: 0, 1, 2\n" in text and "torch" in text and "quick form" not in text and "2 call(s)" in text
     content = json.loads((tmp_path / "out" / "ablations.json").read_text())
     assert content["parts"].keys() == {part.name for part in parts}
     for number in range(1, 8):
         assert Image.open(tmp_path / "out" / f"ablations_{number}.png").size[0] > 400
+
+
+def test_what_the_seeds_say():
+    def rows(*values):
+        return "PVT", [{"value": value, "metric": "mean_iou"} for value in values]
+
+    answers = ablation_report.ANSWERS
+    for first, other, expected in (
+        (rows(0.5, 0.6, 0.7), rows(0.2, 0.3, 0.49), ("clear", answers[0])),
+        (rows(0.5, 0.6, 0.7), rows(0.71, 0.8, 0.9), ("clear", answers[1])),
+        (rows(0.5, 0.6, 0.7), rows(0.2, 0.3, 0.5), ("within the spread of the seeds", answers[2])),
+        (rows(0.09, 0.08, 0.09), rows(0.01, 0.01, 0.02), ("neither above chance", answers[2])),
+        (rows(0.9), rows(0.1), ("one seed only", answers[2])),
+    ):
+        assert ablation_report._verdict(first, other) == expected
 
 
 def test_no_time_is_left(run, tmp_path, capsys):

@@ -10,9 +10,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
@@ -23,6 +26,7 @@ from pvt_hf.weights.opening import weights_digest
 from pvt_hf.weights.variants import VARIANTS
 
 from ..support.common import randomize
+from ..support.exports import export, save_model
 from ..support.hub_fixtures import TOKEN, new_repository
 from ..support.hub_kinds import KINDS
 from ..support.hub_server import File
@@ -86,6 +90,49 @@ def test_a_hub_that_hiccups(hub, client):
     hub.failures = {"/preupload/": [503, 429], "/objects/batch": [500], "/[0-9a-f]{64}": [502]}
     push(randomize(model, seed=8), processor, "me/hiccups", token=TOKEN)
     assert not any(hub.failures.values()) and "model.safetensors" in hub.files("me/hiccups")
+
+
+@pytest.fixture(scope="module")
+def export_of_classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    export(save_model("pvt", folder / "model"), folder / "export", fixed_size=(64, 64))
+    return folder
+
+
+def test_an_export_is_pushed_and_opened(hub, client, export_of_classifier, tmp_path, monkeypatch):
+    folder, repo = export_of_classifier / "export", "org/classifier-onnx"
+    (folder / "notes.txt").write_text("mine")
+    result = push_folder(folder, repo, token=TOKEN, license="apache-2.0", private=False)
+    files = hub.files(repo)
+    assert set(files) - {".gitattributes"} == {
+        "README.md", "config.json", "export.json", "export_report.json", "labels.txt", "model.onnx", "model.onnx.data",
+        "preprocessor_config.json",
+    } == set(result.files)  # fmt: skip
+    card = ModelCard(files["README.md"].content.decode())
+    assert card.data.pipeline_tag == "image-classification" and card.data.license == "apache-2.0"
+    assert card.text.strip() == (folder / "README.md").read_text().strip()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    answers = [pvt_hf.open_pipeline(str(place))[1](image, top_k=10) for place in (folder, repo)]
+    assert answers[0] == answers[1]
+
+
+def test_exports_and_models_keep_to_their_own_repositories(hub, client, export_of_classifier):
+    push_folder(export_of_classifier / "export", "me/export", token=TOKEN)
+    push_folder(export_of_classifier / "model", "me/model", token=TOKEN, with_code=False)
+    with pytest.raises(ValueError, match="me/export holds an export: give the model"):
+        push_folder(export_of_classifier / "model", "me/export", token=TOKEN)
+    with pytest.raises(ValueError, match="me/model holds a model: give the export"):
+        push_folder(export_of_classifier / "export", "me/model", token=TOKEN)
+    with pytest.raises(ValueError, match="leave the evaluation out"):
+        push_folder(export_of_classifier / "export", "me/export", evaluation_file="x.json", dry_run=True)
+
+
+def test_half_an_export_is_not_pushed(export_of_classifier, tmp_path):
+    folder = shutil.copytree(export_of_classifier / "export", tmp_path / "export")
+    (folder / "model.onnx").unlink()
+    with pytest.raises(FileNotFoundError, match="has no model.onnx: export the model again"):
+        push_folder(folder, "me/half", dry_run=True)
 
 
 RUN = {

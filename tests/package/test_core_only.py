@@ -55,6 +55,8 @@ from safetensors.torch import save_file
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, pipeline
 from transformers.dynamic_module_utils import check_imports
 
+import pvt_hf.export.folder, pvt_hf.inference.files  # export and predict need no extra for photographs and torch
+
 folder, image = Path(sys.argv[1]), Image.open(sys.argv[2])
 torch.manual_seed(0)
 config = pvt_hf.PvtConfig(

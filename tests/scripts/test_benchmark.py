@@ -100,6 +100,21 @@ def test_flop_are_twice_the_papers_multiply_adds(report):
     assert row["gflop"] == pytest.approx(2 * total * row["batch_size"] / 1e9)
 
 
+@pytest.mark.slow
+def test_loading(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "loading.json"
+    words = ["--variant", "pvt-tiny", "--repeats", "3", "--row_seconds", "0", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", [SCRIPT, "loading", *words])
+    assert main() == 0
+    content = json.loads(output.read_text())
+    checkpoint, package = content["rows"]
+    assert content["complete"] and checkpoint["row"] == "from_pretrained" and package["row"] == "import"
+    low, high = (f(checkpoint[side]["median"] for side in ("ours", "native")) for f in (min, max))
+    assert 0 < low <= high and checkpoint["pairs"] == package["pairs"] == 3
+    assert 0 < package["ours"]["median"] < package["auto_classes"]["median"]
+    assert "ours/native" in capsys.readouterr().out
+
+
 @pytest.fixture
 def module(monkeypatch):
     module = importlib.import_module("pvt_hf.commands.benchmark_models")

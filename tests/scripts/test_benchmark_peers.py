@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pvt_hf.commands import benchmark_peers
+from pvt_hf.commands import benchmark_peers, benchmark_programs
 from pvt_hf.commands.benchmark import main
 from pvt_hf.commands.benchmark_arguments import PEERS, RELATIVES, PeersArguments
 from pvt_hf.commands.benchmark_relatives import PUBLISHED
+from pvt_hf.weights import export_formats
 from pvt_hf.weights.variants import VARIANTS
 
 
@@ -37,13 +38,17 @@ def run_here(monkeypatch, tmp_path):
     monkeypatch.setattr(
         benchmark_peers, "measure_matmul", lambda *_: {"side": 1, "repeats": 1, "gflop_per_second": 2.0}
     )
-    monkeypatch.setattr(benchmark_peers, "call_apart", lambda function, *arguments: function(*arguments))
+    for module in (benchmark_peers, benchmark_programs):
+        monkeypatch.setattr(module, "call_apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr("pvt_hf.commands.benchmark_models.WARM_UP_SECONDS", 0.0)
     threads = torch.get_num_threads()
 
     def run(*arguments):
         output = tmp_path / "new" / "report.json"
-        monkeypatch.setattr(sys, "argv", ["benchmark", *SHORT, "--output", str(output), *arguments])
+        task = arguments[: arguments[:1] == ("export",)]
+        short = [word for word in SHORT if word not in ("--device", "cpu")] if task else SHORT
+        words = [*task, *short, "--output", str(output), *arguments[len(task) :]]
+        monkeypatch.setattr(sys, "argv", ["benchmark", *words])
         return main(), json.loads(output.read_text())
 
     yield run
@@ -105,6 +110,30 @@ def test_rows_without_arguments():
     wanted = [(name, batch) for name in PEERS for batch in (1, 8) if batch == 8 or name not in RELATIVES]
     assert sorted((row["row"], row["batch_size"]) for row in rows) == sorted(wanted)
     assert [row["row"] for row in rows[-4:]] == ["native-compiled", "ours-compiled"] * 2
+
+
+def test_exports_of_the_model_are_measured_and_kept(run_here, tmp_path):
+    programs = tmp_path / "programs"
+    words = ["export", "--rows", "native", "ours-onnxruntime-static", "--batch_sizes", "1", "2", "--programs", programs]
+    code, content = run_here(*map(str, words))
+    assert code == 0 and content["complete"]
+    rows = [(row["row"], row["batch_size"]) for row in content["rows"]]
+    assert rows == [("native", 1), ("ours-onnxruntime-static", 1), ("native", 2)]
+    assert content["rows"][1]["relative_difference"] < 1e-4 and content["rows"][1]["speed"] > 0
+    (kept,) = programs.iterdir()
+    assert (kept / "model.onnx").is_file()
+    changed = (kept / "model.onnx").stat().st_mtime_ns
+    assert run_here(*map(str, words))[0] == 0 and (kept / "model.onnx").stat().st_mtime_ns == changed
+
+
+def test_exports_that_this_machine_cannot_run_are_named(run_here, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(export_formats, "find_spec", lambda name: None)
+    _, content = run_here("export", "--rows", "ours-openvino-bf16", "ours-openvino-int8", "--batch_sizes", "1")
+    assert [row["error"] for row in content["rows"]] == [
+        "this processor does not compute in bf16",
+        'OpenVINO needs openvino and nncf, which are not installed: pip install "pvt-hf[openvino]"',
+    ]
 
 
 def test_related_models_have_their_published_size():

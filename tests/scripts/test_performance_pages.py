@@ -36,8 +36,10 @@ def row(name, batch, speed, seconds, memory) -> dict:
 @pytest.fixture
 def repository(script, monkeypatch, tmp_path):
     """A repository with empty sections, and a report beside it."""
-    page = f"# Before\n\n{script.START}\n\nold\n\n{script.END}\n\nafter\n"
+    start, end = script.MARKERS["benchmark"]
+    page = f"# Before\n\n{start}\n\nold\n\n{end}\n\nafter\n"
     (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "deployment.md").write_text(page.replace("benchmark", "benchmark export"))
     (tmp_path / "README.md").write_text(page)
     (tmp_path / "docs" / "performance.md").write_text(page)
     report = {
@@ -77,6 +79,41 @@ def test_a_report_goes_into_the_pages(script, monkeypatch, repository, capsys):
     assert run(script, monkeypatch, "--check") == 0
     (repository / "README.md").write_text(readme.replace("1.60", "1.90"))
     assert run(script, monkeypatch, "--check") == 1 and "out of date: README.md" in capsys.readouterr().err
+
+
+def test_a_report_of_exports_goes_into_its_page(script, monkeypatch, repository, capsys):
+    report = json.loads((repository / "report.json").read_text())
+    report["arguments"] = {"variant": "pvt-small", "image_size": 224, "programs": None}
+    report["rows"] = [
+        row("native", 1, 1.0, 0.1, None), row("native", 8, 1.0, 0.8, None), row("native-openvino", 1, 1.7, 0.06, None),
+        row("ours-openvino-int8", 1, 4.0, 0.025, None), row("ours-openvino-static", 1, 1.9, 0.05, None),
+        {"row": "ours-openvino-bf16", "batch_size": 1, "error": "this processor does not compute in bf16"},
+    ]  # fmt: skip
+    (repository / "exports.json").write_text(json.dumps(report))
+    assert run(script, monkeypatch, repository / "exports.json") == 0
+    page = (repository / "docs" / "deployment.md").read_text()
+    assert page.startswith("# Before\n") and page.endswith("\nafter\n") and "old" not in page
+    assert "| **OpenVINO, this package, int8** | 4.00 (3.90 to 4.10) | not measured |" in page
+    assert "| **OpenVINO, this package, one size** | 1.90 (1.80 to 2.00) | - |" in page
+    assert "ours-openvino-bf16: this processor does not compute in bf16." in page
+    assert "old" in (repository / "README.md").read_text()
+    assert run(script, monkeypatch, "--check") == 0
+    (repository / "docs" / "deployment.md").write_text(page.replace("1.90", "2.90"))
+    assert run(script, monkeypatch, "--check") == 1 and "out of date: docs/deployment.md" in capsys.readouterr().err
+
+
+def test_several_reports_go_into_one_table(script, monkeypatch, repository, capsys):
+    report = json.loads((repository / "report.json").read_text())
+    report["rows"] = [row("native", 1, 1.0, 0.1, None), row("ours", 1, 1.2, 0.08, None), row("ours", 8, 9, 1, None)]
+    (repository / "second.json").write_text(json.dumps(report))
+    assert run(script, monkeypatch, repository / "second.json", repository / "report.json") == 0
+    page = (repository / "docs" / "performance.md").read_text()
+    assert "| **this package** | 1.20 (1.10 to 1.30) | 1.60 (1.50 to 1.70) |" in page
+    assert "The rows are from 2 runs" in page and run(script, monkeypatch, "--check") == 0
+    report["arguments"]["variant"] = "pvt-tiny"
+    (repository / "second.json").write_text(json.dumps(report))
+    assert run(script, monkeypatch, repository / "second.json", repository / "report.json") == 1
+    assert "several values of variant" in capsys.readouterr().err
 
 
 def test_a_short_run_or_a_busy_machine_is_named(script, repository):

@@ -2,7 +2,10 @@
 The table of docs/deployment.md: exports a small model of each class to each format that is installed, for any size and
 for one, and says what came of it.
 
-    python -m tests.support.export_table [FORMAT ...]
+    python -m tests.support.export_table [--paper] [FORMAT ...]
+
+With --paper, models of the size in the paper: PVT-Small and each head's default configuration, with random weights. An
+export takes minutes.
 """
 
 import sys
@@ -10,10 +13,24 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pvt_hf.families import MODELS
+import torch
+
+from pvt_hf.families import MODELS, Family, load
 from pvt_hf.weights.export_formats import EXPORT_FORMATS
+from pvt_hf.weights.variants import get_config
 
 from .exports import export, save_model
+
+
+def save_paper_model(family: Family, folder: Path) -> None:
+    """Saves a model of the paper's size with its image processor, for the number of classes of ADE20K or COCO."""
+    torch.manual_seed(0)
+    config = get_config("pvt-small", **({"out_features": list(family.stages)} if family.stages else {}))
+    if family.stages:
+        classes = 150 if family.task == "segmentation" else 80
+        config = load(family.config)(backbone_config=config, num_labels=classes)
+    load(family.models[0].path)(config).save_pretrained(folder)
+    load(family.processors["pil"])().save_pretrained(folder)
 
 
 def outcome(model_class: str, kind: str, folder: Path) -> str:
@@ -33,16 +50,20 @@ def outcome(model_class: str, kind: str, folder: Path) -> str:
     return "no"
 
 
-def main(formats: list[str]) -> None:
+def main(paper: bool, formats: list[str]) -> None:
     print("| |", *(f" `{kind}` |" for kind in formats))
     print("|---|", "---|" * len(formats))
     for model_class, (family, _) in MODELS.items():
         with TemporaryDirectory() as folder:
-            save_model(family.name, Path(folder) / "model")
+            if paper:
+                save_paper_model(family, Path(folder) / "model")
+            else:
+                save_model(family.name, Path(folder) / "model")
             choice = model_class if family.name == "pvt" else ""
             cells = [outcome(choice, kind, Path(folder)) for kind in formats]
         print(f"| `{model_class}` |", *(f" {cell} |" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or [name for name, kind in EXPORT_FORMATS.items() if not kind.missing()])
+    words = [word for word in sys.argv[1:] if word != "--paper"]
+    main("--paper" in sys.argv, words or [name for name, kind in EXPORT_FORMATS.items() if not kind.missing()])

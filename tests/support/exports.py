@@ -43,7 +43,7 @@ def save_model(name: str, folder: Path, **overrides: Any) -> Path:
     return folder
 
 
-def export(model: Path, output: Path, kind: str = "onnx", **request: Any) -> dict[str, Any]:
+def export(model: Path | str, output: Path, kind: str = "onnx", **request: Any) -> dict[str, Any]:
     """The report of an export that says nothing."""
     return export_checkpoint(ExportRequest(str(model), output, EXPORT_FORMATS[kind], **request), say=lambda line: None)
 
@@ -52,7 +52,7 @@ def figures(name: str, model: Path, **settings: Any) -> dict[str, Any]:
     """What `pvt-hf evaluate` says of a model or an export on held-out digits or scenes of them, without its speed."""
     task = TASKS[FAMILIES[name].task]
     dataset = {"dataset": "digits"} if name == "pvt" else {"dataset": "digit-scenes", "scene_size": 64}
-    chosen = evaluation_settings(task)(model=str(model), num_workers=0, cpu=True, **dataset, **settings)
+    chosen = evaluation_settings(task)(model=str(model), num_workers=0, cpu=True, **{**dataset, **settings})
     results = evaluate_checkpoint(get_task(task), chosen)["results"]
     results = results[0] if isinstance(results, list) else results
     return {key: value for key, value in results.items() if key != "images_per_second"}
