@@ -4,8 +4,7 @@ copies image and weight into other memory layouts in each call, which takes long
 
 Measured on 2 cores with AVX-512 in calls that took turns, PVT-Medium, fp32, 224x224, batch 1: the whole model is 1.04
 and 1.05 times as fast in two runs. With weights in channels-last memory, which
-`model.to(memory_format=torch.channels_last)` gives, no weight is copied: then PVT-Medium is 1.36 times as fast as the
-native class, and 1.25 times without.
+`model.to(memory_format=torch.channels_last)` gives, no weight is copied: 74 instead of 79 ms a call.
 """
 
 from __future__ import annotations
