@@ -1,4 +1,4 @@
-"""Decoding images, naming samples, and what the tasks' samples share."""
+"""Decoding images, naming samples, and what the tasks' samples share. Needs the core only: predict uses it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import io
 import os
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import fsspec
 import torch
@@ -15,9 +15,6 @@ from PIL import Image
 
 from ..models.image_processing_input import decode_image, open_file, to_channels_first
 
-
-if TYPE_CHECKING:  # predict, which decodes images, needs no `datasets`
-    from .streams import Stream
 
 # Column with the file and row of an example, see `parquet.py`
 ROW_COLUMN = "__row__"
@@ -119,16 +116,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     array = to_channels_first(image, None, do_convert_rgb=True, white=255.0)
     return Image.fromarray(array.transpose(1, 2, 0).round().astype("uint8"))
-
-
-def require_class_names(stream: Stream, class_names: Sequence[str] | None, from_label: int = 0) -> tuple[str, ...]:
-    """`class_names` as a tuple. Raises a ValueError if there are none, naming the first label that needs one."""
-    if not class_names:
-        order = f" from {from_label} on, since lower ones are ignored" if from_label else ""
-        raise ValueError(
-            f"The labels of {stream.name} have no names: give class_names, in the order of the labels{order}."
-        )
-    return tuple(class_names)
 
 
 class ProcessorTransform:

@@ -270,3 +270,13 @@ def _files_of_split(files: list[Path], split: str) -> list[Path]:
 def encoded_image(path: str | None) -> dict[str, Any] | None:
     """A file as an undecoded image."""
     return None if path is None else {"path": path, "bytes": None}
+
+
+def require_class_names(stream: Stream, class_names: Sequence[str] | None, from_label: int = 0) -> tuple[str, ...]:
+    """`class_names` as a tuple. Raises a ValueError if there are none, naming the first label that needs one."""
+    if not class_names:
+        order = f" from {from_label} on, since lower ones are ignored" if from_label else ""
+        raise ValueError(
+            f"The labels of {stream.name} have no names: give class_names, in the order of the labels{order}."
+        )
+    return tuple(class_names)

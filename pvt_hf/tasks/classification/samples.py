@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from ...data.label_counts import LabelCounts
-from ...data.samples import BadSample, decode_rgb, require_class_names
-from ...data.streams import Stream
+from ...data.samples import BadSample, decode_rgb
+from ...data.streams import Stream, require_class_names
 from ...data.values import read_id
 from ...engine.task import Counted
 

@@ -14,8 +14,8 @@ from PIL import ExifTags, Image, ImageOps
 from torch.nn.functional import pad
 
 from ...data.label_counts import LabelCounts
-from ...data.samples import BadSample, decoding, open_encoded, require_class_names, sample_id, to_rgb
-from ...data.streams import Stream
+from ...data.samples import BadSample, decoding, open_encoded, sample_id, to_rgb
+from ...data.streams import Stream, require_class_names
 from ...data.values import read_id, read_side
 from ...engine.task import Counted
 from ...models.image_processing_coco import Objects, clean_objects

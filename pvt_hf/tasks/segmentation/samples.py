@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from ...data.label_counts import LabelCounts
-from ...data.samples import BadSample, decode_rgb, decoding, require_class_names
-from ...data.streams import Stream
+from ...data.samples import BadSample, decode_rgb, decoding
+from ...data.streams import Stream, require_class_names
 from ...engine.task import Counted
 from ...models.image_processing_semantic import IGNORE_LABEL, map_to_array, map_to_labels
 from ...weights.opening import shorten
