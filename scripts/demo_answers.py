@@ -6,8 +6,8 @@ The new process of `make demo`: opens the saved models with `pipeline`, measures
 Writes `answers.json`.
 """
 
+import argparse
 import json
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -89,4 +89,6 @@ def main(output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", type=Path, help="folder of `make demo`, e.g. outputs/demo")
+    main(parser.parse_args().output_dir)

@@ -116,7 +116,10 @@ MISTAKES = [
     (["reproduce", "table9", "--data", "a", "b", "c"], "Table 9 needs imagenet-1k and coco only"),
     (["reproduce", "table5", "--workers", "-1"], "--workers must not be negative"),
     (["reproduce", "cost", "--output_dir", "{}/file/out"], "cannot be created: {}/file is a file"),
-    (["benchmark", "model"], "the first argument is the task, one of peers, models, training, data; got model"),
+    (
+        ["benchmark", "model"],
+        "the first argument is the task, one of peers, export, models, training, loading, data; got model",
+    ),
     (["benchmark", "--varant", "pvt-tiny"], "did you mean --variant?"),
     (["benchmark", "--image_size", "64"], "the related models are measured at 224"),
     (["benchmark", "--output", "{}/empty"], "--output {}/empty is a folder: give the name of a JSON file"),

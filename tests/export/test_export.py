@@ -7,6 +7,7 @@ Exports compute what their models do and answer like them; what is wrong is said
 import copy
 import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -122,7 +123,8 @@ def run_without_torch(name: str, folder: Path, photo: Path) -> str:
     """What the block of docs/deployment.md that opens the export `name` in ONNX Runtime prints, without PyTorch."""
     (code,) = [one.code for one in blocks(DOCS / "deployment.md") if "onnxruntime.I" in one.code and name in one.code]
     assert "torch" not in code and "pvt_hf" not in code
-    code = code.replace(f'"{name}', f'"{folder}').replace('"photo.jpg"', repr(str(photo)))
+    code = code.replace(f'"{name}', f'"{folder}')
+    code = re.sub(r'"\w+\.(jpg|png)"', lambda _: repr(str(photo)), code)
     blocked = "import sys\nfor name in ('torch', 'transformers', 'pvt_hf'): sys.modules[name] = None\n"
     done = subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
