@@ -36,7 +36,9 @@ PARTS = (
     ("segmenter", "train-semantic-segmentation", "digits_demo_segmenter"),
     ("detector", "train-object-detection", "digits_demo_detector"),
 )
-EXPECTED = {"accuracy": 0.98, "mean_iou": 0.70, "ap50": 0.85}  # on held-out digits and scenes, through pipelines
+# Of the pipelines on held-out digits and scenes: a little below what was measured (0.992, 0.731 and 0.888), because
+# processors round differently, and after hundreds of steps that is another model
+EXPECTED = {"accuracy": 0.97, "mean_iou": 0.68, "ap50": 0.83}
 
 
 def run(words: list[str]) -> float:
