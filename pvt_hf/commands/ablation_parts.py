@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoBackbone, set_seed
+from transformers.backbone_utils import BackboneMixin
 
 from ..engine.evaluation import evaluate_checkpoint
 from ..engine.recipes import find_recipe, read_recipe
@@ -141,7 +142,7 @@ def _run_training(part: Part, work: Path, steps: int, evaluations: int = 1) -> d
     model: Any = builder(part.head, part.model)()
     if part.start == "pretrained":
         before = Part("train", "pvt", part.model, seed=part.seed)
-        _copy_backbone(builder("pvt", part.model), work / "models" / before.name / "run", model.backbone)
+        _copy_backbone(builder("pvt", part.model), work / "models" / before.name / "run", model)
     model.save_pretrained(folder / "initial")
     _processor(part.head).save_pretrained(folder / "initial")
     fields = read_recipe(find_recipe(RECIPES[part.head]))
@@ -167,13 +168,14 @@ def _run_training(part: Part, work: Path, steps: int, evaluations: int = 1) -> d
     return report
 
 
-def _copy_backbone(build_classifier: Callable[[], nn.Module], folder: Path, backbone: nn.Module) -> None:
+def _copy_backbone(build_classifier: Callable[[], nn.Module], folder: Path, model: nn.Module) -> None:
     """
-    Copies the weights of a classifier into a backbone of another class with the same names. Blocks of global context,
-    which the classifier does not have, keep their initial weights.
+    Copies the weights of a classifier into the backbone of a model, which is of another class with the same names.
+    Blocks of global context, which the classifier does not have, keep their initial weights.
     """
     classifier: Any = build_classifier()
     classifier = type(classifier).from_pretrained(folder)
+    (backbone,) = (module for module in model.modules() if isinstance(module, BackboneMixin))
     found = backbone.load_state_dict(classifier.base_model.state_dict(), strict=False)
     if any(".layer.2." not in name for name in found.missing_keys):
         raise ValueError(f"{folder} has no weights for {', '.join(found.missing_keys)}.")

@@ -118,7 +118,7 @@ def _run_phase(
                     print(f"{count}/{total} {part.name}: {time.monotonic() - begin:.0f} s", flush=True)
         except BaseException:  # Ctrl-C reaches the processes too, which then end their training
             for process in list((pool._processes or {}).values()):
-                process.terminate()
+                process.kill()  # a training would answer SIGTERM with a checkpoint, and the pool wait for it
             pool.shutdown(cancel_futures=True)
             raise
     return True

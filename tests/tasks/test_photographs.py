@@ -88,7 +88,8 @@ def test_a_segmenter_knows_the_coins(tmp_path):
         photometric="false", epochs=60, batch_size=6, learning_rate=2e-3, schedule="poly",
     )  # fmt: skip
     export(tmp_path / "out", tmp_path / "program", "torch")
-    models = [AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out"), open_exported(tmp_path / "program")]
+    program = open_exported(tmp_path / "program", trust_remote_code=True)  # PyTorch reads it with pickle
+    models = [AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out"), program]
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     whole = np.asarray(mask.crop((0, 0, 384, 256)))
     for height, width in ((256, 384), (192, 288), (320, 480)):
