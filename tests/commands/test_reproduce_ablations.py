@@ -130,4 +130,4 @@ def test_from_end_to_end(run, tmp_path):
     assert first and run("--budget", "smoke", "--jobs", "2") == 0
     assert all(file.stat().st_mtime_ns == time for file, time in first.items())
     text = (tmp_path / "out" / "ablations.md").read_text()
-    assert text.count("\n## ") == 8 and "refuses" in text and "quick form" in text
+    assert text.count("\n## ") == 9 and "refuses" in text and "quick form" in text
