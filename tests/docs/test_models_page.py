@@ -6,7 +6,9 @@ The tables of docs/models.md have a row for each published result, with the figu
     python -m tests.docs.test_models_page               # prints the tables, to be pasted into the page
 """
 
+import json
 import re
+import statistics
 
 import torch
 
@@ -20,10 +22,11 @@ from ..support.pages import DOCS
 
 CLASSES = {IMAGENET: 1000, COCO: 80, ADE20K: 150}
 COLUMNS = (
-    "| model | parameters: published | counted | multiply-adds | result, % | setting | source |\n" + "|---" * 7 + "|"
+    "| model | parameters: published | counted | multiply-adds | ms | result, % | setting | source |\n" + "|---" * 8 + "|"
 )
 # The figures of a result that a row shows
 SHOWN = ("accuracy@1", "mean_iou", "ap", "mask_ap")
+LATENCY = json.loads((DOCS / "latency.json").read_text())
 # Table 9 has no card, because there are no weights
 WIDE = VARIANTS["pvt-small-wide"]
 
@@ -39,6 +42,11 @@ def count_parameters(model_class: str, variant: str, num_labels: int) -> float:
         return load(model.path)(config).num_parameters() / 1e6
 
 
+def milliseconds(title: str) -> str:
+    """The median of what `pvt-hf info --time` measured in three processes."""
+    return f"{statistics.median(LATENCY['milliseconds'][title]):,}"
+
+
 def line(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -46,7 +54,7 @@ def line(*cells: object) -> str:
 def model_rows(model: PublishedModel) -> list[str]:
     """A row for each published result. Only the first one repeats what the model is."""
     counted = count_parameters(model.model_class, model.variant, CLASSES[model.data])
-    cells = [model.title, model.params_m or "–", f"{counted:.2f}", model.gflops or "–"]
+    cells = [model.title, model.params_m or "–", f"{counted:.2f}", model.gflops or "–", milliseconds(model.title)]
     rows = []
     for results in model.results:
         names = {key: METRICS[key].name.removesuffix(" (%)").removesuffix(" accuracy") for key in SHOWN}
@@ -60,8 +68,8 @@ def wide_row(variant: Variant) -> str:
     counted = count_parameters("PvtForImageClassification", variant.name, CLASSES[IMAGENET])
     result = f"Top-1 {round(100 - variant.paper_top1_error, 1)}"
     return line(
-        "PVT-Small-Wide", variant.paper_params_m, f"{counted:.2f}", variant.paper_gflops or "–", result,
-        "224x224 centre crop of 256", "Table 9",
+        "PVT-Small-Wide", variant.paper_params_m, f"{counted:.2f}", variant.paper_gflops or "–",
+        milliseconds("PVT-Small-Wide"), result, "224x224 centre crop of 256", "Table 9",
     )  # fmt: skip
 
 
@@ -76,7 +84,7 @@ def test_the_tables_are_complete():
         assert f"\n### {data.name}\n\n{table(data)}\n" in page, f"docs/models.md should have:\n{table(data)}"
     rows = re.findall(r"^\|(?!---| model )", page, re.MULTILINE)
     assert len(rows) == sum(table(data).count("\n") - 1 for data in CLASSES)  # and no others
-    assert PAPER_URL in page
+    assert PAPER_URL in page and LATENCY["machine"] in page.replace("\n", " ")
 
 
 if __name__ == "__main__":
