@@ -86,6 +86,8 @@ def main() -> None:
         help="Folder for models, picture and report.json (default: %(default)s). Earlier models in it are replaced.",
     )
     output_dir = parser.parse_args().output_dir
+    if output_dir.is_file():
+        parser.error(f"--output_dir {output_dir} is a file: give a folder.")
     output_dir.mkdir(parents=True, exist_ok=True)
 
     seconds = train(output_dir)

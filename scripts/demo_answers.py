@@ -91,4 +91,10 @@ def main(output_dir: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path, help="folder of `make demo`, e.g. outputs/demo")
-    main(parser.parse_args().output_dir)
+    folder = parser.parse_args().output_dir
+    missing = [
+        name for name in ("classifier", "segmenter", "detector") if not (folder / name / "config.json").is_file()
+    ]
+    if missing:
+        parser.error(f"{folder} has no trained {', '.join(missing)}: run make demo first.")
+    main(folder)

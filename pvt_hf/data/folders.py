@@ -333,7 +333,7 @@ def no_such_split(folder: Path, split: str, splits: list[Path]) -> FileNotFoundE
     """The error for a folder that has other splits."""
     return FileNotFoundError(
         f"{folder} has no split {split!r}; its folders are {', '.join(path.name for path in splits)}. Name one of them "
-        "as the split, or hold out a share of the images in training."
+        "as the split, or hold out a share of the images in training (--eval_share 0.2)."
     )
 
 
@@ -341,7 +341,7 @@ def not_divided(folder: Path, split: str) -> FileNotFoundError:
     """The error for a folder without splits, in which all images are for training."""
     return FileNotFoundError(
         f"{folder} is not divided into splits, so it has no {split!r}: make folders {folder / 'train'} and "
-        f"{folder / split}, or hold out a share of the images in training."
+        f"{folder / split}, or hold out a share of the images in training (--eval_share 0.2)."
     )
 
 

@@ -318,7 +318,10 @@ class _Check:
             )
         except ValueError as error:
             refused = self.batch_size_matters or not has_length
-            (self.refusals if refused else self.warnings).append(str(error))
+            if refused:
+                self.refusals.append(str(error))
+            else:
+                self.warnings.append(f"{error} A training without that stops before its first step.")
 
     def _with_progress(self, batches: Any, name: str, stream: Stream) -> Iterator[dict[str, Any]]:
         """The batches, with a progress bar; without a terminal, with a line now and then."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ from .release import from_official, official_config
 _LOADING = ("trust_remote_code", "use_safetensors")
 
 
+@contextmanager
+def _without_network(model: str | Path) -> Iterator[None]:
+    """Names the model that is no folder here, where Transformers says only that the Hub does not answer."""
+    try:
+        yield
+    except OSError as error:
+        if "couldn't connect" not in str(error) or Path(folder_or_id(model)).is_dir():
+            raise
+        raise OSError(
+            f"There is no model folder {model} here, it is not complete in the cache of the Hub, and the Hub cannot be "
+            "asked. Give a folder with config.json, or try again with a network."
+        ) from error
+
+
 def open_config(model: str | Path, **options: Any) -> PreTrainedConfig:
     """
     The configuration of a model: a folder, Hub id, "official:pvt-small" or "sample:digits-segmenter".
@@ -41,7 +56,8 @@ def open_config(model: str | Path, **options: Any) -> PreTrainedConfig:
     official = official_variant(model)
     if official:
         return official_config(official, **{k: v for k, v in options.items() if k not in _LOADING})
-    return AutoConfig.from_pretrained(folder_or_id(model), **options)
+    with _without_network(model):
+        return AutoConfig.from_pretrained(folder_or_id(model), **options)
 
 
 def open_processor(model: str | Path, **options: Any) -> Any:
@@ -50,7 +66,19 @@ def open_processor(model: str | Path, **options: Any) -> Any:
     if official:
         fields = {k: v for k, v in options.items() if k not in _LOADING}
         return official_image_processor(official_config(official).image_size, **fields)
-    return AutoImageProcessor.from_pretrained(folder_or_id(model), **options)
+    with _without_network(model):
+        return AutoImageProcessor.from_pretrained(folder_or_id(model), **options)
+
+
+def check_task(auto_class: Any, model: str | Path) -> None:
+    """Raises a ValueError if an Auto class has no model for the configuration of `model`."""
+    config = open_config(model)
+    if type(config) not in auto_class._model_mapping:
+        raise _unfit(model, type(config).__name__, auto_class.__name__)
+
+
+def _unfit(model: str | Path, config: str, auto_class: str) -> ValueError:
+    return ValueError(f"{model} has a {config}, which is no model for {auto_class}: choose the model's task.")
 
 
 def open_complete(
@@ -90,9 +118,7 @@ def open_complete(
         if unfit is None:
             raise
         # Transformers would list all models that are.
-        raise ValueError(
-            f"{model} has a {unfit[1]}, which is no model for {unfit[2]}: choose the model's task."
-        ) from None
+        raise _unfit(model, unfit[1], unfit[2]) from None
     if loaded["missing_keys"]:
         raise ValueError(
             f"{model} is not a complete {type(opened).__name__}: it has no weights for "
@@ -121,7 +147,8 @@ def open_complete(
 def _load(model_class: Any, model: str | Path, **options: Any) -> Any:
     official = official_variant(model)
     if official is None:
-        return model_class.from_pretrained(folder_or_id(model), **options)
+        with _without_network(model):
+            return model_class.from_pretrained(folder_or_id(model), **options)
     known = getattr(model_class, "_model_mapping", None)
     if (PvtConfig not in known) if known is not None else model_class is not PvtForImageClassification:
         raise ValueError(f"{model} is a classifier, which is no model for {model_class.__name__}: choose its task.")

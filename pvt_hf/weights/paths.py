@@ -45,11 +45,10 @@ def sample(name: str) -> str:
     Raises:
         FileNotFoundError: there is no such model; the message lists them.
     """
-    folder = SAMPLES / name
     known = sorted(path.parent.name for path in SAMPLES.glob("*/config.json"))
     if name not in known:
         raise FileNotFoundError(f"There is no sample {name!r}: choose one of {', '.join(known)}.")
-    return str(folder)
+    return str(SAMPLES / name)
 
 
 def folder_or_id(model: str | Path) -> str:

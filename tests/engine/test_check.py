@@ -229,6 +229,7 @@ def test_the_command(photos, monkeypatch, capsys):
     status, text = answer(photos, *small)
     assert status == 0 and "read for image-classification" in text and "A training would take these data." in text
     assert "warning: " in text and "do not fill one step of 128" in text
+    assert "A training without that stops before its first step." in text
     assert Image.open(photos / "out" / "samples.png").width > 900
     status, text = answer(photos, *small, "--batch_size", "100", "--json")
     report = json.loads(text)

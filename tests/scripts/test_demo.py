@@ -43,3 +43,13 @@ def test_answers_and_picture(tmp_path):
     assert answers["mean_iou"] > 0.6 and answers["ap50"] > 0.85 and answers["accuracy"] < 0.3
     picture = tmp_path / "demo.png"
     assert Image.open(picture).size == (1440, 1560) and picture.stat().st_size < 400_000
+
+
+def test_wrong_folders_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for words, message in (
+        (["demo.py", "--output_dir", tmp_path / "file"], "is a file: give a folder."),
+        (["demo_answers.py", tmp_path], "has no trained classifier, segmenter, detector: run make demo first."),
+    ):
+        ended = subprocess.run([sys.executable, SCRIPTS / words[0], *words[1:]], capture_output=True, text=True)
+        assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr

@@ -5,16 +5,31 @@
 """
 
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
-from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+)
 
 from pvt_hf import PvtForImageClassification
-from pvt_hf.weights.opening import open_complete, parts_of, shorten, weights_digest
+from pvt_hf.tasks.classification.task import ClassificationTask
+from pvt_hf.weights.opening import (
+    check_task,
+    open_complete,
+    open_config,
+    open_processor,
+    parts_of,
+    shorten,
+    weights_digest,
+)
 from pvt_hf.weights.paths import check_model_path
 
 from ..support.common import randomize, tiny_pvt_config
@@ -152,3 +167,23 @@ def test_the_parts_of_a_weight_that_is_stored_as_several_tensors():
     one, other = torch.ones(2), torch.zeros(2)
     assert [part.tolist() for part in parts_of(TwoTensor(one, other))] == [one.tolist(), other.tolist()]
     assert parts_of(one)[0] is one
+
+
+def test_a_model_that_is_neither_here_nor_on_a_hub_that_answers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def offline(name, **options):
+        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
+
+    for auto_class in (AutoConfig, AutoImageProcessor, AutoModelForImageClassification):
+        monkeypatch.setattr(auto_class, "from_pretrained", offline)
+    for open_one in (open_config, open_processor, lambda name: open_complete(AutoModelForImageClassification, name)):
+        with pytest.raises(OSError, match="There is no model folder outputs/fruti here, .* the Hub cannot be asked"):
+            open_one("outputs/fruti")
+
+
+def test_another_task_is_refused_before_its_processor_is_read():
+    check_task(AutoModelForSemanticSegmentation, "sample:digits-segmenter")
+    settings = SimpleNamespace(model="sample:digits-segmenter", image_size=32, crop_ratio=0.875)
+    with pytest.raises(ValueError, match="has a SemanticFpnConfig, which is no model for AutoModelForImageClassifi"):
+        ClassificationTask().build_processor(settings)

@@ -89,7 +89,8 @@ def test_commands_take_them_by_name():
     task, detector = open_pipeline("sample:digits-detector")
     assert task == "instance-segmentation" and detector.model.num_parameters() < 2_000_000
     check_model_path("sample:digits-segmenter")
-    for call, name in ((sample, "letters"), (check_model_path, "sample:letters"), (sample, ""), (sample, "../samples")):
+    for call, name in ((sample, "letters"), (check_model_path, "sample:letters"), (sample, ""), (sample, "../samples"),
+                       (sample, None)):  # fmt: skip
         with pytest.raises(FileNotFoundError, match="no sample .*: choose one of digits-detector, digits-segmenter"):
             call(name)
 

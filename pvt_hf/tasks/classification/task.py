@@ -20,7 +20,7 @@ from ...metrics.reports import format_metrics
 from ...models.configuration_pvt import PvtConfig
 from ...models.image_processing_pvt import PvtImageProcessor
 from ...models.modeling_pvt import PvtForImageClassification
-from ...weights.opening import open_processor
+from ...weights.opening import check_task, open_processor
 from ...weights.variants import get_variant
 from ..labels import (
     RenumberedSample,
@@ -104,6 +104,8 @@ class ClassificationTask(Task):
         A processor that resizes the shorter side to image_size / crop_ratio and crops the centre, with the mean and std
         of the checkpoint. Without `image_size`, the checkpoint's processor, unchanged.
         """
+        if settings.model:
+            check_task(self.auto_class, settings.model)
         if not settings.image_size:
             return open_processor(settings.model)
         sizes: dict[str, Any] = {

@@ -74,7 +74,7 @@ def find_coco_files(folder: Path, split: str, left_out: LeftOut) -> tuple[Path, 
         raise FileNotFoundError(
             f"{folder} is not divided into splits, so it has no {split!r}: expected annotations/instances_SPLIT.json "
             "and a folder SPLIT of images, or SPLIT/annotations.json beside images; or hold out a share of the "
-            "images in training."
+            "images in training (--eval_share 0.2)."
         )
     return file, folders
 

@@ -92,7 +92,7 @@ def read_yolo_data(file: Path, split: str, left_out: LeftOut) -> YoloSplit:
         there = [name for names in SPLIT_NAMES.values() for name in names if content.get(name)]
         raise FileNotFoundError(
             f"{file} names no images for {split!r}; its splits are {', '.join(there)}. Add a line "
-            f"'{split}: FOLDER', or hold out a share of the images in training."
+            f"'{split}: FOLDER', or hold out a share of the images in training (--eval_share 0.2)."
         )
     images: dict[Path, None] = {}
     for part in entry if isinstance(entry, list) else [entry]:
