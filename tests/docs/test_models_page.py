@@ -22,7 +22,8 @@ from ..support.pages import DOCS
 
 CLASSES = {IMAGENET: 1000, COCO: 80, ADE20K: 150}
 COLUMNS = (
-    "| model | parameters: published | counted | multiply-adds | ms | result, % | setting | source |\n" + "|---" * 8 + "|"
+    "| model | parameters: published | counted | multiply-adds | ms | result, % | setting | source |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 # The figures of a result that a row shows
 SHOWN = ("accuracy@1", "mean_iou", "ap", "mask_ap")
