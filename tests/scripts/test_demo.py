@@ -45,6 +45,7 @@ def test_answers_and_picture(tmp_path):
     assert Image.open(picture).size == (1440, 1560) and picture.stat().st_size < 400_000
 
 
+@pytest.mark.slow
 def test_wrong_folders_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     for words, message in (
