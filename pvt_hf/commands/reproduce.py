@@ -86,7 +86,7 @@ the paper.
     pvt-hf reproduce ablations --budget small --max_minutes 8       # a slice; repeat it until the exit status is 0
 
 It runs in parts, on CPUs. A part that is done is not run again, so the command can be stopped with Ctrl-C and repeated.
-small takes about 90 minutes on two cores. smoke takes about two minutes, and its figures mean nothing. Exit status 3:
+small is sized for 90 minutes on two cores. smoke takes about three minutes; its figures mean nothing. Exit status 3:
 parts are left.
 
 Writes DIR/BUDGET/parts/*.json, and to the folder of --report_dir ablations.md, ablations.json and charts.
@@ -113,28 +113,7 @@ def parse_arguments() -> argparse.Namespace:
         help="tables of the paper, from 2 to 11, e.g. 2 5; default: all",
     )  # fmt: skip
 
-    figure = commands.add_parser(
-        "figure6", help="multiply-adds, time and memory against image size", description=FIGURE_6_DESCRIPTION, **raw
-    )
-    figure.add_argument(
-        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="models to measure; default: all"
-    )
-    figure.add_argument(
-        "--sizes", type=int, nargs="+", default=list(SIZES), metavar="PIXELS",
-        help="sides of the image, multiples of 32 from 64, e.g. 224 448 896; default: %(default)s",
-    )  # fmt: skip
-    figure.add_argument("--repeats", type=int, default=3, help="passes that are timed, e.g. 5; default: %(default)s")
-    figure.add_argument(
-        "--attention", choices=("sdpa", "eager"), default="sdpa",
-        help="sdpa: PyTorch's fused attention; eager: the plain formula, which keeps all weights; default: %(default)s",
-    )  # fmt: skip
-    figure.add_argument(
-        "--max_seconds", type=float, default=120.0,
-        help="a model whose pass takes longer is not measured at larger sizes, e.g. 30; default: %(default)s",
-    )  # fmt: skip
-    figure.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="e.g. cuda; default: %(default)s")
-    figure.add_argument("--threads", type=int, default=None, help="CPU threads, e.g. 2; default: PyTorch's choice")
-
+    figure = _add_figure_6(commands)
     tables = [_add_table(commands, table) for table in TABLE_DATA]
     curves = commands.add_parser(
         "figure5", help="pretrained or from scratch: AP over epochs, from runs",
@@ -145,24 +124,7 @@ def parse_arguments() -> argparse.Namespace:
         help="output folders of trainings, e.g. pretrained-1x=outputs/a; default: none",
     )  # fmt: skip
 
-    ablations = commands.add_parser(
-        "ablations", help="the paper's questions, asked again with small models on digits",
-        description=ABLATIONS_DESCRIPTION, **raw,
-    )  # fmt: skip
-    ablations.add_argument(
-        "--budget", choices=("small", "smoke"), default="small", help="e.g. smoke; default: %(default)s"
-    )
-    ablations.add_argument("--pilot", action="store_true", help="only check the setting, with plain PVT and one seed")
-    ablations.add_argument("--jobs", type=int, default=2, help="parts at a time, e.g. 4; default: %(default)s")
-    ablations.add_argument(
-        "--max_minutes", type=float, default=0.0,
-        help="start no part that would probably end later, in minutes, e.g. 8; 0: no limit; default: %(default)s",
-    )  # fmt: skip
-    ablations.add_argument(
-        "--report_dir", type=Path, default=None, metavar="DIR",
-        help="folder for the report, e.g. model_cards; default: --output_dir",
-    )  # fmt: skip
-
+    ablations = _add_ablations(commands)
     for command in (cost, figure, curves, ablations, *tables):
         command.add_argument(
             "--output_dir", type=Path, default=Path("reproduced"), metavar="DIR",
@@ -194,6 +156,53 @@ def parse_arguments() -> argparse.Namespace:
     except OSError as error:
         parser.error(str(error))
     return arguments
+
+
+def _add_figure_6(commands: Any) -> argparse.ArgumentParser:
+    figure = commands.add_parser(
+        "figure6", help="multiply-adds, time and memory against image size", description=FIGURE_6_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    figure.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="models to measure; default: all"
+    )
+    figure.add_argument(
+        "--sizes", type=int, nargs="+", default=list(SIZES), metavar="PIXELS",
+        help="sides of the image, multiples of 32 from 64, e.g. 224 448 896; default: %(default)s",
+    )  # fmt: skip
+    figure.add_argument("--repeats", type=int, default=3, help="passes that are timed, e.g. 5; default: %(default)s")
+    figure.add_argument(
+        "--attention", choices=("sdpa", "eager"), default="sdpa",
+        help="sdpa: PyTorch's fused attention; eager: the plain formula, which keeps all weights; default: %(default)s",
+    )  # fmt: skip
+    figure.add_argument(
+        "--max_seconds", type=float, default=120.0,
+        help="a model whose pass takes longer is not measured at larger sizes, e.g. 30; default: %(default)s",
+    )  # fmt: skip
+    figure.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="e.g. cuda; default: %(default)s")
+    figure.add_argument("--threads", type=int, default=None, help="CPU threads, e.g. 2; default: PyTorch's choice")
+    return figure
+
+
+def _add_ablations(commands: Any) -> argparse.ArgumentParser:
+    ablations = commands.add_parser(
+        "ablations", help="the paper's questions, asked again with small models on digits",
+        description=ABLATIONS_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    ablations.add_argument(
+        "--budget", choices=("small", "smoke"), default="small", help="e.g. smoke; default: %(default)s"
+    )
+    ablations.add_argument("--pilot", action="store_true", help="only check the setting, with plain PVT and one seed")
+    ablations.add_argument("--jobs", type=int, default=2, help="parts at a time, e.g. 4; default: %(default)s")
+    ablations.add_argument(
+        "--max_minutes", type=float, default=0.0,
+        help="start no part that would probably end later, in minutes, e.g. 8; 0: no limit; default: %(default)s",
+    )  # fmt: skip
+    ablations.add_argument(
+        "--report_dir", type=Path, default=None, metavar="DIR",
+        help="folder for the report, e.g. model_cards; default: --output_dir",
+    )  # fmt: skip
+    return ablations
 
 
 def _check_table(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

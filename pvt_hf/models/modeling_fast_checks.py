@@ -7,24 +7,12 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 
 
-CAPTURING = "transformers.utils.output_capturing"
-
-
-def is_plain(module: nn.Module, cls: type, ignore_capturing: bool = False) -> bool:
-    """
-    Whether a call of `module` runs `cls.forward` and nothing else: no adapter, hook, or weights of another type.
-
-    Args:
-        ignore_capturing: ignore the hooks that Transformers leaves after `output_attentions` or `output_hidden_states`,
-            where nothing is recorded without these arguments.
-    """
+def is_plain(module: nn.Module, cls: type) -> bool:
+    """Whether a call of `module` runs `cls.forward` and nothing else: no adapter, hook, or weights of another type."""
     return (
         type(module) is cls
         and "forward" not in module.__dict__
-        and all(
-            ignore_capturing and getattr(hook, "__module__", None) == CAPTURING
-            for hook in module._forward_hooks.values()
-        )
+        and not module._forward_hooks
         and not module._forward_pre_hooks
         and not module._backward_hooks
         and not module._backward_pre_hooks

@@ -9,8 +9,7 @@ cache of the processor, and is computed again in the backward pass.
 Measured on 2 cores with AVX-512 (fp32, 224x224), PVT-Small against the native class: 1.34 times as fast at batch 8 and
 1.05 times at batch 1 by `pvt-hf benchmark models --sections native`, 1.53 and 1.22 times by `pvt-hf benchmark`, which
 pauses before each call; a training step at batch 32 1.5 times by `pvt-hf benchmark training`. In a graph of
-`torch.compile` it is one operation: what the compiler makes of the modules took 1.3 times as long (PVT-Tiny, batch 8,
-one thread, in processor time).
+`torch.compile` it is one operation.
 """
 
 from __future__ import annotations

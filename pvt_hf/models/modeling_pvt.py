@@ -27,7 +27,6 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pvt import PvtConfig
-from .modeling_fast_attention import add_attention, can_split_attention
 from .modeling_fast_checks import is_in_graph, is_plain, may_be_fast
 from .modeling_fast_mlp import add_mlp, can_run_in_blocks
 from .modeling_fast_patches import can_multiply_patches, multiply_patches
@@ -200,26 +199,22 @@ class PvtEfficientSelfAttention(nn.Module):
         reduced, _ = project_patches(to_feature_map(hidden_states, grid), self.sequence_reduction)
         return self.layer_norm(reduced)
 
-    def split_heads(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, hidden_size) to (batch, heads, tokens, head_dim)."""
-        return hidden_states.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
-
-    def keys_and_values(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (batch, heads, reduced tokens, head_dim) of tokens (batch, rows * columns, hidden_size)."""
-        reduced = self.reduce(hidden_states, grid)
-        return self.split_heads(self.key(reduced)), self.split_heads(self.value(reduced))
-
-    def attend(
-        self, hidden_states: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    def forward(
+        self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns the context (batch, tokens, hidden_size) of these tokens, and the attention weights if asked for."""
+        reduced = self.reduce(hidden_states, grid)
+        # (batch, tokens, hidden_size) -> (batch, heads, tokens, head_dim)
+        query = self.query(hidden_states).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        key = self.key(reduced).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        value = self.value(reduced).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+
         attention: Callable = eager_attention_forward
         # Only the eager function returns attention weights.
         if not kwargs.get("output_attentions", self.config.output_attentions):
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         context, weights = attention(
             self,
-            self.split_heads(self.query(hidden_states)),
+            query,
             key,
             value,
             attention_mask=None,
@@ -227,12 +222,7 @@ class PvtEfficientSelfAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        return context.flatten(2), weights
-
-    def forward(
-        self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self.attend(hidden_states, *self.keys_and_values(hidden_states, grid), **kwargs)
+        return context.flatten(2), weights  # (batch, tokens, hidden_size)
 
 
 class PvtSelfOutput(nn.Module):
@@ -286,14 +276,11 @@ class PvtLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, grid: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
-        is_fast = may_be_fast(hidden_states) and is_plain(self.drop_path, PvtDropPath)
-        if is_fast and self.can_split_attention(hidden_states, **kwargs):
-            hidden_states = add_attention(hidden_states, grid, self.layer_norm_1, self.attention, **kwargs)
-        else:
-            context, _ = self.attention(self.layer_norm_1(hidden_states), grid, **kwargs)
-            hidden_states = hidden_states + self.drop_path(context)
+        context, _ = self.attention(self.layer_norm_1(hidden_states), grid, **kwargs)
+        hidden_states = hidden_states + self.drop_path(context)
         if (
-            (is_fast or (is_in_graph(hidden_states) and is_plain(self.drop_path, PvtDropPath)))
+            (may_be_fast(hidden_states) or is_in_graph(hidden_states))
+            and is_plain(self.drop_path, PvtDropPath)
             and is_plain(self.mlp, PvtFFN)
             and can_run_in_blocks(hidden_states, self.layer_norm_2, self.mlp)
         ):
@@ -301,15 +288,6 @@ class PvtLayer(GradientCheckpointingLayer):
             scale = None if mask is None else mask / (1 - self.drop_path.drop_prob)
             return add_mlp(hidden_states, scale, self.layer_norm_2, self.mlp)
         return hidden_states + self.drop_path(self.mlp(self.layer_norm_2(hidden_states)))
-
-    def can_split_attention(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> bool:
-        return (
-            not (self.drop_path.training and self.drop_path.drop_prob)
-            and is_plain(self.attention, PvtAttention, ignore_capturing=True)
-            and is_plain(self.attention.self, PvtEfficientSelfAttention)
-            and is_plain(self.attention.output, PvtSelfOutput)
-            and can_split_attention(hidden_states, self.layer_norm_1, self.attention, **kwargs)
-        )
 
 
 class PvtEncoder(nn.Module):

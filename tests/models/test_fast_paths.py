@@ -1,7 +1,6 @@
 """
 The fast paths for CPUs compute what the modules compute, and step aside where the modules must be called: the MLP in
-blocks of tokens (`modeling_fast_mlp.py`), attention in groups of images and queries (`modeling_fast_attention.py`), and
-patch projections as matrix products (`modeling_fast_patches.py`).
+blocks of tokens (`modeling_fast_mlp.py`), and patch projections as matrix products (`modeling_fast_patches.py`).
 
     pytest tests/models/test_fast_paths.py
 """
@@ -21,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from pvt_hf import PvtBackbone, PvtForImageClassification
-from pvt_hf.models import modeling_fast_attention, modeling_fast_mlp, modeling_pvt
+from pvt_hf.models import modeling_fast_mlp, modeling_pvt
 from pvt_hf.weights.opening import weights_digest
 
 from ..support.clean_process import run_python
@@ -49,12 +48,10 @@ print(json.dumps({"calls": len(calls), "difference": difference.item(), "digest"
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """
-    In the first stage of a 64x64 image, seven or more blocks of the MLP, the last one smaller, and three of the
-    queries; in the third, groups of two images. No size is too small.
+    In the first stage of a 64x64 image, seven or more blocks, the last one smaller. No size is too small.
     """
     monkeypatch.setattr(modeling_fast_mlp, "MIN_BYTES_WITH_GRADIENTS", 0)
     monkeypatch.setattr(modeling_fast_mlp, "BYTES_PER_THREAD", 37 * 64 * 4 // torch.get_num_threads())
-    monkeypatch.setattr(modeling_fast_attention, "BYTES_PER_THREAD", 40 * 80 * 4 // torch.get_num_threads())
 
 
 @pytest.fixture
@@ -71,21 +68,15 @@ def calls(monkeypatch):
 
 
 @pytest.fixture
-def attention_calls(monkeypatch):
-    """The names of the other two fast paths, once for each call."""
-    counted = []
+def products(monkeypatch):
+    """The kernel of each patch projection that was a matrix product."""
+    counted, multiply_patches = [], modeling_pvt.multiply_patches
 
-    def count(name):
-        function = getattr(modeling_pvt, name)
+    def call(feature_map, projection):
+        counted.append(projection.kernel_size)
+        return multiply_patches(feature_map, projection)
 
-        def call(*args, **kwargs):
-            counted.append(name)
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(modeling_pvt, name, call)
-
-    count("add_attention")
-    count("multiply_patches")
+    monkeypatch.setattr(modeling_pvt, "multiply_patches", call)
     return counted
 
 
@@ -130,7 +121,7 @@ def assert_equal_gradients(actual, expected):
 
 @pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 64, 64), (3, 64, 64), (1, 45, 101), (3, 33, 70)])
-def test_equals_the_modules(batch, height, width, is_fused, calls, attention_calls, plain, monkeypatch):
+def test_equals_the_modules(batch, height, width, is_fused, calls, products, plain, monkeypatch):
     if is_fused and not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch was built without oneDNN")
     monkeypatch.setattr(modeling_fast_mlp, "HAS_FUSED_LINEAR", is_fused)
@@ -139,15 +130,12 @@ def test_equals_the_modules(batch, height, width, is_fused, calls, attention_cal
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             model, images = make_model(cls).to(dtype), images.to(dtype)
             calls.clear()
-            attention_calls.clear()
+            products.clear()
             with torch.no_grad():
-                actual, taken = read(model(images)), (len(calls), len(attention_calls))
+                actual, taken = read(model(images)), (len(calls), len(products))
                 expected = read(plain(model, images))
-            assert taken == (len(calls), len(attention_calls)) and len(calls) == NUM_BLOCKS
-            assert attention_calls.count("add_attention") == NUM_BLOCKS
-            # four patch projections, and the reductions of the first four blocks, for several groups of images
-            num_products = attention_calls.count("multiply_patches")
-            assert num_products == 8 if batch == 1 else num_products > 8
+            assert taken == (len(calls), len(products)) and len(calls) == NUM_BLOCKS
+            assert len(products) == 8  # four patch projections, and the reductions of the first four blocks
             for one, other in zip(actual, expected):
                 if dtype == torch.bfloat16:  # blocks change which of two neighbours a sum is rounded to: 2**-8
                     assert (one - other).abs().max() <= 0.02 * other.abs().max()
@@ -182,13 +170,13 @@ def test_infinities_and_nans_are_not_hidden():
         assert logits[0].isfinite().all() and not logits[1].isfinite().any()
 
 
-def test_channels_last_weights(attention_calls, plain):
+def test_channels_last_weights(products, plain):
     """Then the weight of a patch projection is multiplied as it lies in memory."""
     model, images = make_model(), random_images(2, 45, 101)
     expected = plain(logits_of, model, images)
     model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     torch.testing.assert_close(logits_of(model, images), expected, **FP32_TOLERANCE)
-    assert "multiply_patches" in attention_calls
+    assert products
 
 
 # Gradients
@@ -284,14 +272,13 @@ def test_hooks_on_every_submodule_see_what_they_see_without_it(calls, plain):
     assert len(calls) == 4 * len(modules) - 4 * 7
 
 
-def test_hidden_states_and_attentions(calls, attention_calls, plain):
+def test_hidden_states_and_attentions(calls, plain):
     model, images = make_model(), random_images(2, 64, 64)
     with torch.no_grad():
         actual = model(images, output_hidden_states=True, output_attentions=True)
-        assert "add_attention" not in attention_calls
         expected = plain(model, images, output_hidden_states=True, output_attentions=True)
         again = model(images, output_hidden_states=True)  # the hooks that Transformers has left do not stop it
-    assert len(calls) == 2 * NUM_BLOCKS and attention_calls.count("add_attention") == NUM_BLOCKS
+    assert len(calls) == 2 * NUM_BLOCKS
     for one, other in zip(again.hidden_states, expected.hidden_states, strict=True):
         torch.testing.assert_close(one, other, **FP32_TOLERANCE)
     for name in ("hidden_states", "attentions"):
@@ -353,49 +340,27 @@ def test_changed_layers_are_called(change, calls, plain):
     assert (after - before).abs().max() > 1e-4
 
 
-ATTENTION_CHANGES = {
-    "wrapped": lambda layer: setattr(layer.attention.self, "query", Doubled(layer.attention.self.query)),
-    "norm": lambda layer: setattr(layer, "layer_norm_1", nn.RMSNorm(layer.layer_norm_1.normalized_shape)),
-    "output": lambda layer: setattr(layer.attention.output, "dropout", nn.Tanh()),
-    "drop path": lambda layer: setattr(layer, "drop_path", nn.Tanh()),
-    "parametrized": lambda layer: parametrize.register_parametrization(layer.attention.self.key, "weight", nn.Tanh()),
-    "reduction": lambda layer: parametrize.register_parametrization(
-        layer.attention.self.sequence_reduction, "weight", nn.Tanh()
+PROJECTION_CHANGES = {
+    "wrapped": lambda block: setattr(
+        block.attention.self, "sequence_reduction", nn.Sequential(block.attention.self.sequence_reduction, nn.Tanh())
     ),
-    "padding": lambda layer: setattr(layer.attention.self.sequence_reduction, "padding", (1, 1)),
-    "quantised": lambda layer: torch.ao.quantization.quantize_dynamic(layer.attention, {nn.Linear}, inplace=True),
+    "parametrized": lambda block: parametrize.register_parametrization(
+        block.attention.self.sequence_reduction, "weight", nn.Tanh()
+    ),
+    "padding": lambda block: setattr(block.attention.self.sequence_reduction, "padding", (1, 1)),
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*quantization.*:DeprecationWarning")
-@pytest.mark.parametrize("change", ATTENTION_CHANGES.values(), ids=ATTENTION_CHANGES)
-def test_changed_attention_is_called(change, attention_calls, plain):
-    """Or computes what the changed modules compute: padding is no matter for the groups."""
+@pytest.mark.parametrize("change", PROJECTION_CHANGES.values(), ids=PROJECTION_CHANGES)
+def test_changed_projections_are_called(change, products, plain):
     model, images = make_model(), random_images(3, 64, 64)
     before = logits_of(model, images)
     change(model.pvt.encoder.block[1][0])
-    attention_calls.clear()
+    products.clear()
     after = logits_of(model, images)
-    is_padding = change is ATTENTION_CHANGES["padding"]
-    assert attention_calls.count("add_attention") == NUM_BLOCKS - (not is_padding)
+    assert len(products) == 7
     torch.testing.assert_close(after, plain(logits_of, model, images), **FP32_TOLERANCE)
     assert (after - before).abs().max() > 1e-4
-
-
-def test_other_attention_is_called_as_a_whole(attention_calls, plain):
-    """An implementation of the user's may look at all tokens; dropout and drop path are drawn for the whole batch."""
-    model, images = make_model(attention_probs_dropout_prob=0.3).train(), random_images(3, 64, 64)
-    for prepare in (
-        lambda: model,
-        lambda: model.eval().set_attn_implementation("eager"),
-        lambda: model.set_attn_implementation("sdpa") or make_model(drop_path_rate=0.5).train(),
-    ):
-        changed = prepare() or model
-        torch.manual_seed(0)
-        actual = logits_of(changed, images)
-        torch.manual_seed(0)
-        torch.testing.assert_close(actual, plain(logits_of, changed, images), **FP32_TOLERANCE)
-        assert attention_calls.count("add_attention") == (1 if changed.config.drop_path_rate else 0)
 
 
 @pytest.mark.slow
@@ -484,7 +449,7 @@ def test_programs_that_record_or_transform_get_the_modules(call, calls, plain):
     assert len(calls) == 4
 
 
-def test_a_compiled_graph_calls_the_mlp_in_blocks(calls, attention_calls, plain):
+def test_a_compiled_graph_calls_the_mlp_in_blocks(calls, products, plain):
     """Also after the weights have changed, and after the same code was loaded once more, as remote code is."""
     model = make_model(depths=[1, 1, 1, 1])
     torch.compiler.reset()
@@ -492,7 +457,7 @@ def test_a_compiled_graph_calls_the_mlp_in_blocks(calls, attention_calls, plain)
     for height in (64, 96):
         images = random_images(2, height, 64)
         torch.testing.assert_close(logits_of(compiled, images), plain(logits_of, model, images), **FP32_TOLERANCE)
-    assert len(calls) == 2 * 4 and not attention_calls  # counted when it is compiled, for each size
+    assert len(calls) == 2 * 4 and not products  # counted when it is compiled, for each size
     with torch.no_grad():
         model.pvt.encoder.block[0][0].mlp.dense1.weight.mul_(1.5)
     spec = importlib.util.spec_from_file_location("pvt_hf.models.loaded_twice", modeling_fast_mlp.__file__)
