@@ -357,7 +357,7 @@ def test_without_a_network(page, hub):
     for server in hub._servers:
         server.shutdown()
         server.server_close()
-    load(page, "org/other", "Cannot load org/other: We couldn't connect to")
+    load(page, "org/other", "Cannot load org/other: There is no model folder org/other here")
 
 
 def test_it_spoke_to_nobody_and_had_no_trouble(page, served):
