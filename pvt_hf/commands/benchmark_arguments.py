@@ -229,12 +229,22 @@ class ModelsArguments:
 
 @dataclass
 class TrainingArguments:
-    """Measures training steps of our classifier against those of Transformers' native class."""
+    """
+    Measures training steps of our classifier against those of Transformers' native class, or of a model with a head
+    against itself without fast paths.
+    """
 
     output: Path | None = field(
         default=None, metadata={"help": "JSON file for the results, written after every row, e.g. training.json."}
     )
     variant: str = field(default="pvt-small", metadata={"help": "PVT to measure.", "choices": list(VARIANTS)})
+    head: str = field(
+        default="none",
+        metadata={
+            "help": "none: the classifier; a head: a model with that head, without fast paths on the other side.",
+            "choices": ["none", "semantic_fpn", "retinanet"],
+        },
+    )
     device: str = field(
         default="auto", metadata={"help": "auto: CUDA if available.", "choices": ["auto", "cpu", "cuda"]}
     )

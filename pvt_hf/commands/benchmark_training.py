@@ -1,4 +1,7 @@
-"""Task "training" of `pvt-hf benchmark`: training steps of our classifier against those of the native class."""
+"""
+Task "training" of `pvt-hf benchmark`: training steps of our classifier against those of the native class. With
+`--head`, of our model against the same model without fast paths, because the native class has no head.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 from transformers.models.pvt import PvtConfig as NativeConfig
 from transformers.models.pvt import PvtForImageClassification as NativeClassifier
 
+from ..families import FAMILIES, load
 from ..models.modeling_pvt import PvtForImageClassification
 from ..weights.variants import get_config, get_variant
 from .benchmark_arguments import TrainingArguments
@@ -30,36 +35,78 @@ from .benchmark_report import (
 from .separate_process import call_apart
 
 
-SIDES = ("ours", "native")
 # Largest relative difference of losses. Kernels sum in different orders, and the native softmax is in autocast's dtype.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+NUM_LABELS = {"segmentation": 150, "detection": 80}  # of ADE20K and COCO
+
+
+def sides(arguments: TrainingArguments) -> tuple[str, str]:
+    return ("ours", "native") if arguments.head == "none" else ("ours", "modules")
+
+
+def build_classifier(side: str, arguments: TrainingArguments) -> nn.Module:
+    # One epsilon for all norms, because the native class has only one
+    config = get_config(arguments.variant, image_size=arguments.image_size, reduction_layer_norm_eps=1e-6)
+    model = PvtForImageClassification(config)
+    if side == "ours":
+        return model
+    fields = get_variant(arguments.variant).config
+    native = NativeClassifier(NativeConfig(**fields, image_size=arguments.image_size, layer_norm_eps=1e-6))
+    native.load_state_dict(model.state_dict())
+    return native
+
+
+def build_with_head(side: str, arguments: TrainingArguments) -> nn.Module:
+    family = FAMILIES[arguments.head]
+    backbone = get_config(arguments.variant, image_size=arguments.image_size, out_features=list(family.stages))
+    config = load(family.config)(backbone_config=backbone, num_labels=NUM_LABELS[family.task])
+    if family.task == "segmentation":
+        config.classifier_dropout_prob = 0.0  # random, so losses could not be compared
+    model: nn.Module = load(family.models[0].path)(config)
+    if side == "modules":
+        for module in model.modules():
+            if isinstance(module, nn.Linear):  # a hook turns the fast paths off, see modeling_fast_checks.py
+                module.register_forward_hook(lambda *_: None)
+    return model
+
+
+def make_batch(arguments: TrainingArguments, num_labels: int) -> dict[str, Any]:
+    """A batch of noise with labels, the same in every run: `pixel_values` (batch, 3, height, width) and `labels`."""
+    generator = torch.Generator().manual_seed(0)
+    batch, side = arguments.batch_size, arguments.image_size
+    images = torch.randn((batch, 3, side, side), generator=generator).to(arguments.device)
+    shape = (batch, side, side) if arguments.head == "semantic_fpn" else (batch,)
+    if arguments.head != "retinanet":
+        labels = torch.randint(num_labels, shape, generator=generator).to(arguments.device)
+        return {"pixel_values": images, "labels": labels}
+    # Seven objects for each image, the average of COCO: centre and size as shares of the image
+    centres = torch.rand((batch, 7, 2), generator=generator) * 0.5 + 0.25
+    boxes = torch.cat([centres, torch.rand((batch, 7, 2), generator=generator) * 0.4 + 0.05], dim=-1)
+    classes = torch.randint(num_labels, (batch, 7), generator=generator)
+    return {
+        "pixel_values": images,
+        "labels": [
+            {"class_labels": own_classes.to(arguments.device), "boxes": own_boxes.to(arguments.device)}
+            for own_classes, own_boxes in zip(classes, boxes)
+        ],
+    }
 
 
 def build_step(side: str, mode: str, arguments: TrainingArguments) -> Callable[[], torch.Tensor]:
     """Returns a function that takes one training step and returns its loss, a float32 scalar on the device."""
     torch.manual_seed(0)
-    # One epsilon for all norms, because the native class has only one
-    config = get_config(arguments.variant, image_size=arguments.image_size, reduction_layer_norm_eps=1e-6)
-    model = PvtForImageClassification(config)
-    if side == "native":
-        fields = get_variant(arguments.variant).config
-        native = NativeClassifier(NativeConfig(**fields, image_size=arguments.image_size, layer_norm_eps=1e-6))
-        native.load_state_dict(model.state_dict())
-        model = native
-    elif "checkpointing" in mode:
+    model: Any = (build_classifier if arguments.head == "none" else build_with_head)(side, arguments)
+    if side != "native" and "checkpointing" in mode:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.to(arguments.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
     call = torch.compile(model, dynamic=False) if "compiled" in mode else model
-    generator = torch.Generator().manual_seed(0)
-    shape = (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
-    images = torch.randn(shape, generator=generator).to(arguments.device)
-    labels = torch.randint(config.num_labels, shape[:1], generator=generator).to(arguments.device)
+    inputs = make_batch(arguments, model.config.num_labels)
     dtype, enabled = getattr(torch, arguments.dtype), arguments.dtype != "float32"
 
     def step() -> torch.Tensor:
         with torch.autocast(arguments.device, dtype, enabled=enabled):
-            loss = call(images, labels=labels).loss
+            loss = call(**inputs).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -113,13 +160,14 @@ def measure_row(mode: str, arguments: TrainingArguments) -> dict[str, Any]:
         DisagreementError: the losses of the two sides differ.
     """
     torch._dynamo.reset()
-    memory = [peak_memory(side, mode, arguments) for side in SIDES]
-    steps = [build_step(side, mode, arguments) for side in SIDES]
+    names = sides(arguments)
+    memory = [peak_memory(side, mode, arguments) for side in names]
+    steps = [build_step(side, mode, arguments) for side in names]
     losses = [torch.stack([step(), step()]) for step in steps]
     difference = ((losses[0] - losses[1]).abs() / losses[1]).max().item()
     if not difference <= TOLERANCE[arguments.dtype]:
         raise DisagreementError(
-            f"{mode}: the losses of ours {losses[0].tolist()} and native {losses[1].tolist()} differ by "
+            f"{mode}: the losses of ours {losses[0].tolist()} and {names[1]} {losses[1].tolist()} differ by "
             f"{difference:.2g} (relative), more than the allowed {TOLERANCE[arguments.dtype]:.2g}. Nothing was timed."
         )
 
@@ -137,15 +185,15 @@ def measure_row(mode: str, arguments: TrainingArguments) -> dict[str, Any]:
     pairs = time_pairs(time_pair, 1.0, arguments.repeats, arguments.row_seconds)
     result = {"mode": mode, "relative_difference": difference}
     images = arguments.batch_size * arguments.steps
-    for side, seconds, peak in zip(SIDES, zip(*pairs), memory):
+    for side, seconds, peak in zip(names, zip(*pairs), memory):
         rates = summarise([images / each for each in seconds])
         result[side] = {"images_per_second": rates, "peak_memory_bytes": peak, "seconds": seconds}
-    return result | summarise_ratios([native / ours for ours, native in pairs])
+    return result | summarise_ratios([second / first for first, second in pairs])
 
 
-def format_row(result: dict[str, Any]) -> str:
+def format_row(result: dict[str, Any], names: tuple[str, str]) -> str:
     text = f"{result['mode']:<24}"
-    for side in SIDES:
+    for side in names:
         rates, peak = result[side]["images_per_second"], result[side]["peak_memory_bytes"]
         lower, upper = rates["quartiles"]
         memory = "" if peak is None else f" {peak / 2**30:.2f} GiB"
@@ -156,14 +204,16 @@ def format_row(result: dict[str, Any]) -> str:
 
 def measure_rows(arguments: TrainingArguments, results: dict[str, Any]) -> None:
     """Measures all modes: adds each row to `results`, saves them and prints the row."""
-    print(f"\n{'':<24}{'ours, images/s':<38}{'native, images/s':<38}{'ours/native':<21}pairs")
+    names = sides(arguments)
+    first, second = (f"{name}, images/s" for name in names)
+    print(f"\n{'':<24}{first:<38}{second:<38}{'/'.join(names):<21}pairs")
     with tqdm(arguments.modes, disable=None, leave=False) as progress:  # only on a terminal
         for mode in progress:
             progress.set_description(mode)
             result = measure_row(mode, arguments)
             results["rows"].append(result)
             save(results, arguments.output)
-            progress.write(format_row(result))
+            progress.write(format_row(result, names))
 
 
 def benchmark_training(arguments: TrainingArguments) -> int:

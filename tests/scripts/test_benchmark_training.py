@@ -13,6 +13,7 @@ import torch
 
 from pvt_hf import PvtConfig, PvtForImageClassification
 from pvt_hf.metrics.costs import count_parameters
+from pvt_hf.models.modeling_fast_mlp import AddMlp
 
 
 TINY = "--variant pvt-tiny --device cpu --dtype float32 --batch_size 2 --image_size 32 --steps 2 --repeats 3".split()
@@ -66,6 +67,23 @@ def test_checkpointing_recomputes_blocks_on_our_side_only(run_here):
             assert len(calls) == expected  # PVT-Tiny has eight blocks
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize("head", ["semantic_fpn", "retinanet"])
+def test_heads_are_compared_with_their_modules(monkeypatch, head):
+    module = importlib.import_module("pvt_hf.commands.benchmark_training")
+    arguments = module.TrainingArguments(
+        variant="pvt-tiny", head=head, device="cpu", dtype="float32", batch_size=2, image_size=64
+    )
+    monkeypatch.setattr("pvt_hf.models.modeling_fast_mlp.MIN_BYTES_WITH_GRADIENTS", 0)
+    fast_calls, apply = [], AddMlp.apply
+    monkeypatch.setattr(AddMlp, "apply", lambda *inputs: (fast_calls.append(1), apply(*inputs))[1])
+    losses = {}
+    for side, expected in zip(module.sides(arguments), (8, 0), strict=True):  # PVT-Tiny has eight blocks
+        fast_calls.clear()
+        losses[side] = module.build_step(side, "plain", arguments)().item()
+        assert len(fast_calls) == expected
+    assert losses["ours"] == pytest.approx(losses["modules"], rel=1e-5)  # sums in another order
 
 
 def test_disagreement_stops(run_here, monkeypatch, capsys):
