@@ -9,7 +9,6 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,9 @@ TASKS = {"classification": "image-classification", "segmentation": "semantic-seg
          "detection": "object-detection"}  # fmt: skip
 METRICS = {"pvt": "accuracy@1", "semantic_fpn": "mean_iou", "trans2seg": "mean_iou", "retinanet": "ap50",
            "detr": "ap50"}  # fmt: skip
+# (of neck and head, of the backbone): others than those of the digit recipes, whose trainings are longer
+LEARNING_RATES = {"semantic_fpn": (3e-3, 5e-4), "trans2seg": (3e-3, 5e-4)}
+STARTS_FROM = {"semantic_fpn": "pvt", "retinanet": "pvt", "trans2seg": "semantic_fpn", "detr": "retinanet"}
 TEST_SIZES = (32, 48, 64, 80, 96, 128)  # of classifiers that were trained at 64 pixels
 SEGMENTED_SIZE = 144  # of scenes in pixels, as segmentation models see them
 MEMORY_LIMIT = 4 * 2**30
@@ -46,7 +48,7 @@ class Part:
         kind: "speed" (a few steps, to count how many fit into the budget), "train", "sizes" or "memory".
         head: "pvt" for a classifier, or a family with a head.
         model: the backbone's name in `ablation_models.py`.
-        start: "scratch" or "pretrained" (on digit images, with the same seed).
+        start: "scratch" or "pretrained" (the backbone of a model of the same backbone and seed, see `STARTS_FROM`).
         seed: of weights, order and augmentation; of "memory" the image's side in pixels.
         equal_steps: train for as many steps as plain PVT, and not for the same time.
     """
@@ -85,7 +87,7 @@ class Budget:
 
 BUDGETS = {
     "small": Budget(
-        {"pvt": 20, "semantic_fpn": 45, "trans2seg": 50, "retinanet": 40, "detr": 100}, (0, 1, 2), 0,
+        {"pvt": 20, "semantic_fpn": 75, "trans2seg": 75, "retinanet": 40, "detr": 100}, (0, 1, 2), 0,
         (64, 128, 192, 224, 256, 288, 320, 352, 384),
     ),
     "smoke": Budget({}, (0,), 2, (64,)),
@@ -142,8 +144,7 @@ def _run_training(part: Part, work: Path, steps: int, evaluations: int = 1) -> d
     set_seed(part.seed)
     model: Any = builder(part.head, part.model)()
     if part.start == "pretrained":
-        before = Part("train", "pvt", part.model, seed=part.seed)
-        _copy_backbone(builder("pvt", part.model), work / "models" / before.name / "run", model)
+        _copy_backbone(part, work, model)
     model.save_pretrained(folder / "initial")
     _processor(part.head).save_pretrained(folder / "initial")
     fields = read_recipe(find_recipe(RECIPES[part.head]))
@@ -157,6 +158,8 @@ def _run_training(part: Part, work: Path, steps: int, evaluations: int = 1) -> d
         "shuffle_window": 200, "drop_path_rate": 0.0,
         **_image_fields(part.head),
     }  # fmt: skip
+    if part.head in LEARNING_RATES:
+        fields["learning_rate"], fields["backbone_learning_rate"] = LEARNING_RATES[part.head]
     settings: Any = training_settings(TASKS[family.task])(**fields)
     with (folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         report = train(get_task(TASKS[family.task]), settings)
@@ -164,22 +167,29 @@ def _run_training(part: Part, work: Path, steps: int, evaluations: int = 1) -> d
         raise InterruptedError(f"{part.name} was interrupted by {report['interrupted']}")
     for checkpoint in (folder / "run").glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    if (part.kind, part.head) != ("train", "pvt"):
+    if part.kind != "train" or part.head not in STARTS_FROM.values():
         shutil.rmtree(folder)
     return report
 
 
-def _copy_backbone(build_classifier: Callable[[], nn.Module], folder: Path, model: nn.Module) -> None:
+def _copy_backbone(part: Part, work: Path, model: nn.Module) -> None:
     """
-    Copies the weights of a classifier into the backbone of a model, which is of another class with the same names.
-    Blocks of global context, which the classifier does not have, keep their initial weights.
+    Copies the weights of the backbone that `part` starts from. It is of another class with the same names, or has more
+    stages. Blocks of global context, which the classifier does not have, keep their initial weights.
     """
-    classifier: Any = build_classifier()
-    classifier = type(classifier).from_pretrained(folder)
-    (backbone,) = (module for module in model.modules() if isinstance(module, BackboneMixin))
-    found = backbone.load_state_dict(classifier.base_model.state_dict(), strict=False)
+    head = STARTS_FROM[part.head]
+    before = Part("train", head, part.model, "scratch" if head == "pvt" else "pretrained", part.seed)
+    folder = work / "models" / before.name / "run"
+    trained: Any = type(builder(head, part.model)()).from_pretrained(folder)
+    weights = (trained.base_model if head == "pvt" else _backbone_of(trained)).state_dict()
+    found = _backbone_of(model).load_state_dict(weights, strict=False)
     if any(".layer.2." not in name for name in found.missing_keys):
         raise ValueError(f"{folder} has no weights for {', '.join(found.missing_keys)}.")
+
+
+def _backbone_of(model: nn.Module) -> nn.Module:
+    (backbone,) = (module for module in model.modules() if isinstance(module, BackboneMixin))
+    return backbone
 
 
 def _image_fields(head: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from ..metrics.reports import versions, write_json
-from .ablation_parts import BUDGETS, MEMORY_LIMIT, PILOT_SEED, Budget, Part, run_part
+from .ablation_parts import BUDGETS, MEMORY_LIMIT, PILOT_SEED, STARTS_FROM, Budget, Part, run_part
 from .ablation_report import QUESTIONS, write_report
 from .benchmark_report import describe_environment
 
@@ -33,8 +33,7 @@ def all_parts(budget: Budget) -> list[list[Part]]:
             for seed in budget.seeds for head, model, start, equal_steps in trainings]  # fmt: skip
     return [
         speeds if budget.seconds else [],
-        [part for part in made if part.head == "pvt"],
-        [part for part in made if part.head != "pvt"],
+        *_in_order(made),
         [Part("sizes", "pvt", "PVT", seed=seed) for seed in budget.seeds],
         [Part("memory", "backbone", model, seed=size)
          for model in ("PVT", "ViT/16", "ViT/4") for size in budget.memory_sizes],
@@ -45,7 +44,15 @@ def pilot_parts() -> list[list[Part]]:
     """Plain PVT on every task with one more seed, to see whether a setting is neither at chance nor at the ceiling."""
     heads = ("pvt", "semantic_fpn", "trans2seg", "retinanet", "detr")
     trainings = [Part("train", head, "PVT", "scratch" if head == "pvt" else "pretrained", PILOT_SEED) for head in heads]
-    return [[Part("speed", head, "PVT") for head in heads], trainings[:1], trainings[1:]]
+    return [[Part("speed", head, "PVT") for head in heads], *_in_order(trainings)]
+
+
+def _in_order(trainings: list[Part]) -> list[list[Part]]:
+    """Trainings in phases, each after those that it starts from."""
+    phases = [[part for part in trainings if part.head == "pvt"]]
+    while heads := [head for head, start in STARTS_FROM.items() if start in {part.head for part in phases[-1]}]:
+        phases.append([part for part in trainings if part.head in heads])
+    return phases
 
 
 def reproduce_ablations(arguments: Any) -> int:
