@@ -165,7 +165,7 @@ def _facts(content: dict[str, Any]) -> list[str]:
     environment, seeds = session["environment"], sorted(
         {part["seed"] for part in content["parts"].values() if part["kind"] == "train"}
     )  # fmt: skip
-    minutes = sum(part["seconds"] for part in content["parts"].values()) / 60
+    minutes = sum(part["processor_seconds"] for part in content["parts"].values()) / 60  # pauses do not count
     cpus = {one["environment"]["cpu"] for one in content["sessions"]}
     return [
         "",
@@ -175,7 +175,7 @@ def _facts(content: dict[str, Any]) -> list[str]:
         f"- Versions: {', '.join(f'{name} {version}' for name, version in session['versions'].items())}; "
         f"{environment['platform']}",
         f"- Seeds: {', '.join(map(str, seeds))}",
-        f"- Duration: {minutes:.0f} minutes over all parts, of which {session['jobs']} ran at a time",
+        f"- Duration: {minutes:.0f} minutes of processor time over all parts, of which {session['jobs']} ran at a time",
     ]
 
 
