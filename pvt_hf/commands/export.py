@@ -11,6 +11,7 @@ from ..engine.output_paths import check_output_folder
 from ..weights.export_formats import EXPORT_FORMATS
 from ..weights.paths import check_model_path
 from ..weights.whole_folder import check_replaceable
+from . import check_dataset
 from .info import parse_size
 
 
@@ -121,9 +122,12 @@ def main() -> None:
         check_replaceable(arguments.output, arguments.overwrite, {})
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
+    if arguments.dataset:
+        check_dataset(arguments.dataset)
     if reason := kind.missing(quantize=arguments.int8):
         raise SystemExit(f"error: {reason}")
 
+    from ..data.streams import StreamError
     from ..export.accuracy import AccuracyData
     from ..export.folder import ExportRequest, export_checkpoint
 
@@ -144,7 +148,9 @@ def main() -> None:
     )
     try:
         export_checkpoint(request, say=lambda line: print(line, flush=True))
-    except (ImportError, OSError, ValueError) as error:
+    except ModuleNotFoundError:
+        raise  # `pvt-hf` names the extra
+    except (ImportError, OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted: nothing was written.") from None

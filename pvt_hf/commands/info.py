@@ -103,6 +103,8 @@ def main() -> int:
         lines = describe_model(opened, arguments.size)
         if arguments.time:
             lines += latency_lines(opened, arguments.size)
+    except ModuleNotFoundError:
+        raise  # `pvt-hf` names the extra
     except (ImportError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         name = arguments.model or arguments.variant

@@ -60,6 +60,12 @@ def settings_of(source: Source, model: str, data: AccuracyData, trusted: bool = 
     )
 
 
+def check_data(source: Source, model: str, data: AccuracyData) -> None:
+    """Opens the data set, before minutes of work. Raises an OSError, ValueError or StreamError if that fails."""
+    task, settings = settings_of(source, model, data)
+    task.open_stream(settings, data.split, source.processor)
+
+
 def accuracy_before_and_after(source: Source, model: str, export: Any, data: AccuracyData) -> dict[str, Any]:
     """
     Evaluates a model and its export.

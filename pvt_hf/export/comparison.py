@@ -17,14 +17,14 @@ from .tracing import example_inputs
 
 SMALLEST_SIDE = 64
 LARGEST_OWN_SIDE = 512  # larger models are compared at this size, too
-# fp32 sums in another order, through some dozen layers, relative to the largest value: measured 1e-6 to 2e-5. A wrong
-# position table or a rounded size changes the first digits.
-TOLERANCE = 1e-3
+# Relative to the largest value. fp32 sums in another order, through some dozen layers: measured 1e-6 to 2e-5; a wrong
+# position table or a rounded size changes the first digits. Half precision is coarse: accuracy is what counts.
+TOLERANCES = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25}
 # The candidates of a detector are those with the highest scores. Where two scores are equal but for rounding, model
 # and program may choose differently.
 SHARE_EQUAL = 0.97
-# In half precision, of outputs that are not a choice of candidates. Coarse: accuracy is what counts.
-HALF_TOLERANCE = {"fp16": 0.05, "bf16": 0.25}
+# Parts of an output with a row for each candidate or detection
+ROWS = ("logits", "pred_boxes", "pred_scores", "pred_labels", "pred_masks", "num_detections")
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,21 @@ class Comparison:
     objects: int | None = None
     share: float = 1.0
 
+    def tolerance(self, precision: str) -> float | None:
+        """
+        How large the difference may be. None for "int8", and for candidates in half precision, which may be others:
+        only finite values are asked for.
+        """
+        if precision == "int8" or (precision != "fp32" and self.objects is not None):
+            return None
+        return TOLERANCES[precision]
+
     def agrees(self, precision: str = "fp32") -> bool:
-        """
-        Whether program and model agree, as far as rounding allows. Of "int8", and of candidates in half precision, only
-        whether the values are finite.
-        """
-        if precision == "fp32":
-            return self.difference <= TOLERANCE and self.share >= SHARE_EQUAL
-        if self.objects is not None or precision == "int8":
-            return self.share < 1 or self.difference < float("inf")
-        return self.difference <= HALF_TOLERANCE[precision]
+        """Whether program and model agree, as far as rounding allows."""
+        tolerance = self.tolerance(precision)
+        if tolerance is None:
+            return self.difference < float("inf")
+        return self.difference <= tolerance and self.share >= SHARE_EQUAL
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -141,7 +146,8 @@ def compare(
 
 def difference_of(expected: Any, found: Any) -> tuple[float, int | None, float]:
     """
-    The largest difference, the number of candidates or None, and the share of them that both have.
+    The largest difference (infinite if a value is not finite), the number of candidates or None, and the share of them
+    that both have.
 
     Raises:
         ValueError: the outputs have other parts or shapes.
@@ -150,14 +156,14 @@ def difference_of(expected: Any, found: Any) -> tuple[float, int | None, float]:
     if [(name, value.shape) for name, value in parts.items()] != [(name, one.shape) for name, one in other.items()]:
         shapes = [{name: tuple(value.shape) for name, value in part.items()} for part in (parts, other)]
         raise ValueError(f"The export returns {shapes[1]}, and the model {shapes[0]}.")
-    differences = [relative_difference(parts[name].float(), other[name].float()) for name in parts]
-    count = None
+    differences = {name: relative_difference(parts[name], other[name]) for name in parts}
+    largest, count, share = max(differences.values()), None, 1.0
     if "pred_boxes" in parts:
         count = int(parts["num_detections"].sum()) if "num_detections" in parts else parts["pred_boxes"][..., 0].numel()
-        if max(differences) > TOLERANCE:
-            difference, share = matched(rows_of(parts), rows_of(other))
-            return difference, count, share
-    return max(differences), count, 1.0
+        if TOLERANCES["fp32"] < largest < float("inf"):
+            of_rows, share = matched(rows_of(parts), rows_of(other))
+            largest = max([of_rows, *(value for name, value in differences.items() if name not in ROWS)])
+    return largest, count, share
 
 
 def named_tensors(output: Any) -> dict[str, torch.Tensor]:
@@ -171,7 +177,12 @@ def named_tensors(output: Any) -> dict[str, torch.Tensor]:
 
 
 def relative_difference(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """The largest absolute difference, relative to the largest value or 1. Infinite if one of them is not finite."""
+    """
+    The largest absolute difference, for floats relative to the largest value or 1. Infinite if a value is not finite.
+    """
+    if not expected.is_floating_point():
+        return float((expected.long() - found.long()).abs().max()) if expected.numel() else 0.0
+    expected, found = expected.float(), found.float()
     lowest = torch.finfo(expected.dtype).min / 2  # logits of anchors in padding: the lowest number of the dtype
     there = ~((expected < lowest) & (found < lowest))
     expected, found = expected[there], found[there]
@@ -182,20 +193,20 @@ def relative_difference(expected: torch.Tensor, found: torch.Tensor) -> float:
 
 
 def rows_of(parts: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """For each image, a row for each candidate or detection: its box and its scores, from 0 to 1."""
-    boxes = parts["pred_boxes"].float()
-    if "pred_scores" in parts:
-        labels = nn.functional.one_hot(parts["pred_labels"].long()).float()
-        labels = nn.functional.pad(labels, (0, 1000 - labels.shape[-1])) if labels.shape[-1] < 1000 else labels
-        rows = torch.cat([boxes, parts["pred_scores"][..., None].float(), labels], dim=-1)
-        return [image[:count] for image, count in zip(rows, parts["num_detections"].tolist())]
-    return list(torch.cat([boxes, parts["logits"].float().sigmoid()], dim=-1))
+    """For each image, a row for each candidate or detection: its box, scores and mask, from 0 to 1, and its label."""
+    columns = [parts["pred_boxes"].float()]
+    if "pred_scores" not in parts:
+        return list(torch.cat([*columns, parts["logits"].float().sigmoid()], dim=-1))
+    columns += [parts["pred_scores"][..., None].float(), parts["pred_labels"][..., None].float()]
+    if "pred_masks" in parts:
+        columns.append(parts["pred_masks"].float().sigmoid().flatten(2))
+    return [image[:count] for image, count in zip(torch.cat(columns, dim=-1), parts["num_detections"].tolist())]
 
 
 def matched(expected: list[torch.Tensor], found: list[torch.Tensor]) -> tuple[float, float]:
     """
-    The largest difference among the rows that both have, and the share of those in all rows: for each row, the nearest
-    one of the other side counts.
+    The largest difference among the rows that both have (0 if they have none in common), and the share of those in all
+    rows: for each row, the nearest one of the other side counts.
     """
     nearest = [torch.zeros(0)]
     for one, other in zip(expected, found):
@@ -205,8 +216,8 @@ def matched(expected: list[torch.Tensor], found: list[torch.Tensor]) -> tuple[fl
         else:
             nearest.append(torch.full((len(one) + len(other),), float("inf")))
     all_rows = torch.cat(nearest)
-    both = all_rows[all_rows <= TOLERANCE]
-    return (both.max().item() if len(both) else float("inf")), len(both) / max(len(all_rows), 1)
+    both = all_rows[all_rows <= TOLERANCES["fp32"]]
+    return (both.max().item() if len(both) else 0.0), len(both) / max(len(all_rows), 1)
 
 
 @torch.no_grad()

@@ -19,9 +19,9 @@ from ..weights.export_formats import ExportFormat
 from ..weights.exported import REPORT, open_exported, program_files, read_manifest
 from ..weights.opening import weights_digest
 from ..weights.whole_folder import check_replaceable, folder_written_whole
-from .accuracy import AccuracyData, accuracy_before_and_after, calibration_samples, quantizer_for
+from .accuracy import AccuracyData, accuracy_before_and_after, calibration_samples, check_data, quantizer_for
 from .card import card_text
-from .comparison import TOLERANCE, Comparison, compare, shapes_to_compare, speed_ratio
+from .comparison import Comparison, compare, shapes_to_compare, speed_ratio
 from .source import Source, open_source
 from .tracing import ExportOptions, trace
 
@@ -72,6 +72,7 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
         ImportError: a package of the format is not installed.
         OSError, ValueError: the model cannot be opened (see [`open_source`]) or exported.
         Disagreement: the program computes something else. The message has the figures.
+        StreamError: the data set of `request.accuracy` cannot be read.
     """
     output = request.output.resolve()
     model_folder = {"the model": Path(request.model)} if Path(request.model).is_dir() else {}
@@ -80,8 +81,10 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
         raise ImportError(reason)
     source = open_source(request.model, request.model_class, request.fixed_size)
     say(f"model     {request.model}: {type(source.model).__name__}, {source.model.num_parameters():,} parameters")
-    if request.accuracy and source.task is None:
-        raise ValueError(f"--dataset measures accuracy, which a {type(source.model).__name__} has not.")
+    if request.accuracy:
+        if source.task is None:
+            raise ValueError(f"--dataset measures accuracy, which a {type(source.model).__name__} has not.")
+        check_data(source, request.model, request.accuracy)
     options = ExportOptions(request.format, source.fixed_size, request.precision)
     if request.precision == "int8":
         assert request.accuracy is not None  # the command asks for it
@@ -127,10 +130,12 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
     for one in compare(model, program, shapes_to_compare(model, options.fixed_size, source.usual_size)):
         say(f"compared  {one}")
         comparisons.append(one)
+    tolerance = comparisons[0].tolerance(options.precision)
     wrong = [one for one in comparisons if not one.agrees(options.precision)]
     if wrong:
         raise Disagreement(
-            f"The export does not compute what the model does, and nothing was written. Tolerance {TOLERANCE:.0e}; "
+            "The export does not compute what the model does, and nothing was written. "
+            + (f"Tolerance {tolerance:g}; " if tolerance else "Values have to be finite; ")
             + "; ".join(map(str, wrong))
         )
     height, width = options.fixed_size or source.usual_size or comparisons[-1].height_width
@@ -148,7 +153,7 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
         "weights": weights_digest(model),
         "files": files,
         "comparison": [asdict(one) for one in comparisons],
-        "tolerance": TOLERANCE if options.precision == "fp32" else None,
+        "tolerance": tolerance,
         "speed": {
             "height": height,
             "width": width,

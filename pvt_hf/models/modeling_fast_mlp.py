@@ -153,10 +153,12 @@ class AddMlp(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         tokens, scale, *parameters = ctx.saved_tensors
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[3:]]
-        if torch.is_grad_enabled():  # create_graph=True: the gradient itself needs gradients
-            gradients = differentiable_gradients(grad, tokens, scale, ctx.eps, parameters, needed)
-        else:
-            gradients = gradients_in_blocks(grad, tokens, scale, ctx.eps, parameters, needed)
+        # With create_graph=True the gradient itself needs gradients; batched gradients cannot be written in place
+        create_graph = torch.is_grad_enabled()
+        is_batched = torch._C._functorch.is_batchedtensor(grad) or torch._C._functorch.is_legacy_batchedtensor(grad)
+        with torch.autocast("cpu", enabled=False), torch.set_grad_enabled(create_graph or is_batched):
+            compute = differentiable_gradients if create_graph or is_batched else gradients_in_blocks
+            gradients = compute(grad, tokens, scale, ctx.eps, parameters, needed)
         return gradients[0], None, None, *gradients[1:]
 
 

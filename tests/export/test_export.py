@@ -416,6 +416,32 @@ def test_differences_of_outputs():
     assert not Comparison(1, 64, 64, difference, count, share).agrees()
     assert difference_of({"logits": logits}, {"logits": logits + 0.03})[0] == pytest.approx(0.01, rel=1e-4)
     assert difference_of({"logits": logits}, {"logits": logits * torch.nan})[0] == float("inf")
+    nothing = {name: value * torch.nan for name, value in one.items()}
+    for precision in ("fp32", "fp16", "int8"):
+        assert not Comparison(1, 64, 64, *difference_of(one, nothing)).agrees(precision)
+    whole = {**one, "last_hidden_state": logits}
+    assert difference_of(whole, {**swapped, "last_hidden_state": logits + 0.03})[0] == pytest.approx(0.01, rel=1e-4)
+
+
+def test_differences_of_masks_and_labels():
+    generator = torch.Generator().manual_seed(0)
+    count, labels = torch.tensor([30]), torch.randint(1203, (1, 40), generator=generator)
+    one = {
+        "pred_boxes": torch.rand(1, 40, 4, generator=generator), "pred_scores": torch.rand(1, 40, generator=generator),
+        "pred_labels": labels, "pred_masks": torch.randn(1, 40, 28, 28, generator=generator), "num_detections": count,
+    }  # fmt: skip
+    order = torch.cat([torch.randperm(30, generator=generator), torch.arange(30, 40)])
+    swapped = {name: value if name == "num_detections" else value[:, order] for name, value in one.items()}
+    assert difference_of(one, swapped) == (0.0, 30, 1.0)
+    for name, change in (("pred_masks", -one["pred_masks"]), ("pred_labels", labels + 1)):
+        assert difference_of(one, {**one, name: change})[2] == 0
+    with pytest.raises(ValueError, match="The export returns"):
+        difference_of(one, {"pred_boxes": one["pred_boxes"]})
+
+
+def test_outputs_with_other_parts():
+    logits = torch.zeros(1, 4, 5)
+    one = {"logits": logits, "pred_boxes": torch.zeros(1, 4, 4)}
     with pytest.raises(ValueError, match="The export returns"):
         difference_of(one, {"logits": logits})
     assert matched([torch.zeros(0, 5)], [torch.zeros(2, 5)])[1] == 0

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize, prune
+from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -430,6 +431,10 @@ def call_vmapped(model, images):
     return torch.func.vmap(lambda image: model(image[None]).logits[0])(images)
 
 
+def call_compiled_vmapped(model, images):
+    return torch.compile(torch.func.vmap(lambda image: model(image[None]).logits[0]), backend="eager")(images)
+
+
 def call_with_tangents(model, images):
     with forward_ad.dual_level():
         model.set_attn_implementation("eager")  # SDPA has no forward-mode derivative on a CPU
@@ -437,7 +442,9 @@ def call_with_tangents(model, images):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("call", [call_exported, call_traced, call_counted, call_vmapped, call_with_tangents])
+@pytest.mark.parametrize(
+    "call", [call_exported, call_traced, call_counted, call_vmapped, call_compiled_vmapped, call_with_tangents]
+)
 def test_programs_that_record_or_transform_get_the_modules(call, calls, plain):
     model, images = make_model(depths=[1, 1, 1, 1]), random_images(2, 64, 64)
     expected = plain(logits_of, model, images)
@@ -534,3 +541,52 @@ def test_memory_is_linear_in_the_pixels_and_small(monkeypatch, plain):
     eager = copy.deepcopy(model)
     eager.set_attn_implementation("eager")
     assert peaks[1] < 0.25 * plain(peak_bytes, eager, large)
+
+
+def test_gradients_in_batches_and_under_autocast():
+    """`is_grads_batched`, which jacobians use, and a backward pass inside of autocast."""
+    torch.manual_seed(0)
+    config = tiny_pvt_config()
+    size = config.hidden_sizes[0]
+    norm, mlp = nn.LayerNorm(size), modeling_pvt.PvtFFN(config, 0).eval()
+    found = {}
+    for name in ("fast", "modules"):
+        tokens = torch.randn(1, 6, size, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        run = modeling_fast_mlp.add_mlp if name == "fast" else lambda x, _, norm, mlp: x + mlp(norm(x))
+        inputs = [tokens, mlp.dense1.weight, norm.weight]
+        result = run(tokens, None, norm, mlp)
+        directions = torch.randn(3, 1, 6, size, generator=torch.Generator().manual_seed(2))
+        batched = torch.autograd.grad(result, inputs, directions, is_grads_batched=True, retain_graph=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=name == "fast"):  # the modules' gradients are coarse in it
+            plain = torch.autograd.grad(result, inputs, directions[0])
+        found[name] = [*batched, *plain]
+    for ours, theirs in zip(found["fast"], found["modules"], strict=True):
+        torch.testing.assert_close(ours, theirs, **FP32_TOLERANCE)
+
+
+@pytest.mark.parametrize("owner", [nn.Linear, nn.LayerNorm, nn.Conv2d, modeling_pvt.PvtFFN, modeling_pvt.PvtDropPath])
+def test_a_forward_that_is_patched_on_its_class_is_called(owner, monkeypatch):
+    model, images = PvtForImageClassification(tiny_pvt_config()).eval(), random_images(1, 64, 64)
+    seen, forward = [], owner.forward
+    monkeypatch.setattr(owner, "forward", lambda self, *inputs: (seen.append(1), forward(self, *inputs))[1])
+    with torch.no_grad():
+        model(images)
+        called = len(seen)
+    assert called >= sum(type(module) is owner for module in model.modules())
+
+
+def test_a_mode_for_functions_sees_the_modules_functions(calls):
+    seen = []
+
+    class Record(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    model, images = PvtForImageClassification(tiny_pvt_config()).eval(), random_images(1, 64, 64)
+    with torch.no_grad(), Record():
+        model(images)
+    assert seen.count(nn.functional.gelu) == NUM_BLOCKS and not calls
+    with torch.no_grad(), torch.device("cpu"):  # a mode too, which changes no operation
+        model(images)
+    assert len(calls) == NUM_BLOCKS
