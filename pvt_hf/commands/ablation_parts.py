@@ -180,7 +180,8 @@ def _copy_backbone(part: Part, work: Path, model: nn.Module) -> None:
     head = STARTS_FROM[part.head]
     before = Part("train", head, part.model, "scratch" if head == "pvt" else "pretrained", part.seed)
     folder = work / "models" / before.name / "run"
-    trained: Any = type(builder(head, part.model)()).from_pretrained(folder)
+    trained: Any = builder(head, part.model)()
+    trained = type(trained).from_pretrained(folder)
     weights = (trained.base_model if head == "pvt" else _backbone_of(trained)).state_dict()
     found = _backbone_of(model).load_state_dict(weights, strict=False)
     if any(".layer.2." not in name for name in found.missing_keys):

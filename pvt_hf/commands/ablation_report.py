@@ -62,7 +62,8 @@ class Question:
             for _, model, start in self.variants(head):
                 equal_steps = self.equal_steps and model != "PVT"
                 before = head
-                while start == "pretrained" and (before := STARTS_FROM.get(before)):
+                while start == "pretrained" and before in STARTS_FROM:
+                    before = STARTS_FROM[before]
                     yield before, model, "pretrained" if before in STARTS_FROM else "scratch", equal_steps
                 yield head, model, start, equal_steps
 

@@ -53,8 +53,8 @@ def may_be_fast(tensor: torch.Tensor) -> bool:
 
 def is_in_graph(tensor: torch.Tensor) -> bool:
     """
-    Whether `torch.compile` builds a graph for a CPU, without gradients, autocast and `torch.func.vmap`. There, a fast path is a single
-    operation. An exported program must run without this package, so it has none.
+    Whether `torch.compile` builds a graph for a CPU, without gradients, autocast and `torch.func.vmap`. There, a fast
+    path is a single operation. An exported program must run without this package, so it has none.
     """
     return (
         torch.compiler.is_dynamo_compiling()
