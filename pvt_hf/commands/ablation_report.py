@@ -96,10 +96,10 @@ any other model, which may favour PVT: those of Semantic FPN and Trans2Seg, 0.00
 chosen with the pilot below, the others are those of the digit recipes. Widths are chosen so that the backbones have
 about as many parameters as PVT (the nearest width in steps of 4 channels). Figures are those of the last step.
 
-Trainings of one task get the same processor time, except in question 6, where they get the same number of steps. The
-steps that fit into that time were measured on each model before. The column of processor time is what a training took
-as a whole, with building and evaluating the model: plain PVT is evaluated four times, for the curves of question 3, and
-the others once.
+Each training of a task gets the steps that fit into the same time, by a speed test of 16 steps of each model before,
+which ran beside another part; in question 6, all get the same number of steps. The column of processor time is what a
+training took as a whole, with building and evaluating the model. It differs between models of a task: speed tests of 16
+steps are coarse, and plain PVT is evaluated four times, for the curves of question 3, and the others once.
 
 Three seeds are few. "Clear" means that the ranges of the seeds do not overlap; everything else is "within the spread".
 Two equally good models have ranges that do not overlap in one comparison of ten, so some clear answers are expected by
@@ -166,17 +166,19 @@ def _facts(content: dict[str, Any]) -> list[str]:
     environment, seeds = session["environment"], sorted(
         {part["seed"] for part in content["parts"].values() if part["kind"] == "train"}
     )  # fmt: skip
-    minutes = sum(part["processor_seconds"] for part in content["parts"].values()) / 60  # pauses do not count
+    minutes = sum(part["processor_seconds"] for part in content["parts"].values()) / 60
+    calls = sum("--pilot" not in one["command"] for one in content["sessions"])
     cpus = {one["environment"]["cpu"] for one in content["sessions"]}
     return [
         "",
         f"- Command: `pvt-hf reproduce ablations --budget {content['budget']} --jobs {session['jobs']}`, in "
-        f"{len(content['sessions'])} call(s)",
+        f"{calls} call(s)",
         f"- Hardware: {'; '.join(sorted(cpus))}; one thread for each of {session['jobs']} process(es)",
         f"- Versions: {', '.join(f'{name} {version}' for name, version in session['versions'].items())}; "
         f"{environment['platform']}",
         f"- Seeds: {', '.join(map(str, seeds))}",
-        f"- Duration: {minutes:.0f} minutes of processor time over all parts, of which {session['jobs']} ran at a time",
+        f"- Duration: {minutes:.0f} minutes of processor time, {session['jobs']} part(s) at a time: "
+        f"{minutes / session['jobs']:.0f} minutes on a machine that does nothing else",
     ]
 
 
@@ -249,7 +251,10 @@ def _finding(question: Question, first: Rows, other: Rows) -> str:
     difference = 100 * (statistics.mean(ours) - statistics.mean(theirs))
     verdict, answer = _verdict(first, other)
     paper = f"; {answer}" if _is_in_paper(question, other) else ""
-    return f"{first[0]} {difference:+.1f} points against {other[0]}, {verdict}{paper}."
+    limit = CHANCE[first[1][0]["metric"]]
+    at_chance = [name for (name, _), values in ((first, ours), (other, theirs)) if max(values) <= limit]
+    chance = f" {at_chance[0]} did not leave chance." if len(at_chance) == 1 else ""
+    return f"{first[0]} {difference:+.1f} points against {other[0]}, {verdict}{paper}.{chance}"
 
 
 def _is_in_paper(question: Question, other: Rows) -> bool:
