@@ -5,6 +5,7 @@ data is imported when it is asked for: it needs the extra "train", which an expo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,9 +93,31 @@ def accuracy_before_and_after(source: Source, model: str, export: Any, data: Acc
     }
 
 
-def calibration_samples(source: Source, model: str, data: AccuracyData) -> list[dict[str, torch.Tensor]]:
+class CalibrationSamples(Sequence[dict[str, torch.Tensor]]):
     """
-    Inputs of the model, one image each, from a shuffled stream.
+    Inputs of a model, one image each. Images are decoded and processed each time that they are read: 300 inputs of
+    800x1333 pixels would take 3.8 GB.
+
+    Args:
+        processor: the model's image processor.
+        images: encoded, as `{"bytes": ..., "path": ...}`.
+    """
+
+    def __init__(self, processor: Any, images: list[dict[str, Any]]):
+        self.processor, self.images = processor, images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        from ..data.samples import decode_rgb
+
+        return dict(self.processor(decode_rgb(self.images[index]), return_tensors="pt"))
+
+
+def calibration_samples(source: Source, model: str, data: AccuracyData) -> CalibrationSamples:
+    """
+    Inputs of the model from a shuffled stream, without the images that are damaged.
 
     Raises:
         ValueError: there is no image, or the data set is none.
@@ -104,21 +127,21 @@ def calibration_samples(source: Source, model: str, data: AccuracyData) -> list[
 
     task, settings = settings_of(source, model, data)
     stream = task.open_stream(settings, data.calibration_split, source.processor)
-    samples: list[dict[str, torch.Tensor]] = []
+    images: list[dict[str, Any]] = []
     for example in stream.dataset.shuffle(seed=0, buffer_size=4 * data.calibration_images):
-        if len(samples) == data.calibration_images:
+        if len(images) == data.calibration_images:
             break
         try:
-            image = decode_rgb(example[stream.image_column], stream.title("image"))
+            decode_rgb(example[stream.image_column], stream.title("image"))
         except ValueError:  # damaged
             continue
-        samples.append(dict(source.processor(image, return_tensors="pt")))
-    if not samples:
+        images.append(example[stream.image_column])
+    if not images:
         raise ValueError(f"{stream.name} has no image to calibrate with.")
-    return samples
+    return CalibrationSamples(source.processor, images)
 
 
-def quantizer_for(kind: ExportFormat, samples: list[dict[str, torch.Tensor]]) -> Any:
+def quantizer_for(kind: ExportFormat, samples: Sequence[dict[str, torch.Tensor]]) -> Any:
     """
     The static post-training quantiser of a format: weights per channel, activations per tensor with the ranges that
     they have on `samples`.

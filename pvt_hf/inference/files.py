@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from PIL import Image
@@ -25,6 +25,9 @@ from .predictors import ClassPredictor, ObjectPredictor, Predictor, SharePredict
 from .progress import Progress, say
 from .record import Record, write_csv, write_json
 
+
+if TYPE_CHECKING:
+    from .video import VideoReader
 
 ENDINGS = (
     "annotated.mp4", "classes.png", "frames.jsonl", "labels.png", "objects.json", "objects.png", "overlay.png",
@@ -158,7 +161,10 @@ class Run:
         return [one._replace(name=name) for one, name in zip(waiting, unique_names(waiting, taken), strict=True)]
 
     def _is_done(self, one: Input) -> bool:
-        return self.record.has(_source(one.path), self._made_with(one.path))
+        try:
+            return self.record.has(_source(one.path), self._made_with(one.path))
+        except OSError:  # deleted meanwhile: reported when its turn comes
+            return False
 
     def _made_with(self, path: Path) -> dict[str, Any]:
         """What the results of a file depend on."""
@@ -175,28 +181,32 @@ class Run:
 
     def predict(self, stopped: Callable[[], bool]) -> None:
         """Predicts all files, in order, until `stopped`."""
-        batch: list[tuple[Input, Image.Image]] = []
+        batch: list[tuple[Input, dict[str, Any], Image.Image]] = []
         with Progress(len(self.todo), "files", "predict") as progress:
             for number, one in enumerate(self.todo, 1):
                 if stopped():
                     return
-                if is_video(one.path):
-                    self.predict_images(batch)
-                    batch = []
-                    self.predict_video(one, stopped)
-                else:
-                    try:
+                try:
+                    made_with = self._made_with(one.path)  # before reading: a file that changes later is not done
+                    if not is_video(one.path):
                         # Decoded here: the pipeline's own loader saturates 16-bit images and drops transparency.
-                        batch.append((one, decode_rgb({"path": str(one.path), "bytes": None})))
-                    except ValueError as error:
-                        self.fail(one.path, error)
+                        batch.append((one, made_with, decode_rgb({"path": str(one.path), "bytes": None})))
+                except OSError as error:
+                    self.fail(one.path, f"it cannot be read: {error.strerror}")
+                except ValueError as error:
+                    self.fail(one.path, error)
+                else:
+                    if is_video(one.path):
+                        self.predict_images(batch)
+                        batch = []
+                        self.predict_video(one, made_with, stopped)
                 if len(batch) == self.batch_size or number == len(self.todo):
                     self.predict_images(batch)
                     batch = []
                 progress.advance()
 
-    def predict_images(self, batch: list[tuple[Input, Image.Image]]) -> None:
-        for (one, image), answer in zip(batch, self.answers([image for _, image in batch]), strict=True):
+    def predict_images(self, batch: list[tuple[Input, dict[str, Any], Image.Image]]) -> None:
+        for (one, made_with, image), answer in zip(batch, self.answers([image for *_, image in batch]), strict=True):
             if isinstance(answer, ValueError):
                 self.fail(one.path, answer)
                 continue
@@ -205,7 +215,8 @@ class Run:
             for ending, content in files.items():
                 write_whole(self.folder / f"{one.name}.{ending}", content)
             size = {"width": image.width, "height": image.height}
-            self.finish(one, {"image": _source(one.path), **size, **entry}, list(files), describe(entry))
+            entry = {"image": _source(one.path), **size, **entry}
+            self.finish(one, made_with, entry, list(files), describe(entry))
 
     def answers(self, images: list[Image.Image]) -> list[Any]:
         """The answer for each image, or the ValueError that says why there is none."""
@@ -218,27 +229,56 @@ class Run:
                 return [error]
         return [answer for image in images for answer in self.answers([image])]
 
-    def predict_video(self, one: Input, stopped: Callable[[], bool]) -> None:
-        """Frames in batches; their answers and the annotated frames are written as they come."""
-        from .video import Frame, VideoReader, VideoWriter
+    def predict_video(self, one: Input, made_with: dict[str, Any], stopped: Callable[[], bool]) -> None:
+        from av.error import FFmpegError
+
+        from .video import VideoReader
 
         try:
-            reader = VideoReader(one.path, self.arguments.every, self.arguments.fps)
+            reader = VideoReader(one.path, self.arguments.every, self.arguments.fps, stopped)
         except ValueError as error:
             self.fail(one.path, error)
             return
+        lines_path, video_path = (self.folder / f"{one.name}.{ending}" for ending in ("frames.jsonl", "annotated.mp4"))
+        try:
+            answered, problem = self.predict_frames(reader, lines_path, video_path)
+        except FFmpegError as error:
+            if isinstance(error, OSError):  # such as a full disk, which is not this file's fault
+                raise
+            width, height = reader.stream.width, reader.stream.height
+            reason = f"its frames of {width}x{height} pixels cannot be written as a video: {error.strerror}"
+            self.fail(one.path, reason)
+            return
+        if not answered:
+            lines_path.unlink()
+            self.fail(one.path, problem)
+            return
+        entry = {"video": _source(one.path), "frames": answered}
+        if problem:
+            self.fail(one.path, problem)
+            entry["problem"] = problem
+        self.finish(one, made_with, entry, ["frames.jsonl", "annotated.mp4"], f"{answered} frames")
+
+    def predict_frames(self, reader: VideoReader, lines_path: Path, video_path: Path) -> tuple[int, str | None]:
+        """
+        Frames in batches; their answers and the annotated frames are written as they come.
+
+        Returns:
+            How many frames were answered, and why these are not all; None if they are.
+        """
+        from .video import INTERRUPTED, Frame, VideoWriter
+
         answered = 0
         problem: str | None = None
-        lines_path, video_path = (self.folder / f"{one.name}.{ending}" for ending in ("frames.jsonl", "annotated.mp4"))
-        lines_path.parent.mkdir(parents=True, exist_ok=True)
         with (
             reader,
-            open(lines_path, "w") as lines,
+            written_whole(lines_path) as part,
+            open(part, "w") as lines,
             VideoWriter(video_path) as writer,
-            Progress(reader.expected, "frames", one.path.name) as progress,
+            Progress(reader.expected, "frames", reader.path.name) as progress,
         ):
 
-            def predict_frames(batch: list[Frame]) -> None:
+            def predict_batch(batch: list[Frame]) -> None:
                 nonlocal answered, problem
                 for frame, answer in zip(batch, self.answers([frame.image for frame in batch]), strict=True):
                     if isinstance(answer, ValueError):
@@ -256,27 +296,20 @@ class Run:
             for frame in reader:
                 batch.append(frame)
                 if len(batch) == self.batch_size:
-                    predict_frames(batch)
+                    predict_batch(batch)
                     batch = []
-                    if stopped():
-                        problem = "it was interrupted"
-                        break
-            predict_frames(batch)
-        problem = problem or reader.problem
-        if not answered:
-            lines_path.unlink()
-            self.fail(one.path, problem)
-            return
-        entry = {"video": _source(one.path), "frames": answered}
-        if problem:
-            self.fail(one.path, problem)
-            entry["problem"] = problem
-        self.finish(one, entry, ["frames.jsonl", "annotated.mp4"], f"{answered} frames")
+            if batch and reader.stopped():
+                problem = problem or INTERRUPTED
+            else:
+                predict_batch(batch)
+        return answered, problem or reader.problem
 
-    def finish(self, one: Input, entry: dict[str, Any], endings: list[str], text: str) -> None:
+    def finish(
+        self, one: Input, made_with: dict[str, Any], entry: dict[str, Any], endings: list[str], text: str
+    ) -> None:
         """Records a file whose results have been written, and prints its line."""
         files = [f"{one.name}.{ending}" for ending in endings]
-        self.record.write({**entry, "files": files, "made_with": self._made_with(one.path)})
+        self.record.write({**entry, "files": files, "made_with": made_with})
         self.done += "problem" not in entry
         self.say(f"{one.path}: {text}  -> {', '.join(str(self.folder / file) for file in files)}")
 
@@ -286,15 +319,25 @@ def _source(path: Path) -> str:
     return os.path.abspath(path)
 
 
-def write_whole(target: Path, content: Image.Image | str) -> None:
-    """Writes a file that appears under its name when it is complete."""
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Yields where to write a file. It appears under its name at the end, or is removed after an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
-    if isinstance(content, Image.Image):
-        content.save(part, format="PNG")
-    else:
-        part.write_text(content)
-    os.replace(part, target)
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole(target: Path, content: Image.Image | str) -> None:
+    """Writes a file that appears under its name when it is complete."""
+    with written_whole(target) as part:
+        if isinstance(content, Image.Image):
+            content.save(part, format="PNG")
+        else:
+            part.write_text(content)
 
 
 def write_tables(arguments: argparse.Namespace, record: Record, sources: list[str]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from ..data.samples import set_pixel_limit
 # FFmpeg's readers of files that hold their own frames. Others read playlists, which name further files and addresses.
 FORMATS = "avi,asf,flv,matroska,mov,mpeg,mpegts,mpegvideo,ogg,webm"
 TIME_BASE = Fraction(1, 90_000)  # of annotated videos: fits every usual frame rate
+INTERRUPTED = "it was interrupted"
 
 
 class Frame(NamedTuple):
@@ -43,6 +45,7 @@ class VideoReader:
         path: a video file.
         every: take each `every`-th frame, from the first.
         fps: or take this many frames of each second, by the frames' own times; all where the video has fewer.
+        stopped: asked at each decoded frame; if it is true, the frames end there.
 
     Attributes:
         expected: about how many frames will be taken; None if the file does not say.
@@ -52,8 +55,10 @@ class VideoReader:
         ValueError: not a video that can be read, or one with too many pixels.
     """
 
-    def __init__(self, path: Path, every: int = 1, fps: float | None = None):
-        self.path, self.every, self.fps = path, every, fps
+    def __init__(
+        self, path: Path, every: int = 1, fps: float | None = None, stopped: Callable[[], bool] = lambda: False
+    ):
+        self.path, self.every, self.fps, self.stopped = path, every, fps, stopped
         self.problem: str | None = None
         try:
             # Without the prefix, a name such as "concat:a.mp4" would be an instruction.
@@ -100,6 +105,9 @@ class VideoReader:
         index, start, due, time = 0, None, 0.0, 0.0
         rate = float(self.stream.average_rate or 25)
         for decoded in self._decode():
+            if self.stopped():
+                self.problem = INTERRUPTED
+                return
             stamp = decoded.time if decoded.time is not None else index / rate
             start = stamp if start is None else start
             time = stamp - start
@@ -153,10 +161,14 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
 
 class VideoWriter:
     """
-    An MP4 file (H.264) of frames with times. It appears under its name when it is closed, if it has any frames.
+    An MP4 file (H.264) of frames with times, to be used as a context. It appears under its name at the end, if it has
+    any frames. After an error nothing is left of it.
 
     Args:
         path: ends with ".mp4".
+
+    Raises:
+        av.error.FFmpegError: the frames cannot be encoded or written, e.g. because they are too wide for H.264.
     """
 
     def __init__(self, path: Path):
@@ -168,8 +180,16 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, error_type: type[BaseException] | None, *error: object) -> None:
+        try:
+            if error_type is None and self.stream is not None:
+                self.container.mux(self.stream.encode())
+                self.container.close()
+                os.replace(self.part, self.path)
+        finally:
+            with suppress(FFmpegError):  # the first error says more
+                self.container.close()
+            self.part.unlink(missing_ok=True)
 
     def write(self, image: Image.Image, time: float) -> None:
         """
@@ -192,12 +212,3 @@ class VideoWriter:
         self.last = max(self.last + 1, round(time / TIME_BASE))
         frame.pts, frame.time_base = self.last, TIME_BASE
         self.container.mux(self.stream.encode(frame))
-
-    def close(self) -> None:
-        if self.stream is None:
-            self.container.close()
-            self.part.unlink(missing_ok=True)
-            return
-        self.container.mux(self.stream.encode())
-        self.container.close()
-        os.replace(self.part, self.path)

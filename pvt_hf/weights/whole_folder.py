@@ -35,8 +35,8 @@ def folder_written_whole(output: Path) -> Iterator[Path]:
     """
     Yields an empty folder on the same file system. Renames it to `output` at the end, or removes it after an error.
 
-    An old `output` is first renamed to `.NAME.old.*`, with the first 50 characters of its name. A process killed
-    between the two renames leaves it there.
+    An old `output` is first renamed to `.NAME.old.*`, with the first 50 characters of its name. It returns after an
+    error, also Ctrl-C. A process killed between the two renames leaves it there.
     """
     existing = next(parent for parent in output.parents if parent.exists())
     suffix = uuid.uuid4().hex
@@ -46,11 +46,13 @@ def folder_written_whole(output: Path) -> Iterator[Path]:
     try:
         yield new
         output.parent.mkdir(parents=True, exist_ok=True)
-        if output.exists():
-            os.rename(output, old)
         try:
+            if output.exists():
+                os.rename(output, old)
             os.rename(new, output)
-        except OSError:
+        except BaseException:  # Ctrl-C and SIGTERM, too
+            if not new.exists():
+                os.rename(output, new)
             if old.exists():
                 os.rename(old, output)
             raise

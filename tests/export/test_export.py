@@ -27,9 +27,10 @@ from pvt_hf.commands import main
 from pvt_hf.data import streams
 from pvt_hf.data.digits import digit_scenes
 from pvt_hf.export import folder as export_folder
-from pvt_hf.export.accuracy import AccuracyData
+from pvt_hf.export.accuracy import AccuracyData, calibration_samples
 from pvt_hf.export.comparison import Comparison, difference_of, matched
 from pvt_hf.export.folder import Disagreement
+from pvt_hf.export.source import open_source
 from pvt_hf.families import FAMILIES
 from pvt_hf.weights import export_formats
 from pvt_hf.weights.exported import open_exported
@@ -448,6 +449,25 @@ def test_outputs_with_other_parts():
 
 
 # Other formats
+
+
+def test_calibration_holds_one_processed_image_at_a_time(tmp_path, monkeypatch):
+    model = save_model("pvt", tmp_path / "model")
+    source = open_source(model)
+    processed, process = [], type(source.processor).__call__
+
+    def counted(processor, *arguments, **options):
+        processed.append(None)
+        return process(processor, *arguments, **options)
+
+    monkeypatch.setattr(type(source.processor), "__call__", counted)
+    samples = calibration_samples(source, model, AccuracyData("digits", calibration_images=3))
+    assert len(samples) == 3
+    processed.clear()  # the size of the digits depends on it
+    first, again = list(samples), list(samples)  # quantisers read them more than once
+    assert len(first) == 3 and len(processed) == 6
+    for one, other in zip(first, again):
+        assert one["pixel_values"].shape[:2] == (1, 3) and torch.equal(one["pixel_values"], other["pixel_values"])
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools.mask import decode
 
 import pvt_hf.inference.files as files
+import pvt_hf.inference.video as video
 from pvt_hf.commands import main
 from pvt_hf.data.digits import digit_scenes
 from pvt_hf.inference import progress
@@ -253,6 +254,62 @@ def test_videos_that_are_not_whole(predict, photos, tmp_path):
     assert made == {"cat", "cow", "dog", "pig", "cut.frames.jsonl", "cut.annotated.mp4", "predictions.jsonl"}
     _, out, errors = predict("classifier", "photos", "--resume")
     assert out.startswith("4 of 7 files are done already.") and errors.count("\n") == 3  # the others are tried again
+
+
+def test_an_interrupted_video_keeps_what_is_done(predict, tmp_path, monkeypatch):
+    write_video(tmp_path / "clip.mp4", clip(9))
+    decoded, upright = [], video._upright
+
+    def interrupted(frame):
+        decoded.append(frame)
+        if len(decoded) == 5:  # the first of the third batch
+            os.kill(os.getpid(), signal.SIGINT)
+        return upright(frame)
+
+    monkeypatch.setattr(video, "_upright", interrupted)
+    end, _, errors = predict("classifier", "clip.mp4", "--batch_size", 2)
+    assert end == 130 and "clip.mp4: it was interrupted" in errors and len(decoded) == 5
+    made = {file.name for file in (tmp_path / "predictions").iterdir()}
+    assert made == {"clip.frames.jsonl", "clip.annotated.mp4", "predictions.jsonl"}
+    assert len((tmp_path / "predictions/clip.frames.jsonl").read_text().splitlines()) == 4
+    with VideoReader(tmp_path / "predictions/clip.annotated.mp4") as reader:
+        assert len(list(reader)) == 4
+
+
+def test_an_error_leaves_no_half_of_a_video(predict, tmp_path, monkeypatch):
+    write_video(tmp_path / "clip.mp4", clip(3))
+    upright = video._upright
+
+    def full(frame):
+        if frame.time:
+            raise OSError("disk trouble")
+        return upright(frame)
+
+    monkeypatch.setattr(video, "_upright", full)
+    end, _, _ = predict("classifier", "clip.mp4", "--batch_size", 1)
+    assert end.endswith("disk trouble") and not list((tmp_path / "predictions").iterdir())
+
+
+def test_a_video_that_cannot_be_annotated_fails_alone(predict, photos, tmp_path):
+    write_video(tmp_path / "photos/a.mkv", [Image.new("RGB", (20000, 16))], codec="ffv1")
+    end, out, errors = predict("classifier", "photos/a.mkv", "photos/cat")
+    assert end == "1 of 2 files could not be predicted." and out.count("\n") == 1
+    assert "a.mkv: its frames of 20000x16 pixels cannot be written as a video: " in errors
+    assert {file.name for file in (tmp_path / "predictions").iterdir()} == {"1.classes.png", "predictions.jsonl"}
+
+
+def test_files_deleted_during_the_run_fail_alone(predict, photos, tmp_path, monkeypatch):
+    write = files.write_whole
+
+    def delete_two(target, content):
+        write(target, content)
+        (photos / "cat/1.png").unlink(missing_ok=True)  # read already
+        (photos / "cow/1.png").unlink(missing_ok=True)
+
+    monkeypatch.setattr(files, "write_whole", delete_two)
+    end, out, errors = predict("classifier", "photos", "--batch_size", 1)
+    assert end == "1 of 4 images could not be predicted." and out.count("\n") == 3
+    assert "cow/1.png: it cannot be read: No such file or directory" in errors
 
 
 def test_videos_without_their_extra(predict, tmp_path, monkeypatch):

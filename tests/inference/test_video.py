@@ -128,3 +128,23 @@ def test_a_video_is_written_at_its_times(tmp_path):
     with VideoWriter(tmp_path / "none.mp4"):
         pass
     assert [file.name for file in tmp_path.iterdir()] == ["out.mp4"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_leaves_no_video(tmp_path, error):
+    with pytest.raises(error), VideoWriter(tmp_path / "out.mp4") as writer:
+        writer.write(clip(1)[0], 0)
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_reading_stops_at_frames_that_are_left_out(folder):
+    asked = []
+
+    def stopped():
+        asked.append(None)
+        return len(asked) == 3
+
+    with VideoReader(folder / "even.mp4", every=100, stopped=stopped) as reader:
+        assert [frame.number for frame in reader] == [0]
+    assert len(asked) == 3 and reader.problem == "it was interrupted"

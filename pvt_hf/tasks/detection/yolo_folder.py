@@ -36,6 +36,7 @@ from ...data.folders import (
 )
 from ...data.log import warn_once
 from ...data.streams import Examples, encoded_image
+from ...models.image_processing_masks import coco_mask, segmentation_to_rle
 from .image_places import find_image_files
 from .object_table import SharedTable, make_table, object_features, used_classes
 
@@ -325,7 +326,7 @@ def _upright_size(file: str) -> tuple[int, int] | None:
 
 
 def _scale(example: dict[str, Any], width: int, height: int) -> None:
-    """Turns fractions into pixels."""
+    """Turns fractions into pixels. Areas are of masks, or of boxes without pycocotools, which AP needs as well."""
     objects, scale = example["objects"], [width, height]
     example["width"], example["height"] = width, height
     objects["bbox"] = [[share * side for share, side in zip(box, scale * 2)] for box in objects["bbox"]]
@@ -334,4 +335,15 @@ def _scale(example: dict[str, Any], width: int, height: int) -> None:
         None if points is None else json.dumps([[share * scale[i % 2] for i, share in enumerate(points)]])
         for points in polygons
     ]
-    objects["area"] = [box[2] * box[3] for box in objects["bbox"]]
+    objects["area"] = [
+        box[2] * box[3] if polygon is None or coco_mask is None else _mask_area(polygon, width, height)
+        for box, polygon in zip(objects["bbox"], objects["segmentation"])
+    ]
+
+
+def _mask_area(polygon: str, width: int, height: int) -> float:
+    """
+    The pixels of a polygon's mask. The area of the polygon itself would be wrong where parts of an object are joined by
+    a line to one polygon and turn in different directions, as in conversions of COCO.
+    """
+    return float(coco_mask.area(segmentation_to_rle(json.loads(polygon), height, width)))

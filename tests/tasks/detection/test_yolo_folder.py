@@ -142,6 +142,7 @@ def test_polygons_are_boxes_and_masks(tmp_path):
     examples = {row["image_id"].rsplit("/", 1)[1]: row for row in stream.dataset}
     assert json.loads(examples["a.png"]["objects"]["segmentation"][0]) == [[10, 10, 30, 10, 30, 20, 10, 20]]
     assert examples["other.png"]["objects"]["segmentation"] == [None]
+    assert examples["other.png"]["objects"]["area"] == pytest.approx([8 * 8])
     found = read(stream, with_masks=True, max_bad_share=0.5)  # a box without a polygon has no mask
     ((name, (_, labels)),) = found.items()
     assert name == "train/images/a.png" and labels["class_labels"].tolist() == [1]
@@ -242,6 +243,22 @@ def test_broken_images_are_skipped_as_elsewhere(tmp_path):
     source = write_labels(tmp_path, "0 0.5 0.5 0.1 0.1")
     (tmp_path / "train/images/a.png").write_bytes(b"none")
     assert set(read(open_detection_stream(source), max_bad_share=0.5)) == {"train/images/other.png"}
+
+
+@pytest.mark.parametrize(
+    ("corners", "area", "tolerance"),
+    [
+        ([(10, 10), (30, 10), (10, 30)], 200, 12),  # half of its box; pixels on the edge count or not
+        # Two squares of 100 pixels that turn in different directions, joined by a line there and back
+        ([(10, 10), (20, 10), (20, 20), (10, 20), (10, 10), (40, 10), (40, 20), (50, 20), (50, 10), (40, 10)], 200, 0),
+    ],
+)
+def test_areas_are_those_of_polygons(tmp_path, corners, area, tolerance):
+    points = " ".join(f"{x / 64} {y / 40}" for x, y in corners)
+    stream = open_detection_stream(write_labels(tmp_path, f"1 {points}\n"))
+    targets = [DetectionEvaluationSample(stream, to_pixels)(row)["target"] for row in stream.dataset]
+    (found,) = next(one["annotations"] for one in targets if one["image_id"] == "train/images/a.png")
+    assert abs(found["area"] - area) <= tolerance
 
 
 def test_evaluation(tmp_path):
