@@ -94,7 +94,8 @@ FPN and of RetinaNet, as their digit recipes do. All models of a task have the s
 the task's digit recipe) and the same seeds. The recipes were made for PVT, and the learning rates were not tuned for
 any other model, which may favour PVT: those of Semantic FPN and Trans2Seg, 0.003 and for the backbone 0.0005, were
 chosen with the pilot below, the others are those of the digit recipes. Widths are chosen so that the backbones have
-about as many parameters as PVT (the nearest width in steps of 4 channels). Figures are those of the last step.
+about as many parameters as PVT (the nearest width in steps of 4 channels). With Trans2Seg and DETR, which read no map
+of the last stage, ResNet keeps that stage and PVT leaves it out. Figures are those of the last step.
 
 Each training of a task gets the steps that fit into the same time, by a speed test of 16 steps of each model before,
 which ran beside another part; in question 6, all get the same number of steps. The column of processor time is what a
@@ -297,7 +298,8 @@ def _sizes(results: dict[str, Any], folder: Path) -> list[str]:
     runs = [one for one in results.values() if one["kind"] == "sizes"]
     lines = ["## 7. Other test sizes than the training size (ours)", "",
              "Plain PVT, trained on digits of 64 pixels, with position tables resized. Transformers' own class, with "
-             f"the same weights, {_native_answer(runs[0]['native'])}.", "",
+             f"the same weights, {_native_answer(runs[0]['native'])}. The last stage has patches of 32 pixels; what "
+             "does not fill one is left out, such as a fifth of each side at 80 pixels.", "",
              "| pixels | times 64 | accuracy (%), mean | deviation | Transformers' own class |",
              "|---|---|---|---|---|"]  # fmt: skip
     for size in TEST_SIZES:
