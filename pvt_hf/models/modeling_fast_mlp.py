@@ -6,9 +6,9 @@ The hidden activation has up to eight times the channels of the tokens. As one t
 is cleared page by page by the operating system in every call, and is kept for the backward pass. Here it stays in the
 cache of the processor, and is computed again in the backward pass.
 
-Measured on 2 cores with AVX-512 (fp32, 224x224), PVT-Small against the native class: 1.34 times as fast at batch 8 and
-1.05 times at batch 1 by `pvt-hf benchmark models --sections native`, 1.53 and 1.22 times by `pvt-hf benchmark`, which
-pauses before each call; a training step at batch 32 1.5 times by `pvt-hf benchmark training`. In a graph of
+Measured on 2 cores with AVX-512 (fp32, 224x224), PVT-Small against the native class, with the patch projections of
+`modeling_fast_patches.py`: 1.55 times as fast at batch 8 and 1.23 times at batch 1 by `pvt-hf benchmark`; a training
+step at batch 32 1.25 times, with 43 % of the memory, by `pvt-hf benchmark training`. In a graph of
 `torch.compile` it is one operation.
 """
 
