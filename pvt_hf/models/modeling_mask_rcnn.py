@@ -124,7 +124,7 @@ class RegionPooler(nn.Module):
             # Runs even without regions, so that every parameter gets a gradient on every process. In fp32, because
             # RoIAlign has no half precision on CPUs.
             regions = roi_align(feature_map.float(), rois[chosen], size, 1 / stride, sampling_ratio=0, aligned=True)
-            pooled.index_copy_(0, chosen, regions)  # `index_add` takes up to a tenth of the model's time
+            pooled.index_copy_(0, chosen, regions)  # `index_add` took 8 % of the model's time
         return pooled.to(feature_maps[0].dtype)
 
 
