@@ -81,6 +81,7 @@ machine affects both.
     pvt-hf benchmark models --output outputs/models.json
     pvt-hf benchmark models --device cuda --dtype bfloat16 --variant pvt-large
     pvt-hf benchmark models --sections attention --sizes 512 800x1312
+    pvt-hf benchmark models --sections native --skip_compile --profile    # which operators take the time
 
 Two sections:
 

@@ -217,6 +217,9 @@ class ModelsArguments:
     row_seconds: float = field(
         default=12.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
     )
+    profile: bool = field(
+        default=False, metadata={"help": "Also show which operators take the time, for rows that are not compiled."}
+    )
     max_minutes: float = field(default=12.0, metadata={"help": "Start no row after this many minutes."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads, e.g. 2; default: PyTorch's choice."})
 
