@@ -13,6 +13,7 @@ import pickle
 from pathlib import Path
 
 import evaluate
+import hotcoco
 import numpy as np
 import pytest
 import torch
@@ -152,6 +153,59 @@ HAND_PREDICTION = {
     "labels": [0, 0, 0],
     "boxes_xyxy": [[50, 0, 80, 50], [0, 0, 8, 10], [200, 200, 210, 210]],  # 0.6 of the second, 0.8 of the first, none
 }
+
+
+AWKWARD = (
+    "ties", "areas at the limits", "no ties", "no crowds", "crowds only", "over 100 detections", "no detections",
+    "no objects", "areas of zero",
+)  # fmt: skip
+
+
+def awkward_objects(case: str, count: int, of_class: np.ndarray, generator, near: dict | None = None) -> dict:
+    """`count` objects or, `near` some, predictions: half of them close to one each."""
+    boxes = np.concatenate([generator.uniform(0, 100, (count, 2)), generator.uniform(2, 110, (count, 2))], axis=1)
+    labels = generator.choice(of_class, count)
+    if near is not None:
+        same = min(count // 2, len(near["labels"]))
+        boxes[:same] = near["boxes_xywh"][:same] + generator.normal(0, 2, (same, 4))
+        labels[:same] = near["labels"][:same]
+    if case == "areas at the limits":  # 32 * 32 and 96 * 96 divide small, medium and large
+        boxes[:, 2:] = generator.choice([(32, 32), (96, 96), (16, 64), (0.5, 0.5)], count)
+    boxes[:, 2:] = boxes[:, 2:].clip(0.5)
+    masks = [coco_mask.encode(np.asfortranarray(box_to_mask(box, generator).astype(np.uint8))) for box in boxes]
+    found = {"labels": labels, "boxes_xywh": boxes, "masks": masks}
+    if near is not None:
+        scores = generator.random(count)
+        return {**found, "scores": scores if case == "no ties" else scores.round(1)}
+    share = {"no crowds": 0.0, "crowds only": 1.0}.get(case, 0.2)
+    area = 0.0 if case == "areas of zero" else boxes[:, 2] * boxes[:, 3]
+    return {**found, "iscrowd": generator.random(count) < share, "area": np.broadcast_to(area, count)}
+
+
+@pytest.mark.parametrize("case", AWKWARD)
+def test_hotcoco_equals_pycocotools_to_the_last_digit(case, monkeypatch):
+    """It is used where it is installed, so that no figure may depend on that."""
+    assert coco_ap.COCOeval is hotcoco.COCOeval
+    generator = np.random.default_rng(AWKWARD.index(case))
+    images = {}
+    for image in range(8):
+        many = 130 if case == "over 100 detections" and image < 2 else 12
+        objects = awkward_objects(
+            case, 0 if case == "no objects" else int(generator.integers(0, 9)), [0, 1, 3], generator
+        )
+        count = 0 if case == "no detections" else int(generator.integers(many // 2, many))
+        images[image] = {
+            "reference": objects,
+            "prediction": awkward_objects(case, count, [0, 1, 2], generator, near=objects),
+        }
+    for masks in (False, True):
+        figures, precision = coco_ap.coco_figures(images, 4, masks)
+        with monkeypatch.context() as patch:
+            patch.setattr(coco_ap, "COCO", COCO)
+            patch.setattr(coco_ap, "COCOeval", COCOeval)
+            expected_figures, expected_precision = coco_ap.coco_figures(images, 4, masks)
+        assert_figures(figures, expected_figures)
+        np.testing.assert_array_equal(precision, expected_precision)
 
 
 def test_case_by_hand():
