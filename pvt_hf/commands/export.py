@@ -1,17 +1,14 @@
 """`pvt-hf export`: exports a model to a program that runs without its Python code."""
 
 import argparse
-import signal
-import sys
 from pathlib import Path
-from types import FrameType
 
 from ..engine.arguments import ArgumentParser
 from ..engine.output_paths import check_output_folder
 from ..weights.export_formats import EXPORT_FORMATS
 from ..weights.paths import check_model_path
 from ..weights.whole_folder import check_replaceable
-from . import check_dataset
+from . import check_dataset, clean_up_on_sigterm
 from .info import parse_size
 
 
@@ -108,11 +105,6 @@ def needs(extra: str) -> str:
     return f'; pip install "pvt-hf[{extra}]"' if extra else ""
 
 
-def stop(signal_number: int, frame: FrameType | None) -> None:
-    """Ends by an exception, so that the temporary folder is removed."""
-    sys.exit(128 + signal_number)
-
-
 def main() -> None:
     arguments = parse_arguments()
     kind = EXPORT_FORMATS[arguments.format]
@@ -131,7 +123,7 @@ def main() -> None:
     from ..export.accuracy import AccuracyData
     from ..export.folder import ExportRequest, export_checkpoint
 
-    signal.signal(signal.SIGTERM, stop)
+    clean_up_on_sigterm()
     request = ExportRequest(
         model=arguments.model,
         output=arguments.output,
