@@ -52,8 +52,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="folder to create, e.g. exports/detector")
     parser.add_argument(
         "--static", type=parse_size, metavar="SIZE",
-        help="take one image of one size, one side or HEIGHTxWIDTH in pixels, e.g. 800x1333; default: any size and "
-        "number of images",
+        help="take one image of one size, one side or HEIGHTxWIDTH in pixels, e.g. 224 or 800x1333; for segmenters "
+        "and detectors rounded up to multiples of 32, as their image processors do, e.g. to 800x1344; default: any "
+        "size and number of images",
     )  # fmt: skip
     parser.add_argument(
         "--model_class", choices=MODEL_CLASSES, default="",

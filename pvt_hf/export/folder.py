@@ -81,6 +81,9 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
         raise ImportError(reason)
     source = open_source(request.model, request.model_class, request.fixed_size)
     say(f"model     {request.model}: {type(source.model).__name__}, {source.model.num_parameters():,} parameters")
+    if (asked := request.fixed_size) and (given := source.fixed_size) and given != asked:
+        sizes = f"{given[0]}x{given[1]} instead of {asked[0]}x{asked[1]}"
+        say(f"size      {sizes}: the image processor brings images to multiples of 32 pixels")
     if request.accuracy:
         if source.task is None:
             raise ValueError(f"--dataset measures accuracy, which a {type(source.model).__name__} has not.")
