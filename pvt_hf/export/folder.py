@@ -128,7 +128,10 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
 
     _, programs, _ = read_manifest(folder)
     files = {file.name: file.stat().st_size for file in program_files(folder, programs)}
-    program = open_exported(folder, trust_remote_code=True)  # written by this process
+    try:
+        program = open_exported(folder, trust_remote_code=True)  # written by this process
+    except RuntimeError as error:  # a runtime that lacks one of the program's operators
+        raise ValueError(f"{kind.title} cannot open the program that it was given: {error}") from error
     comparisons: list[Comparison] = []
     for one in compare(model, program, shapes_to_compare(model, options.fixed_size, source.usual_size)):
         say(f"compared  {one}")

@@ -34,7 +34,7 @@ from pvt_hf.export.folder import Disagreement
 from pvt_hf.export.source import open_source
 from pvt_hf.families import FAMILIES
 from pvt_hf.weights import export_formats
-from pvt_hf.weights.exported import open_exported
+from pvt_hf.weights.exported import open_exported, read_manifest
 from pvt_hf.weights.opening import open_complete
 from pvt_hf.weights.whole_folder import folder_written_whole
 
@@ -517,10 +517,7 @@ def test_a_classifier_is_exported_as_another_class(classifier, tmp_path, model_c
 def test_half_precision(kind, precision, dtype, classifier, tmp_path):
     report = export(classifier[0], tmp_path / "export", kind, precision=precision, fixed_size=(64, 96))
     assert report["precision"] == precision
-    assert (
-        json.loads((tmp_path / "export/export.json").read_text())["components"]["model"]["metadata"]["export_dtype"]
-        == dtype
-    )
+    assert read_manifest(tmp_path / "export")[2] == {dtype}
     images = random_images(1, 64, 96)
     logits = open_exported(tmp_path / "export")(images).logits
     with torch.no_grad():
