@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ..engine.arguments import describe_unknown
 from ..engine.settings import DataclassParser
 from .benchmark_arguments import (
+    AllocatorArguments,
     DataArguments,
     ExportArguments,
     LoadingArguments,
@@ -28,8 +29,8 @@ under 10 minutes on two cores.
     pvt-hf benchmark --variant pvt-large --threads 2
 
 Tasks: "peers", the default, is described here. "export" measures our exports, "models" forward and backward passes and
-sizes of dense prediction, "training" training steps, "loading" opening a checkpoint, and "data" the input pipeline:
-pvt-hf benchmark TASK --help.
+sizes of dense prediction, "training" training steps, "loading" opening a checkpoint, "allocator" keeping freed memory,
+and "data" the input pipeline: pvt-hf benchmark TASK --help.
 
 Rows, for every batch size:
 
@@ -81,6 +82,7 @@ machine affects both.
     pvt-hf benchmark models --output outputs/models.json
     pvt-hf benchmark models --device cuda --dtype bfloat16 --variant pvt-large
     pvt-hf benchmark models --sections attention --sizes 512 800x1312
+    pvt-hf benchmark models --sections native --skip_compile --profile    # which operators take the time
 
 Two sections:
 
@@ -122,6 +124,19 @@ Row "from_pretrained": our classifier and the native class open the same folder 
 the pairs of ours / native: below 1, ours is faster. Row "import": what `import pvt_hf` adds, in a new process, to
 importing Transformers' Auto classes and `PreTrainedModel`.
 """
+ALLOCATOR = """
+Measures what it gives, and costs in resident memory, to keep freed memory (glibc only): what train, evaluate, finetune
+and predict do.
+
+    pvt-hf benchmark allocator --output outputs/allocator.json
+    pvt-hf benchmark allocator --rows training --processes 8
+
+Two new processes take turns (A B A B ...): one as the C library is by default, one that keeps freed memory. Rows: a
+forward pass of the classifier with one and with eight images of 224x224, a training step with 16, and a segmenter with
+Semantic FPN from the image of 512x512 to the map. The ratio is the median over the pairs of default / kept: above 1,
+keeping is faster. It differs from process to process, so several pairs of processes are started (--processes), and the
+median of each is shown. MiB is resident memory after the last call.
+"""
 DATA = """
 Measures the input pipeline against a bare loop with the same libraries, on one core.
 
@@ -156,6 +171,7 @@ TASKS = {
     "models": Task(ModelsArguments, MODELS),
     "training": Task(TrainingArguments, TRAINING),
     "loading": Task(LoadingArguments, LOADING),
+    "allocator": Task(AllocatorArguments, ALLOCATOR),
     "data": Task(DataArguments, DATA),
 }
 

@@ -70,6 +70,9 @@ def check_model_arguments(arguments: Any) -> None:
         raise ValueError(f"--threads must be at least 1, got {arguments.threads}.")
 
 
+ALLOCATOR_ROWS = ("forward", "training", "segmentation")
+
+
 def check_pause(pause: float) -> None:
     """Raises a ValueError for a `pause` that cannot be."""
     if not 0 <= pause < 60:
@@ -217,6 +220,9 @@ class ModelsArguments:
     row_seconds: float = field(
         default=12.0, metadata={"help": f"Seconds for the pairs of a row; {MIN_PAIRS} pairs are measured in any case."}
     )
+    profile: bool = field(
+        default=False, metadata={"help": "Also show which operators take the time, for rows that are not compiled."}
+    )
     max_minutes: float = field(default=12.0, metadata={"help": "Start no row after this many minutes."})
     threads: int | None = field(default=None, metadata={"help": "CPU threads, e.g. 2; default: PyTorch's choice."})
 
@@ -274,6 +280,31 @@ class TrainingArguments:
             raise ValueError(f"--threads must be at least 1, got {self.threads}.")
         if self.image_size < 32 or self.image_size % 32:
             raise ValueError(f"--image_size must be a multiple of 32, got {self.image_size}.")
+
+
+@dataclass
+class AllocatorArguments:
+    """Measures what it gives to keep freed memory, and what that costs in memory."""
+
+    output: Path | None = field(
+        default=None, metadata={"help": "JSON file for the results, written after every row, e.g. allocator.json."}
+    )
+    rows: list[str] = field(
+        default_factory=lambda: list(ALLOCATOR_ROWS),
+        metadata={"help": "Rows to measure.", "choices": list(ALLOCATOR_ROWS)},
+    )
+    variant: str = field(default="pvt-small", metadata={"help": "PVT to measure.", "choices": list(VARIANTS)})
+    processes: int = field(default=4, metadata={"help": "Pairs of new processes per row."})
+    repeats: int = field(default=30, metadata={"help": f"Most pairs of calls of two processes, at least {MIN_PAIRS}."})
+    row_seconds: float = field(default=60.0, metadata={"help": "Seconds for the pairs of a row."})
+    pause: float = field(default=0.05, metadata={"help": "Seconds before each call."})
+    threads: int | None = field(default=None, metadata={"help": "CPU threads, e.g. 2; default: PyTorch's choice."})
+
+    def __post_init__(self) -> None:
+        check_arguments(self)
+        check_pause(self.pause)
+        if self.processes < 1 or (self.threads is not None and self.threads < 1):
+            raise ValueError("--processes and --threads must be at least 1.")
 
 
 @dataclass

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..models.configuration_pvt import PvtConfig
 from ..models.modeling_pvt import PvtBackbone, PvtForImageClassification
 from ..weights.variants import get_config, get_variant
 from .benchmark_arguments import ModelsArguments, parse_size
+from .benchmark_operators import format_operators, profile_call
 from .benchmark_report import (
     DisagreementError,
     choose_device,
@@ -278,6 +280,11 @@ def measure_row(row: dict[str, Any], sides: list[Side], arguments: ModelsArgumen
         result["relative_difference"] = compare(sides, mode, images, labels, TOLERANCE[arguments.dtype])
 
         pairs = time_sides(sides, mode, images, labels, arguments)
+        if arguments.profile and not row["compiled"]:
+            for side, more in zip(sides, extra):
+                call = partial(run_once, side, mode, images, labels)
+                more["operators"] = profile_call(call, arguments.device)
+                side.model.zero_grad()
     except (RowError, torch.OutOfMemoryError) as error:
         return {**result, "error": str(error)}
     first, second = zip(*pairs)
@@ -320,6 +327,8 @@ def format_row(row: dict[str, Any], names: tuple[str, str]) -> str:
     text += " / ".join(f"{side['matmul_share']:4.0%}" for side in sides)
     if row["section"] == "attention" and sides[0]["peak_memory_bytes"] is not None:
         text += "  memory " + " / ".join(f"{side['peak_memory_bytes'] / 2**20:.0f}" for side in sides)
+    if "operators" in sides[0]:
+        text += "".join(f"\n{format_operators(name, row[name]['operators'])}" for name in names)
     if row["compiled"]:
         text += "  graph breaks " + " / ".join(str(side["graph_breaks"]) for side in sides)
     return text

@@ -5,6 +5,7 @@ from typing import Any
 from ..engine.settings import parse_arguments, split_task
 from ..tasks import evaluation_settings, get_task
 from . import check_dataset
+from .allocator import keep_freed_memory
 
 
 DESCRIPTIONS = {
@@ -67,6 +68,7 @@ def main(task: str = "") -> None:
     from ..engine.evaluation import evaluate_checkpoint
     from ..inference.held_out_page import write_page
 
+    keep_freed_memory()
     try:
         evaluate_checkpoint(get_task(task), settings, write_page)
     except (OSError, ValueError, StreamError) as error:

@@ -11,6 +11,7 @@ from ..engine.arguments import describe_unknown, read_fields
 from ..engine.settings import DataclassParser, FinetuneSettings, TrainerSettings, split_task
 from ..tasks import TASKS, finetuning_settings, get_task
 from . import check_dataset
+from .allocator import keep_freed_memory
 
 
 DESCRIPTION = r"""
@@ -48,6 +49,7 @@ def main() -> None:
     from ..engine.processes import quiet_progress_bars
     from ..inference.held_out_page import write_page
 
+    keep_freed_memory()
     try:
         with quiet_progress_bars():
             finetune(task, settings, options, training, write_page)

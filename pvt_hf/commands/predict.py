@@ -9,6 +9,7 @@ from pathlib import Path
 from ..engine.arguments import ArgumentParser
 from ..engine.output_paths import check_output_file, check_output_folder
 from ..weights.paths import check_model_path
+from .allocator import keep_freed_memory
 
 
 # Those of `pvt_hf.inference.prediction.TASKS`
@@ -167,4 +168,5 @@ def main() -> None:
         say(problem, to_errors=True)
     if inputs.left_out.paths:
         say(f"left out {inputs.left_out}", to_errors=True)
+    keep_freed_memory()
     predict_files(arguments, inputs, record)

@@ -5,6 +5,7 @@ from typing import Any
 from ..engine.settings import parse_arguments
 from ..tasks import get_task, training_settings
 from . import check_dataset
+from .allocator import keep_freed_memory
 
 
 DESCRIPTION = """
@@ -51,6 +52,7 @@ def main(task: str) -> None:
     from ..engine.run import train
     from ..inference.held_out_page import write_page
 
+    keep_freed_memory()
     try:
         train(get_task(task), settings, write_page)
     except (OSError, ValueError, StreamError, FloatingPointError) as error:

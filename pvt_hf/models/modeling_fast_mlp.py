@@ -32,7 +32,9 @@ BYTES_PER_THREAD = 2 * 2**20
 # than it saves.
 MIN_BYTES_WITH_GRADIENTS = 16 * 2**20
 
-# oneDNN's product with bias and GELU in one pass. Used where it was measured: at batch 1 it was the faster one.
+# oneDNN's product with bias and GELU in one pass. Used where it was measured: at batch 1 of 224x224 it was the faster
+# one, and below this number of multiply-adds, such as at 64x64, the slower one by up to a half.
+MIN_FUSED_PRODUCT = 2**23
 HAS_FUSED_LINEAR = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
 )
@@ -110,7 +112,12 @@ def run_blocks(
 ) -> torch.Tensor:
     """Writes the result for `tokens` (tokens, channels) and `scale` (tokens, 1) to `out`, which may be `tokens`."""
     norm_weight, norm_bias, weight_1, bias_1, weight_2, bias_2 = parameters
-    is_fused = HAS_FUSED_LINEAR and tokens.dtype == torch.float32 and torch.backends.mkldnn.enabled
+    is_fused = (
+        HAS_FUSED_LINEAR
+        and tokens.dtype == torch.float32
+        and len(tokens) * weight_1.numel() >= MIN_FUSED_PRODUCT
+        and torch.backends.mkldnn.enabled
+    )
     for block in blocks(tokens, len(weight_1)):
         change = F.layer_norm(tokens[block], norm_weight.shape, norm_weight, norm_bias, eps)
         if is_fused:

@@ -52,6 +52,7 @@ def small_blocks(monkeypatch):
     In the first stage of a 64x64 image, seven or more blocks, the last one smaller. No size is too small.
     """
     monkeypatch.setattr(modeling_fast_mlp, "MIN_BYTES_WITH_GRADIENTS", 0)
+    monkeypatch.setattr(modeling_fast_mlp, "MIN_FUSED_PRODUCT", 0)
     monkeypatch.setattr(modeling_fast_mlp, "BYTES_PER_THREAD", 37 * 64 * 4 // torch.get_num_threads())
 
 
@@ -192,6 +193,18 @@ def test_gradients_equal_those_of_the_modules(batch, height, width, drop_path_ra
     assert_equal_gradients(actual, plain(gradients_of, model, images))
 
 
+def test_projections_of_small_feature_maps_are_products_with_gradients_too(products, plain):
+    """PyTorch's convolution would copy a weight that is larger than its input three times in a step."""
+    model = make_model(sequence_reduction_ratios=[8, 4, 2, 1]).train()
+    wide = model.pvt.encoder.block[0][0].attention.self.sequence_reduction  # 16 to 16 channels in 8x8 pixels
+    for batch, is_product in ((1, True), (16, False)):
+        images = random_images(batch, 32, 32)
+        products.clear()
+        actual = gradients_of(model, images)
+        assert (wide.kernel_size in products) == is_product
+        assert_equal_gradients(actual, plain(gradients_of, model, images))
+
+
 def test_frozen_weights_get_no_gradient(calls, plain):
     model, images = make_model().train(), random_images(2, 64, 64)
     for name, parameter in model.named_parameters():
@@ -271,6 +284,33 @@ def test_hooks_on_every_submodule_see_what_they_see_without_it(calls, plain):
                     torch.testing.assert_close(leaf, counterpart, **FP32_TOLERANCE)
     # seven modules of each of the four blocks are called by the plain path only
     assert len(calls) == 4 * len(modules) - 4 * 7
+
+
+def tensors_in(tree):
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called")
+@pytest.mark.parametrize(
+    "register", ["register_forward_pre_hook", "register_full_backward_hook", "register_full_backward_pre_hook"]
+)
+def test_other_hooks_in_training_see_what_they_see_without_it(register, calls, plain):
+    model, images = make_model(depths=[1, 1, 1, 1]).train(), random_images(2, 64, 64)
+    modules = {name: module for name, module in model.named_modules() if not isinstance(module, nn.ModuleList)}
+    for name, module in modules.items():
+        seen = []
+        hook = getattr(module, register)(lambda _, *values, seen=seen: seen.append(tensors_in(values)))
+        gradients_of(model, images)
+        half = len(seen)
+        plain(gradients_of, model, images)
+        hook.remove()
+        # backward hooks are not called for what returns a dataclass
+        assert len(seen) == 2 * half and (half > 0 or name in ("", "pvt")), name
+        for one, other in zip(seen[:half], seen[half:]):
+            for value, expected in zip(one, other, strict=True):
+                # gradients are small: relative to the largest of the tensor, as in `assert_equal_gradients`
+                assert (value - expected).abs().max() <= 1e-4 * max(expected.abs().max(), 0.01), name
+    assert calls
 
 
 def test_hidden_states_and_attentions(calls, plain):

@@ -46,7 +46,7 @@ def report(tmp_path_factory):
     result = benchmark(
         "models", "--variant", "pvt-tiny", "--device", "cpu", "--skip_compile", "--image_size", "64",
         "--batch_sizes", "1", "2", "--sizes", "384x512", "--repeats", "3", "--row_seconds", "0.1", "--threads", "1",
-        "--output", str(output),
+        "--profile", "--output", str(output),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(output.read_text()), result.stdout
@@ -76,6 +76,20 @@ def test_figures_follow_from_the_seconds(report):
             median = statistics.median(row[name]["seconds"])
             assert row[name]["median"] == pytest.approx(median)
             assert row[name]["matmul_share"] == pytest.approx(row["gflop"] / median / rate)
+
+
+@pytest.mark.slow
+def test_a_profile_counts_the_operators_of_a_call(report):
+    """PVT-Tiny has two norms in each of 8 blocks, one per reduction in 6 of them, one per stage, and a last one."""
+    content, table = report
+    for row in content["rows"]:
+        for name in ("ours", "native") if row["section"] == "native" else ():
+            operators = {each["operator"]: each for each in row[name]["operators"]}
+            seconds = [each["seconds"] for each in operators.values()]
+            assert min(seconds) >= 0 and seconds == sorted(seconds, reverse=True)
+            assert operators["aten::native_layer_norm"]["count"] == 2 * 8 + 6 + 4 + 1
+            assert ("aten::gelu_backward" in operators) == (row["mode"] == "forward+backward")
+    assert "aten::addmm" in table
 
 
 @pytest.mark.slow
