@@ -7,8 +7,10 @@ arguments are answered at once.
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
+from types import FrameType
 from typing import NamedTuple
 
 
@@ -65,6 +67,16 @@ def check_dataset(source: str, argument: str = "--dataset") -> None:
         paths.check_on_hub(source)
     except FileNotFoundError as error:
         raise SystemExit(f"error: {str(error).replace('--dataset', argument)}") from None
+
+
+def clean_up_on_sigterm() -> None:
+    """SIGTERM now ends the command by an exception, so that temporary folders are removed. Status: 128 + 15."""
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+    sys.exit(128 + number)
 
 
 def main() -> None:

@@ -5,9 +5,10 @@ Converts an official PVT checkpoint to a folder that `from_pretrained` opens, an
     pvt-hf convert --variant pvt-small --output out/pvt-small    # downloads the official file
     pvt-hf convert --variant pvt-small --push me/pvt-small       # pushes the result to the Hub
 
-The exit status is 0 on success, and 1 after an error, with the reason on stderr. A failed conversion writes nothing. A
-failed push leaves the --output folder, which `pvt-hf push` can push again. Classifiers with 1000 classes need the
-extra `train`, for the names of the classes: `pip install "pvt-hf[train]"`.
+The exit status is 0 on success, and 1 after an error, with the reason on stderr. A conversion that fails or is stopped
+(Ctrl-C, SIGTERM) writes nothing: with --overwrite, the old folder stays. A failed push leaves the --output folder,
+which `pvt-hf push` can push again. Classifiers with 1000 classes need the extra `train`, for the names of the classes:
+`pip install "pvt-hf[train]"`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..engine.output_paths import check_output_folder
 from ..engine.settings import DataclassParser
 from ..weights.paths import check_repo_id
 from ..weights.variants import RELEASED, get_variant
+from . import clean_up_on_sigterm
 from .push import PushOptions
 
 
@@ -140,6 +142,7 @@ def main() -> int:
 
     from ..hub.upload import check_target, push_folder
 
+    clean_up_on_sigterm()
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(arguments.output or f"{temporary}/model")
         try:

@@ -1,17 +1,14 @@
 """`pvt-hf export`: exports a model to a program that runs without its Python code."""
 
 import argparse
-import signal
-import sys
 from pathlib import Path
-from types import FrameType
 
 from ..engine.arguments import ArgumentParser
 from ..engine.output_paths import check_output_folder
 from ..weights.export_formats import EXPORT_FORMATS
 from ..weights.paths import check_model_path
 from ..weights.whole_folder import check_replaceable
-from . import check_dataset
+from . import check_dataset, clean_up_on_sigterm
 from .info import parse_size
 
 
@@ -55,8 +52,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", required=True, type=Path, help="folder to create, e.g. exports/detector")
     parser.add_argument(
         "--static", type=parse_size, metavar="SIZE",
-        help="take one image of one size, one side or HEIGHTxWIDTH in pixels, e.g. 800x1333; default: any size and "
-        "number of images",
+        help="take one image of one size, one side or HEIGHTxWIDTH in pixels, e.g. 224 or 800x1333; for segmenters "
+        "and detectors rounded up to multiples of 32, as their image processors do, e.g. to 800x1344; default: any "
+        "size and number of images",
     )  # fmt: skip
     parser.add_argument(
         "--model_class", choices=MODEL_CLASSES, default="",
@@ -108,11 +106,6 @@ def needs(extra: str) -> str:
     return f'; pip install "pvt-hf[{extra}]"' if extra else ""
 
 
-def stop(signal_number: int, frame: FrameType | None) -> None:
-    """Ends by an exception, so that the temporary folder is removed."""
-    sys.exit(128 + signal_number)
-
-
 def main() -> None:
     arguments = parse_arguments()
     kind = EXPORT_FORMATS[arguments.format]
@@ -131,7 +124,7 @@ def main() -> None:
     from ..export.accuracy import AccuracyData
     from ..export.folder import ExportRequest, export_checkpoint
 
-    signal.signal(signal.SIGTERM, stop)
+    clean_up_on_sigterm()
     request = ExportRequest(
         model=arguments.model,
         output=arguments.output,

@@ -81,6 +81,9 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
         raise ImportError(reason)
     source = open_source(request.model, request.model_class, request.fixed_size)
     say(f"model     {request.model}: {type(source.model).__name__}, {source.model.num_parameters():,} parameters")
+    if (asked := request.fixed_size) and (given := source.fixed_size) and given != asked:
+        sizes = f"{given[0]}x{given[1]} instead of {asked[0]}x{asked[1]}"
+        say(f"size      {sizes}: the image processor brings images to multiples of 32 pixels")
     if request.accuracy:
         if source.task is None:
             raise ValueError(f"--dataset measures accuracy, which a {type(source.model).__name__} has not.")
@@ -125,7 +128,10 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
 
     _, programs, _ = read_manifest(folder)
     files = {file.name: file.stat().st_size for file in program_files(folder, programs)}
-    program = open_exported(folder, trust_remote_code=True)  # written by this process
+    try:
+        program = open_exported(folder, trust_remote_code=True)  # written by this process
+    except RuntimeError as error:  # a runtime that lacks one of the program's operators
+        raise ValueError(f"{kind.title} cannot open the program that it was given: {error}") from error
     comparisons: list[Comparison] = []
     for one in compare(model, program, shapes_to_compare(model, options.fixed_size, source.usual_size)):
         say(f"compared  {one}")

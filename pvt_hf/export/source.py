@@ -45,8 +45,8 @@ def open_source(model: str, model_class: str = "", fixed_size: tuple[int, int] |
     Args:
         model: folder or Hub id.
         model_class: a class of this package to open it as, such as "PvtBackbone"; "": the one that it was saved from.
-        fixed_size: (height, width) in pixels. The processor then gives all images that size; what is detected in is
-            padded to the next multiple of 32.
+        fixed_size: (height, width) in pixels. The processor then gives all images that size, those of
+            segmenters and detectors rounded up to multiples of 32.
 
     Raises:
         OSError: there is no such model, or it lacks a file.

@@ -90,6 +90,9 @@ def trace(model: PreTrainedModel, options: ExportOptions) -> Any:
             exported = exporter.export(model, inputs, config)
             if options.format.name == "onnx":
                 forget_sources(exported.program)
+            for part in exported.components.values() if options.precision in HALF else ():
+                # OpenVINO's exporter says float32, and OpenVINO would compute in it: see `runtime_options`
+                part.metadata.export_dtype = str(HALF[options.precision]).removeprefix("torch.")
             return exported
         except Exception as error:  # torch.export and the converters raise a dozen types
             lines = [line.lstrip("- ") for line in str(error).splitlines() if line.strip()] or [""]

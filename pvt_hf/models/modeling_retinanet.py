@@ -295,7 +295,8 @@ class RetinaNetForObjectDetection(HeadPreTrainedModel):
             level_codes = level_codes.float()
             level_anchors = level_anchors.expand(level_logits.shape[0], -1, -1)
             count = smaller(level_logits.shape[1], self.config.num_candidates)
-            best = level_logits.amax(dim=2).topk(count, dim=1).indices.sort(dim=1).values  # (batch, candidates)
+            best = level_logits.amax(dim=2).topk(count, dim=1).indices  # (batch, candidates)
+            best = best.topk(count, dim=1, largest=False).values  # sorted; ExecuTorch has no operator for `sort`
             level_logits, level_codes, level_anchors = (
                 tensor.gather(1, best[..., None].expand(-1, -1, tensor.shape[-1]))
                 for tensor in (level_logits, level_codes, level_anchors)

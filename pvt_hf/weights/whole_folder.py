@@ -58,4 +58,7 @@ def folder_written_whole(output: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(new, ignore_errors=True)  # already renamed, unless there was an error
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        shutil.rmtree(old, ignore_errors=True)
+    finally:  # again, if Ctrl-C or SIGTERM came meanwhile
+        shutil.rmtree(old, ignore_errors=True)

@@ -55,6 +55,7 @@ ELSEWHERE = {
     "outputs/mask2former_instances": "models/test_detection_frameworks.py",
     "torch.compile(model, fullgraph=True)": "models/test_modeling_pvt.py",
     "torchao.quantization": "models/test_fast_paths.py",
+    "import fiftyone": "inference/test_other_tools.py",
 }
 
 # How commands begin that are run here, and the arguments that are added to make them small: they win over those before

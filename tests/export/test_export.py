@@ -7,6 +7,7 @@ Exports compute what their models do and answer like them; what is wrong is said
 import copy
 import functools
 import json
+import os
 import re
 import shutil
 import signal
@@ -33,11 +34,12 @@ from pvt_hf.export.folder import Disagreement
 from pvt_hf.export.source import open_source
 from pvt_hf.families import FAMILIES
 from pvt_hf.weights import export_formats
-from pvt_hf.weights.exported import open_exported
+from pvt_hf.weights.exported import open_exported, read_manifest
 from pvt_hf.weights.opening import open_complete
 from pvt_hf.weights.whole_folder import folder_written_whole
 
 from ..support.common import random_images
+from ..support.distributions import CONSTRAINTS, uv
 from ..support.exports import export, figures, save_model
 from ..support.pages import DOCS, blocks
 
@@ -115,19 +117,25 @@ def test_a_pipeline_and_predict_answer_like_the_model(classifier, photo, monkeyp
 
 def test_the_example_of_the_page_runs_without_torch(classifier, photo):
     model, folder, _ = classifier
-    printed = run_without_torch("classifier-onnx", folder, photo)
+    blocked = "import sys\nfor name in ('torch', 'transformers', 'pvt_hf'): sys.modules[name] = None\n"
+    printed = run_example("classifier-onnx", folder, photo, sys.executable, blocked)
     (answer,) = pvt_hf.open_pipeline(str(model))[1](Image.open(photo), top_k=1)
     assert printed.strip() == answer["label"]
 
 
-def run_without_torch(name: str, folder: Path, photo: Path) -> str:
-    """What the block of docs/deployment.md that opens the export `name` in ONNX Runtime prints, without PyTorch."""
+def run_example(name: str, folder: Path, photo: Path, python: Path | str, before: str = "") -> str:
+    """What the block of docs/deployment.md that opens the export `name` in ONNX Runtime prints."""
     (code,) = [one.code for one in blocks(DOCS / "deployment.md") if "onnxruntime.I" in one.code and name in one.code]
     assert "torch" not in code and "pvt_hf" not in code
     code = code.replace(f'"{name}', f'"{folder}')
     code = re.sub(r'"\w+\.(jpg|png)"', lambda _: repr(str(photo)), code)
-    blocked = "import sys\nfor name in ('torch', 'transformers', 'pvt_hf'): sys.modules[name] = None\n"
-    done = subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True)
+    return run_alone(python, before + code)
+
+
+def run_alone(python: Path | str, code: str) -> str:
+    """What code prints in a process that sees the packages of its environment only, not this checkout."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -174,13 +182,15 @@ def test_samples_are_as_accurate_as_their_exports(name, family, figure, samples,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["trans2seg", "retinanet", "detr"])
-def test_heads_without_a_sample_answer_like_their_models(name, tmp_path, photo):
-    """`python -m tests.support.export_table` exports them for any size."""
+def test_heads_without_a_sample_answer_like_their_models(name, tmp_path, photo, monkeypatch, capsys):
+    """For one size, whose program takes the next multiples of 32. tests/export/test_export_table.py has any size."""
     model = save_model(name, tmp_path / "model")
-    export(model, tmp_path / "export", fixed_size=(64, 96))
-    task, after = pvt_hf.open_pipeline(str(tmp_path / "export"))
-    before = pvt_hf.open_pipeline(str(model))[1]
-    before.image_processor = after.image_processor
+    status, text = run(
+        monkeypatch, capsys, "export", model, "--format", "onnx", "--output", tmp_path / "export", "--static", "50x90"
+    )
+    assert not status and "64x96 instead of 50x90: the image processor brings images to multiples of 32" in text
+    shutil.copy(tmp_path / "export" / "preprocessor_config.json", model)
+    (_, before), (task, after) = (pvt_hf.open_pipeline(str(place)) for place in (model, tmp_path / "export"))
     options = {} if FAMILIES[name].task == "segmentation" else {"threshold": 0.1}
     answers = [one(Image.open(photo), **options) for one in (before, after)]
     assert len(answers[0]) == len(answers[1]) > 0
@@ -191,16 +201,35 @@ def test_heads_without_a_sample_answer_like_their_models(name, tmp_path, photo):
         else:  # a pixel between two classes
             assert np.mean(np.asarray(one["mask"]) != np.asarray(other["mask"])) < 1e-3
     assert type(after.model).__name__ == FAMILIES[name].models[0].name
+    if task == "object-detection":
+        entries = []
+        for place in (model, tmp_path / "export"):
+            words = ["--model", place, photo, "--threshold", 0.1, "--output_dir", tmp_path / "predictions"]
+            assert not run(monkeypatch, capsys, "predict", *words, "--json", tmp_path / "answers.json")[0]
+            entries += json.loads((tmp_path / "answers.json").read_text())
+        boxes, others = (np.array([one["box"] for one in entry["objects"]]) for entry in entries)
+        assert len(boxes) == len(answers[0])
+        np.testing.assert_allclose(boxes, others, atol=0.01)  # in pixels of the photograph
 
 
 @pytest.mark.slow
-def test_the_detector_of_the_page_runs_without_torch(samples):
-    """The boxes are those of the model, which a pipeline rounds down to whole pixels."""
-    folder, photo = samples("digits-detector"), Path(pvt_hf.sample("digits-detector"), "scene.png")
-    lines = run_without_torch("detector-onnx", folder, photo).splitlines()
+def test_the_examples_of_the_page_run_where_there_is_no_torch(classifier, samples, photo, tmp_path):
+    """In an environment of its own. The boxes are those of the model, which a pipeline rounds down to whole pixels."""
+    uv("venv", "--python", sys.executable, tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    packages = "onnxruntime", "pillow", "numpy"
+    uv("pip", "install", "--python", python, "--constraint", CONSTRAINTS, *packages)
+    found = "import importlib.util as u; print([n for n in ('torch', 'transformers', 'pvt_hf') if u.find_spec(n)])"
+    assert run_alone(python, found) == "[]\n"
+
+    (answer,) = pvt_hf.open_pipeline(str(classifier[0]))[1](Image.open(photo), top_k=1)
+    assert run_example("classifier-onnx", classifier[1], photo, python).strip() == answer["label"]
+
+    folder, scene = samples("digits-detector"), Path(pvt_hf.sample("digits-detector"), "scene.png")
+    lines = run_example("detector-onnx", folder, scene, python).splitlines()
     detector = pvt_hf.open_pipeline("sample:digits-detector", "object-detection")[1]
     detector.image_processor = AutoImageProcessor.from_pretrained(folder)
-    answers = detector(Image.open(photo), threshold=0.5)
+    answers = detector(Image.open(scene), threshold=0.5)
     assert len(lines) == len(answers) > 1
     for line, answer in zip(lines, answers, strict=True):
         label, score, box = line.split(" ", 2)
@@ -468,6 +497,46 @@ def test_calibration_holds_one_processed_image_at_a_time(tmp_path, monkeypatch):
     assert len(first) == 3 and len(processed) == 6
     for one, other in zip(first, again):
         assert one["pixel_values"].shape[:2] == (1, 3) and torch.equal(one["pixel_values"], other["pixel_values"])
+
+
+@pytest.mark.parametrize(("model_class", "part"), [("PvtModel", "last_hidden_state"), ("PvtBackbone", "feature_maps")])
+def test_a_classifier_is_exported_as_another_class(classifier, tmp_path, model_class, part):
+    export(classifier[0], tmp_path / "export", "torch", model_class=model_class, fixed_size=(64, 96))
+    images = random_images(1, 64, 96)
+    found = open_exported(tmp_path / "export", trust_remote_code=True)(images)[part]
+    with torch.no_grad():
+        expected = getattr(pvt_hf, model_class).from_pretrained(classifier[0]).eval()(images)[part]
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "precision", "dtype"),
+    [("onnx", "fp16", "float16"), ("openvino", "fp16", "float16"), ("openvino", "bf16", "bfloat16")],
+)
+def test_half_precision(kind, precision, dtype, classifier, tmp_path):
+    report = export(classifier[0], tmp_path / "export", kind, precision=precision, fixed_size=(64, 96))
+    assert report["precision"] == precision
+    assert read_manifest(tmp_path / "export")[2] == {dtype}
+    images = random_images(1, 64, 96)
+    logits = open_exported(tmp_path / "export")(images).logits
+    with torch.no_grad():
+        expected = pvt_hf.PvtForImageClassification.from_pretrained(classifier[0]).eval()(images).logits
+    difference = (logits - expected).abs().max() / expected.abs().max()
+    # Each value is rounded to 11 or 8 bits
+    assert logits.dtype == torch.float32 and torch.finfo(getattr(torch, dtype)).eps / 16 < difference < 0.1
+
+
+@pytest.mark.slow
+def test_a_compiled_package_needs_trust_and_answers_like_the_model(classifier, tmp_path):
+    export(classifier[0], tmp_path / "export", "aotinductor", fixed_size=(64, 96))
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        open_exported(tmp_path / "export", trust_remote_code=False)
+    images = random_images(2, 64, 96)
+    logits = open_exported(tmp_path / "export", trust_remote_code=True)(images).logits
+    with torch.no_grad():
+        expected = pvt_hf.PvtForImageClassification.from_pretrained(classifier[0]).eval()(images).logits
+    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

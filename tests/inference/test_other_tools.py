@@ -1,8 +1,11 @@
 """
-Detections in supervision and SAHI are those of the model.
+Detections in supervision, SAHI and FiftyOne are those of the model.
 
     python -m pytest tests/inference/test_other_tools.py
 """
+
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +13,12 @@ import supervision
 from PIL import Image
 from sahi.predict import get_prediction, get_sliced_prediction
 
+from pvt_hf.commands import main
 from pvt_hf.inference.prediction import find_objects, open_pipeline
 from pvt_hf.inference.sliced import SlicedDetector
 
 from ..support.hub_kinds import KINDS
+from ..support.pages import block_with
 
 
 @pytest.fixture(scope="module", params=["retinanet", "mask_rcnn", "detr"])
@@ -64,3 +69,31 @@ def test_sahi(folder, image):
     boxes = np.array([one.bbox.to_xyxy() for one in parts])
     for box in right.boxes_xyxy.numpy() + [48, 0, 48, 0]:
         assert np.abs(boxes - box).max(axis=1).min() < 1e-2
+
+
+def test_fiftyone(folder, image, monkeypatch, tmp_path):
+    """The example of docs/detection.md, with what it calls of FiftyOne, which is no dependency of the tests."""
+    monkeypatch.chdir(tmp_path)
+    image.save("scene.png")
+    words = ["predict", "--model", folder, "--threshold", 0.05, "scene.png", "--json", "objects.json"]
+    monkeypatch.setattr(sys, "argv", ["pvt-hf", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    samples, shown = [], []
+    calls = {
+        "Detection": dict, "Detections": dict, "Sample": lambda file, **fields: {"file": file, **fields},
+        "Dataset": lambda: SimpleNamespace(add_samples=samples.extend), "launch_app": shown.append,
+    }  # fmt: skip
+    monkeypatch.setitem(sys.modules, "fiftyone", SimpleNamespace(**calls))
+    exec(block_with("import fiftyone", "detection.md"), {})
+    _, detector = open_pipeline(str(folder))
+    found = find_objects(detector, image, 0.05)
+    ((sample,), (_,)) = samples, shown
+    assert sample["file"] == str(tmp_path / "scene.png")
+    objects = sample["predictions"]["detections"]
+    assert [one["label"] for one in objects] == [detector.model.config.id2label[label] for label in found.labels]
+    assert [one["confidence"] for one in objects] == pytest.approx(found.scores, abs=1e-4)
+    boxes = np.array([one["bounding_box"] for one in objects]) * [96, 64, 96, 64]  # left, top, width, height in pixels
+    boxes[:, 2:] += boxes[:, :2]
+    np.testing.assert_allclose(boxes, found.boxes_xyxy, atol=0.05)

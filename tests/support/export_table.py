@@ -34,12 +34,12 @@ def save_paper_model(family: Family, folder: Path) -> None:
 
 
 def outcome(model_class: str, kind: str, folder: Path) -> str:
-    """Whether any size was exported, or one size, or none; the largest difference of the comparison."""
+    """Whether a class was exported for any size, or one size, or none; the largest difference of the comparison."""
     sizes: list[tuple[str, dict]] = [("any size", {}), ("one size", {"fixed_size": (128, 160)})]
     for words, size in sizes[not EXPORT_FORMATS[kind].dynamic :]:
         start = time.perf_counter()
         try:
-            request = {"model_class": model_class, "overwrite": True, **size}
+            request = {"model_class": opened_as(model_class), "overwrite": True, **size}
             report = export(folder / "model", folder / "export", kind, **request)
         except (ImportError, ValueError) as error:
             print(f"{model_class}, {kind}, {words}: {error}", file=sys.stderr)
@@ -48,6 +48,11 @@ def outcome(model_class: str, kind: str, folder: Path) -> str:
         print(f"{model_class}, {kind}, {words}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
         return f"{words}, {difference:.0e}"
     return "no"
+
+
+def opened_as(model_class: str) -> str:
+    """What `--model_class` is given to export this class: the classes of a PVT are read from a classifier's folder."""
+    return model_class if MODELS[model_class][0].name == "pvt" else ""
 
 
 def main(paper: bool, formats: list[str]) -> None:
@@ -59,8 +64,7 @@ def main(paper: bool, formats: list[str]) -> None:
                 save_paper_model(family, Path(folder) / "model")
             else:
                 save_model(family.name, Path(folder) / "model")
-            choice = model_class if family.name == "pvt" else ""
-            cells = [outcome(choice, kind, Path(folder)) for kind in formats]
+            cells = [outcome(model_class, kind, Path(folder)) for kind in formats]
         print(f"| `{model_class}` |", *(f" {cell} |" for cell in cells), flush=True)
 
 

@@ -25,18 +25,23 @@ TASKS = {"classification": "image-classification", "segmentation": "semantic-seg
          "detection": "object-detection"}  # fmt: skip
 
 
-def save_model(name: str, folder: Path, **overrides: Any) -> Path:
-    """A random model of the family `name`, which answers differently for different images."""
+def save_model(name: str, folder: Path, image_size: int = 64, **overrides: Any) -> Path:
+    """
+    A random model of the family `name`, which answers differently for different images.
+
+    Args:
+        image_size: in pixels, that its position tables are for.
+        overrides: of the configuration.
+    """
     names = SCENE_CLASS_NAMES if FAMILIES[name].task == "segmentation" else DIGIT_NAMES
     labels = {"id2label": dict(enumerate(names)), "label2id": {label: index for index, label in enumerate(names)}}
     processor = load(FAMILIES[name].processors["pil"])
     if name not in HEADS:
-        randomize(
-            PvtForImageClassification(tiny_pvt_config(**TWO_STAGES, num_labels=10, **labels, **overrides))
-        ).save_pretrained(folder)
+        config = tiny_pvt_config(**TWO_STAGES, image_size=image_size, num_labels=10, **labels, **overrides)
+        randomize(PvtForImageClassification(config)).save_pretrained(folder)
         PvtImageProcessorPil(size={"shortest_edge": 73}, crop_size={"height": 64, "width": 64}).save_pretrained(folder)
         return folder
-    backbone = tiny_pvt_config(**SHALLOW, out_features=list(HEADS[name].stages))
+    backbone = tiny_pvt_config(**SHALLOW, image_size=image_size, out_features=list(HEADS[name].stages))
     config = tiny_head_config(name, backbone_config=backbone, **labels, **overrides)
     randomize_head(load(HEADS[name].models[0].path)(config)).save_pretrained(folder)
     processor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)

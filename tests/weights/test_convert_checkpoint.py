@@ -283,6 +283,37 @@ def test_output_appears_only_after_verification(monkeypatch, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, "out"]
 
 
+@pytest.mark.parametrize("rename", [0, 1, 2])
+def test_sigterm_leaves_the_old_folder(script, monkeypatch, tmp_path, rename):
+    """While the new one is verified, and right after each of the two renames that replace the old one."""
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    renamed, real_rename = [], pvt_hf.weights.whole_folder.os.rename
+
+    def verified(*arguments):
+        if not rename:
+            signal.raise_signal(signal.SIGTERM)
+        return {"image_sizes": []}
+
+    def renames(*paths):
+        real_rename(*paths)
+        renamed.append(paths)
+        if len(renamed) == rename:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(pvt_hf.weights.convert, "verify", verified)
+    monkeypatch.setattr(pvt_hf.weights.whole_folder.os, "rename", renames)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end:
+            script("--checkpoint", GOLDEN_WEIGHTS, "--output", output, "--overwrite")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert content(tmp_path) == {Path("out"): None, Path("out/notes.txt"): b"mine"}
+
+
 @pytest.mark.slow
 def test_a_killed_process_leaves_no_output(tmp_path):
     code = f"""
