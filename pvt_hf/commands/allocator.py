@@ -6,16 +6,15 @@ import platform
 import sys
 
 
-# Numbers of glibc's malloc.h
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+# Name of the variable: its number in glibc's malloc.h, and the value. No block is mapped by itself, the heap does not
+# shrink, and it grows by at least 64 MiB.
+SETTINGS = {
+    "MALLOC_MMAP_MAX_": (-4, 0),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
+    "MALLOC_TOP_PAD_": (-2, 64 * 2**20),
+}
 # Variables by which users choose for themselves
-VARIABLES = (
-    "MALLOC_TRIM_THRESHOLD_",
-    "MALLOC_TOP_PAD_",
-    "MALLOC_MMAP_MAX_",
-    "MALLOC_MMAP_THRESHOLD_",
-    "GLIBC_TUNABLES",
-)
+VARIABLES = (*SETTINGS, "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
@@ -29,4 +28,4 @@ def keep_freed_memory() -> bool:
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in VARIABLES):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all((mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2**31 - 1), mallopt(M_TOP_PAD, 64 * 2**20)))
+    return all([mallopt(parameter, value) for parameter, value in SETTINGS.values()])

@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PvtV2Confi
 from transformers.models.pvt import PvtForImageClassification as NativeClassifier
 
 from pvt_hf import PvtForImageClassification, PvtImageProcessor
-from pvt_hf.commands import COMMANDS, main
+from pvt_hf.commands import COMMANDS, allocator, main
 from pvt_hf.hub.repository import save_repository
 from pvt_hf.weights.official_layout import convert_to_official_state_dict
 from pvt_hf.weights.variants import get_config
@@ -169,7 +169,13 @@ def check_script(words: list[str]) -> None:
     assert words[0] == "python" and words[1:] in known and (ROOT / words[1]).is_file()
 
 
-CHECKED = {"make": check_make, "pip": check_installation, "python": check_script}
+def check_variables(words: list[str]) -> None:
+    """The variables do what the commands do by themselves."""
+    given = dict(word.split("=") for word in words[1:])
+    assert given == {name: str(value) for name, (_, value) in allocator.SETTINGS.items()}
+
+
+CHECKED = {"make": check_make, "pip": check_installation, "python": check_script, "export": check_variables}
 
 
 def launched(words: list[str]) -> list[str]:
