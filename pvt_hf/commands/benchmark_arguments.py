@@ -48,6 +48,7 @@ EXPORTED = {
     "ours-aotinductor-bf16": ExportedRow("aotinductor", "bf16"),
     "ours-onnxruntime-int8": ExportedRow("onnx", "int8"),
     "ours-openvino-int8": ExportedRow("openvino", "int8"),
+    "ours-openvino-int8-static": ExportedRow("openvino", "int8", static=True),
 }
 EXPORT_ROWS = ("native", "ours", "native-onnxruntime", "native-openvino", *EXPORTED, "ours-compiled")
 
