@@ -144,6 +144,22 @@ def compare(
         yield Comparison(batch, height, width, *difference_of(expected, found))
 
 
+def smallest_side(model: PreTrainedModel, program: Callable[..., Any], precision: str, compared: int) -> int:
+    """
+    The smallest height and width in pixels that the program takes: the model's own, if they agree there, else the
+    smallest that was `compared`. OpenVINO computes something else where one row of keys is left.
+    """
+    backbone = getattr(model.config, "backbone_config", None) or model.config
+    own = int(getattr(backbone, "minimum_image_size", compared))
+    if own >= compared:
+        return compared
+    try:
+        found = list(compare(model, program, [(1, own, own), (2, own, compared)]))
+    except ValueError:  # the program fails
+        return compared
+    return own if all(one.tolerance(precision) and one.agrees(precision) for one in found) else compared
+
+
 def difference_of(expected: Any, found: Any) -> tuple[float, int | None, float]:
     """
     The largest difference (infinite if a value is not finite), the number of candidates or None, and the share of them

@@ -21,7 +21,7 @@ from ..weights.opening import weights_digest
 from ..weights.whole_folder import check_replaceable, folder_written_whole
 from .accuracy import AccuracyData, accuracy_before_and_after, calibration_samples, check_data, quantizer_for
 from .card import card_text
-from .comparison import Comparison, compare, shapes_to_compare, speed_ratio
+from .comparison import Comparison, compare, shapes_to_compare, smallest_side, speed_ratio
 from .source import Source, open_source
 from .tracing import ExportOptions, trace
 
@@ -144,6 +144,9 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
             + (f"Tolerance {tolerance:g}; " if tolerance else "Values have to be finite; ")
             + "; ".join(map(str, wrong))
         )
+    smallest = min(min(one.height, one.width) for one in comparisons)
+    if options.fixed_size is None:
+        smallest = smallest_side(model, program, options.precision, smallest)
     height, width = options.fixed_size or source.usual_size or comparisons[-1].height_width
     seconds = speed_ratio(model, program, height, width)
     ratio = seconds[0] / seconds[1]
@@ -154,6 +157,7 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
         "format": kind.name,
         "precision": options.precision,
         "fixed_size": options.fixed_size,
+        "smallest_side": smallest,
         "inputs": list(program.inputs),
         "parameters": model.num_parameters(),
         "weights": weights_digest(model),

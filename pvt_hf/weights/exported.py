@@ -38,14 +38,16 @@ class ExportedForInference(nn.Module):
         exported: a `transformers.exporters.ExportedModel`.
         parameters: number of parameters of the model it came from.
         digest: of its files.
+        smallest_side: height and width in pixels, below which it was not found equal to the model.
     """
 
     main_input_name = "pixel_values"
     input_modalities = ["image"]
 
-    def __init__(self, exported: Any, parameters: int = 0, digest: str = ""):
+    def __init__(self, exported: Any, parameters: int = 0, digest: str = "", smallest_side: int = 1):
         super().__init__()
         self.exported, self.parameters_of_model, self.digest = exported, parameters, digest
+        self.smallest_side = smallest_side
         self.config: PreTrainedConfig = exported.config
         (component,) = exported.components.values()
         self.inputs: dict[str, dict[str, Any]] = component.metadata.kwargs
@@ -115,12 +117,12 @@ class ExportedForInference(nn.Module):
                 f"{tuple(pixel_values.shape)}."
             )
         backbone = getattr(self.config, "backbone_config", None) or self.config
-        minimum = getattr(backbone, "minimum_image_size", 1)
+        minimum = max(getattr(backbone, "minimum_image_size", 1), 1 if self.fixed_shape else self.smallest_side)
         height, width = pixel_values.shape[-2:]
         if min(height, width) < minimum:
             raise ValueError(
-                f"pixel_values is {height}x{width} pixels, but the model takes images of at least {minimum}x{minimum}: "
-                "resize or pad them."
+                f"pixel_values is {height}x{width} pixels, but this export takes images of at least {minimum}x{minimum}"
+                ": resize or pad them."
             )
 
     def _at_fixed_size(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -213,6 +215,9 @@ def open_exported(
 
     from . import torch_programs  # noqa: F401  registers its formats
 
+    if name == "openvino":
+        from . import openvino_programs  # noqa: F401  registers its runner
+
     config = read_config(folder)
     import_outputs(config)
     options = runtime_options(name, dtypes)
@@ -223,7 +228,7 @@ def open_exported(
     # Pipelines print an error for class names that are not in their tables.
     class_name = (config.architectures or [ExportedForInference.__name__])[0]
     named: type[ExportedForInference] = type(class_name, (ExportedForInference,), {})
-    return named(exported, report.get("parameters", 0), digest_of(folder, files)).eval()
+    return named(exported, report.get("parameters", 0), digest_of(folder, files), report.get("smallest_side", 1)).eval()
 
 
 def read_manifest(folder: Path) -> tuple[str, list[str], set[str]]:

@@ -82,6 +82,36 @@ def test_the_program_runs_without_torch_at_sizes_that_were_not_compared(classifi
             torch.testing.assert_close(torch.from_numpy(logits), opened(images).logits, atol=2e-5, rtol=1e-4)
 
 
+def test_small_images_where_the_program_was_found_equal(classifier):
+    model, folder, report = classifier
+    opened = pvt_hf.PvtForImageClassification.from_pretrained(model).eval()
+    assert report["smallest_side"] == opened.config.minimum_image_size == 32
+    images = random_images(2, 32, 61)
+    with torch.no_grad():
+        torch.testing.assert_close(open_exported(folder)(images).logits, opened(images).logits, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_openvino_refuses_sizes_that_it_gets_wrong_and_compiles_for_one_that_stays(tmp_path):
+    """Below 64 pixels, where one row of keys is left, its answers are another model's."""
+    model = save_model("pvt", tmp_path / "model")
+    report = export(model, tmp_path / "export", "openvino")
+    opened = pvt_hf.PvtForImageClassification.from_pretrained(model).eval()
+    program = open_exported(tmp_path / "export")
+    assert report["smallest_side"] == 64
+    with pytest.raises(ValueError, match="48x64 pixels, but this export takes images of at least 64x64"):
+        program(random_images(1, 48, 64))
+    runner = program.exported._runners["model"]
+    for turn, shape in enumerate([(2, 64, 96)] * 10 + [(1, 70, 71)] + [(2, 64, 96)] + [(3, 64, 65)] * 9):
+        images = random_images(*shape, seed=turn)
+        with torch.no_grad():
+            expected = opened(images).logits
+        torch.testing.assert_close(program(images).logits, expected, atol=2e-5, rtol=1e-4)
+        if turn == 10:
+            assert runner.compiled_for[0] == ((2, 3, 64, 96),)
+    assert runner.compiled_for[0] == ((3, 3, 64, 65),)
+
+
 def test_the_folder_holds_what_a_user_needs(classifier):
     model, folder, report = classifier
     assert sorted(file.name for file in folder.iterdir()) == [
