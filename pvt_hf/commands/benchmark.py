@@ -125,17 +125,17 @@ the pairs of ours / native: below 1, ours is faster. Row "import": what `import 
 importing Transformers' Auto classes and `PreTrainedModel`.
 """
 ALLOCATOR = """
-Measures what it gives, and costs in resident memory, to keep freed memory (glibc only): what train, evaluate, finetune
-and predict do.
+Measures the speed gained by keeping freed memory, and its cost in resident memory (glibc only). train, evaluate,
+finetune and predict keep it when they compute on a CPU.
 
     pvt-hf benchmark allocator --output outputs/allocator.json
     pvt-hf benchmark allocator --rows training --processes 8
 
-Two new processes take turns (A B A B ...): one as the C library is by default, one that keeps freed memory. Rows: a
+Two new processes take turns (A B B A A B ...): one as the C library is by default, one that keeps freed memory. Rows: a
 forward pass of the classifier with one and with eight images of 224x224, a training step with 16, and a segmenter with
 Semantic FPN from the image of 512x512 to the map. The ratio is the median over the pairs of default / kept: above 1,
 keeping is faster. It differs from process to process, so several pairs of processes are started (--processes), and the
-median of each is shown. MiB is resident memory after the last call.
+median of each pair of processes is shown. MiB is resident memory after the last call.
 """
 DATA = """
 Measures the input pipeline against a bare loop with the same libraries, on one core.

@@ -68,8 +68,8 @@ def build_call(row: str, variant: str, size: int, batch_size: int) -> Callable[[
 
 
 def serve(connection: Connection, keep: bool, threads: int, call: tuple[Any, ...]) -> None:
-    """Answers each message with the seconds of a call and the resident memory after it. For a process of its own."""
-    if keep and not keep_freed_memory():
+    """Answers each message with the seconds of a call and the resident memory after it. Runs in its own process."""
+    if keep and not keep_freed_memory(on_cpu=True):
         connection.send("the C library is not glibc, or variables such as MALLOC_TRIM_THRESHOLD_ are set")
         return
     torch.set_num_threads(threads)
@@ -95,20 +95,23 @@ def measure_processes(row: dict[str, Any], arguments: AllocatorArguments) -> tup
             connections[side], other = context.Pipe()
             process = context.Process(target=serve, args=(other, side == "kept", arguments.threads, call), daemon=True)
             process.start()
+            stack.callback(process.join)  # after it was killed
             stack.callback(process.kill)
             other.close()
         for connection in connections.values():
             if reason := connection.recv():
                 raise RowError(reason)
 
+        order = list(SIDES)
+
         def time_pair() -> list[float]:
-            pair = []
-            for side, connection in connections.items():
+            pair = {}
+            order.reverse()  # in turn, each side is the first of a pair
+            for side in order:
                 time.sleep(arguments.pause)
-                connection.send(True)
-                seconds, memory[side] = connection.recv()
-                pair.append(seconds)
-            return pair
+                connections[side].send(True)
+                pair[side], memory[side] = connections[side].recv()
+            return [pair[side] for side in SIDES]
 
         seconds = arguments.row_seconds / arguments.processes
         return time_pairs(time_pair, 0.0, arguments.repeats, seconds), memory
@@ -124,8 +127,10 @@ def measure_row(row: dict[str, Any], arguments: AllocatorArguments) -> dict[str,
             found, memory = measure_processes(row, arguments)
             pairs += found
             by_processes.append(summarise([first / second for first, second in found])["median"])
-    except (RowError, EOFError) as error:
-        return {**row, "error": str(error) or "a process ended; its message is above"}
+    except RowError as error:
+        return {**row, "error": str(error)}
+    except (EOFError, ConnectionError):
+        return {**row, "error": "a process ended; its message, if any, is above"}
     default, kept = zip(*pairs)
     return {
         **row,

@@ -285,7 +285,7 @@ class TrainingArguments:
 
 @dataclass
 class AllocatorArguments:
-    """Measures what it gives to keep freed memory, and what that costs in memory."""
+    """Measures the speed gained by keeping freed memory, and its cost in memory."""
 
     output: Path | None = field(
         default=None, metadata={"help": "JSON file for the results, written after every row, e.g. allocator.json."}

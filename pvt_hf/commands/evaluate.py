@@ -5,7 +5,6 @@ from typing import Any
 from ..engine.settings import parse_arguments, split_task
 from ..tasks import evaluation_settings, get_task
 from . import check_dataset
-from .allocator import keep_freed_memory
 
 
 DESCRIPTIONS = {
@@ -67,8 +66,9 @@ def main(task: str = "") -> None:
     from ..data.streams import StreamError
     from ..engine.evaluation import evaluate_checkpoint
     from ..inference.held_out_page import write_page
+    from .allocator import keep_freed_memory
 
-    keep_freed_memory()
+    keep_freed_memory(on_cpu=settings.cpu)
     try:
         evaluate_checkpoint(get_task(task), settings, write_page)
     except (OSError, ValueError, StreamError) as error:

@@ -11,7 +11,6 @@ from ..engine.arguments import describe_unknown, read_fields
 from ..engine.settings import DataclassParser, FinetuneSettings, TrainerSettings, split_task
 from ..tasks import TASKS, finetuning_settings, get_task
 from . import check_dataset
-from .allocator import keep_freed_memory
 
 
 DESCRIPTION = r"""
@@ -48,8 +47,9 @@ def main() -> None:
     from ..engine.finetuning import finetune
     from ..engine.processes import quiet_progress_bars
     from ..inference.held_out_page import write_page
+    from .allocator import keep_freed_memory
 
-    keep_freed_memory()
+    keep_freed_memory(on_cpu=training.use_cpu)
     try:
         with quiet_progress_bars():
             finetune(task, settings, options, training, write_page)

@@ -9,7 +9,6 @@ from pathlib import Path
 from ..engine.arguments import ArgumentParser
 from ..engine.output_paths import check_output_file, check_output_folder
 from ..weights.paths import check_model_path
-from .allocator import keep_freed_memory
 
 
 # Those of `pvt_hf.inference.prediction.TASKS`
@@ -163,10 +162,11 @@ def main() -> None:
 
     from ..inference.files import predict_files
     from ..inference.progress import say
+    from .allocator import keep_freed_memory
 
     for problem in inputs.problems:
         say(problem, to_errors=True)
     if inputs.left_out.paths:
         say(f"left out {inputs.left_out}", to_errors=True)
-    keep_freed_memory()
+    keep_freed_memory(on_cpu=arguments.device == "cpu")
     predict_files(arguments, inputs, record)

@@ -5,7 +5,6 @@ from typing import Any
 from ..engine.settings import parse_arguments
 from ..tasks import get_task, training_settings
 from . import check_dataset
-from .allocator import keep_freed_memory
 
 
 DESCRIPTION = """
@@ -51,8 +50,9 @@ def main(task: str) -> None:
     from ..data.streams import StreamError
     from ..engine.run import train
     from ..inference.held_out_page import write_page
+    from .allocator import keep_freed_memory
 
-    keep_freed_memory()
+    keep_freed_memory(on_cpu=settings.cpu)
     try:
         train(get_task(task), settings, write_page)
     except (OSError, ValueError, StreamError, FloatingPointError) as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+from packaging.version import Version
 
 
 try:
@@ -18,10 +21,16 @@ try:
     from pycocotools.cocoeval import COCOeval
 except ImportError:
     COCOeval = None
-if COCOeval is not None:
-    # Gives the same to the last digit in a fraction of the time; tests compare them.
-    with contextlib.suppress(ImportError):
-        from hotcoco import COCO, COCOeval
+
+# Of hotcoco, this version and later give what pycocotools gives, to the last digit; 1.0 gives another AP of masks.
+MIN_HOTCOCO = "1.3"
+try:
+    if Version(version("hotcoco")) < Version(MIN_HOTCOCO):
+        raise ImportError("hotcoco is too old")
+    import hotcoco
+except Exception:  # also if it was built for another machine or version of NumPy
+    hotcoco = None
+IMPORTED_IN = os.getpid()
 
 # In the order of COCOeval's `stats`
 FIGURES = (
@@ -30,20 +39,31 @@ FIGURES = (
 )
 
 
+def coco_classes() -> tuple[type, type]:
+    """
+    `COCO` and `COCOeval` of hotcoco where it is installed, otherwise of pycocotools. hotcoco keeps threads, which a
+    forked process does not have, and would wait for them there for ever.
+    """
+    if hotcoco is not None and os.getpid() == IMPORTED_IN:
+        return hotcoco.COCO, hotcoco.COCOeval
+    return COCO, COCOeval
+
+
 def coco_figures(
     images: Mapping[int | str, dict[str, dict[str, Any]]], num_labels: int, masks: bool
 ) -> tuple[dict[str, Any], np.ndarray]:
     """
     The figures of [`CocoAP`] for its `images`, without prefix, by the IoU of boxes or of `masks`, and the precision
-    (10 IoU thresholds, 101 recalls, classes) from which they come; -1 where it is undefined. pycocotools computes them,
-    with its default parameters, or hotcoco where it is installed. Its output is suppressed.
+    (10 IoU thresholds, 101 recalls, classes) from which they come; -1 where it is undefined. [`coco_classes`] compute
+    them, with their default parameters. Their output is suppressed.
     """
+    coco_class, evaluation_class = coco_classes()
     # By id, as pycocotools does it: of equal scores the first counts first, whichever process had the image.
     records = [images[name] for name in sorted(images, key=lambda name: (isinstance(name, str), name))]
     with contextlib.redirect_stdout(io.StringIO()):
         sides = []
         for name in ("reference", "prediction"):
-            side = COCO()
+            side = coco_class()
             side.dataset = {
                 "images": [{"id": index, "height": 0, "width": 0} for index in range(len(records))],  # RLE has sizes
                 "categories": [{"id": label, "name": str(label)} for label in range(num_labels)],
@@ -51,7 +71,7 @@ def coco_figures(
             }
             side.createIndex()
             sides.append(side)
-        evaluation = COCOeval(*sides, iouType="segm" if masks else "bbox")
+        evaluation = evaluation_class(*sides, iouType="segm" if masks else "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -7,8 +7,8 @@ is cleared page by page by the operating system in every call, and is kept for t
 cache of the processor, and is computed again in the backward pass.
 
 Measured on 2 cores with AVX-512 (fp32, 224x224), PVT-Small against the native class, with the patch projections of
-`modeling_fast_patches.py`: 1.55 times as fast at batch 8 and 1.23 times at batch 1 by `pvt-hf benchmark`; a training
-step at batch 32 1.25 times, with 43 % of the memory, by `pvt-hf benchmark training`. In a graph of
+`modeling_fast_patches.py`: 1.4 to 1.6 times as fast at batch 8 and 1.1 to 1.3 times at batch 1 by `pvt-hf benchmark`; a
+training step at batch 32 1.25 times, with 43 % of the memory, by `pvt-hf benchmark training`. In a graph of
 `torch.compile` it is one operation.
 """
 
@@ -32,8 +32,8 @@ BYTES_PER_THREAD = 2 * 2**20
 # than it saves.
 MIN_BYTES_WITH_GRADIENTS = 16 * 2**20
 
-# oneDNN's product with bias and GELU in one pass. Used where it was measured: at batch 1 of 224x224 it was the faster
-# one, and below this number of multiply-adds, such as at 64x64, the slower one by up to a half.
+# oneDNN's product with bias and GELU in one pass. Used where it was measured to be the faster one, such as at batch 1
+# and 224x224. Below this number of multiply-adds, as in the last two stages at 64x64, it was slower by up to a half.
 MIN_FUSED_PRODUCT = 2**23
 HAS_FUSED_LINEAR = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"

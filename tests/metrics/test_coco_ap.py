@@ -6,10 +6,12 @@ the results file that it writes.
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
 import pickle
+import sys
 from pathlib import Path
 
 import evaluate
@@ -23,6 +25,8 @@ from pycocotools.cocoeval import COCOeval
 
 from pvt_hf.metrics import coco_ap
 from pvt_hf.metrics.coco_ap import FIGURES, CocoAP, coco_results
+
+from ..support.clean_process import run_python
 
 
 NUM_LABELS, ABSENT = 4, 3
@@ -185,7 +189,7 @@ def awkward_objects(case: str, count: int, of_class: np.ndarray, generator, near
 @pytest.mark.parametrize("case", AWKWARD)
 def test_hotcoco_equals_pycocotools_to_the_last_digit(case, monkeypatch):
     """It is used where it is installed, so that no figure may depend on that."""
-    assert coco_ap.COCOeval is hotcoco.COCOeval
+    assert coco_ap.coco_classes() == (hotcoco.COCO, hotcoco.COCOeval)
     generator = np.random.default_rng(AWKWARD.index(case))
     images = {}
     for image in range(8):
@@ -201,11 +205,48 @@ def test_hotcoco_equals_pycocotools_to_the_last_digit(case, monkeypatch):
     for masks in (False, True):
         figures, precision = coco_ap.coco_figures(images, 4, masks)
         with monkeypatch.context() as patch:
-            patch.setattr(coco_ap, "COCO", COCO)
-            patch.setattr(coco_ap, "COCOeval", COCOeval)
+            patch.setattr(coco_ap, "hotcoco", None)
+            assert coco_ap.coco_classes() == (COCO, COCOeval)
             expected_figures, expected_precision = coco_ap.coco_figures(images, 4, masks)
         assert_figures(figures, expected_figures)
         np.testing.assert_array_equal(precision, expected_precision)
+
+
+# Computes the AP, then again in a forked process, where hotcoco would wait for threads that are not there
+FORK = """
+import multiprocessing
+from pvt_hf.metrics.coco_ap import CocoAP
+
+def compute(results=None):
+    reference = {"image_id": 1, "labels": [0], "boxes_xywh": [[0, 0, 9, 9]]}
+    prediction = {"scores": [0.5], "labels": [0], "boxes_xyxy": [[0, 0, 9, 9]]}
+    print(round(CocoAP(num_labels=1).compute(predictions=[prediction], references=[reference])["ap"], 9), flush=True)
+
+compute()
+process = multiprocessing.get_context("fork").Process(target=compute)
+process.start()
+process.join(60)
+process.kill()
+"""
+
+
+def test_in_a_forked_process():
+    assert run_python(FORK, warm=True).stdout.splitlines() == ["1.0", "1.0"]
+
+
+@pytest.mark.parametrize("fault", ["version", "import"])
+def test_an_unusable_hotcoco_is_not_used(fault, tmp_path, monkeypatch):
+    """1.0 computes another AP of masks."""
+    if fault == "version":
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "1.0.0")
+    else:
+        (tmp_path / "hotcoco.py").write_text("raise RuntimeError('built for another machine')")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "hotcoco")
+    spec = importlib.util.spec_from_file_location("coco_ap_again", coco_ap.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.coco_classes() == (COCO, COCOeval)
 
 
 def test_case_by_hand():

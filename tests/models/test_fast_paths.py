@@ -145,6 +145,25 @@ def test_equals_the_modules(batch, height, width, is_fused, calls, products, pla
                     torch.testing.assert_close(one, other, **FP32_TOLERANCE)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN")
+def test_small_products_are_not_fused_with_gelu(monkeypatch):
+    model, images = make_model(), random_images(1, 64, 64)
+    monkeypatch.setattr(modeling_fast_mlp, "HAS_FUSED_LINEAR", True)
+    monkeypatch.setattr(modeling_fast_mlp, "BYTES_PER_THREAD", 2**30)
+    products = [
+        # 16x16 patches in the first stage, half of the rows and columns in each of the others
+        16**2 // 4**stage * block.mlp.dense1.weight.numel()
+        for stage, blocks in enumerate(model.pvt.encoder.block)
+        for block in blocks
+    ]
+    for limit in {0, max(products), max(products) + 1}:
+        monkeypatch.setattr(modeling_fast_mlp, "MIN_FUSED_PRODUCT", limit)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            logits_of(model, images)
+        fused = sum(event.name == "mkldnn::_linear_pointwise" for event in profiler.events())
+        assert fused == 2 * sum(product >= limit for product in products)
+
+
 @pytest.mark.parametrize(("channels", "hidden_size"), [(64, 512), (512, 2048)])
 def test_is_as_exact_as_the_modules_at_the_papers_widths(channels, hidden_size):
     """Against float64, with values up to some tens, where an approximate GELU would show."""
@@ -203,6 +222,9 @@ def test_projections_of_small_feature_maps_are_products_with_gradients_too(produ
         actual = gradients_of(model, images)
         assert (wide.kernel_size in products) == is_product
         assert_equal_gradients(actual, plain(gradients_of, model, images))
+    products.clear()
+    gradients_of(model.to(memory_format=torch.channels_last), random_images(1, 32, 32))
+    assert not products  # there, both would have to be copied
 
 
 def test_frozen_weights_get_no_gradient(calls, plain):
@@ -439,10 +461,14 @@ def test_dropout_is_drawn_as_without_it(calls, plain):
     assert len(calls) == NUM_BLOCKS
 
 
-def test_half_precision_training_keeps_the_modules(calls, plain):
-    model, images = make_model().to(torch.bfloat16).train(), random_images(2, 64, 64).to(torch.bfloat16)
-    model(images, labels=torch.tensor([0, 1])).loss.backward()
-    assert not calls
+def test_half_precision_training_keeps_the_modules(calls, products):
+    model, images = make_model(sequence_reduction_ratios=[8, 4, 2, 1]).train(), random_images(1, 32, 32)
+    gradients_of(model, images)
+    assert calls and products
+    calls.clear()
+    products.clear()
+    gradients_of(model.to(torch.bfloat16), images.to(torch.bfloat16))
+    assert not calls and not products
 
 
 def test_autocast_keeps_the_modules(calls, plain):
