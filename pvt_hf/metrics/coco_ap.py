@@ -29,7 +29,7 @@ try:
         raise ImportError("hotcoco is too old")
     import hotcoco
 except Exception:  # also if it was built for another machine or version of NumPy
-    hotcoco = None
+    hotcoco = None  # type: ignore[assignment]
 IMPORTED_IN = os.getpid()
 
 # In the order of COCOeval's `stats`
