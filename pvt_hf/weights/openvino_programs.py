@@ -7,6 +7,8 @@ from typing import Any
 from transformers.exporters.auto import EXPORT_BACKENDS
 from transformers.exporters.runners.runner_openvino import OpenVINOModelRunner
 
+from .signal_stack import keep_signal_stack
+
 
 # Compiling takes as long as some dozen calls, and holds the weights once more.
 CALLS_BEFORE_COMPILING = 8
@@ -30,7 +32,8 @@ class OneSizeRunner(OpenVINOModelRunner):
     def from_program(
         cls, program: Any, metadata: Any, device: Any = None, config: Any = None, torch_threads: int | None = None
     ) -> OpenVINOModelRunner:
-        runner = super().from_program(program, metadata, device, config, torch_threads)
+        with keep_signal_stack():
+            runner = super().from_program(program, metadata, device, config, torch_threads)
         assert isinstance(runner, OneSizeRunner)
         runner.program, runner.compile_options = program, {"device": device, "config": config}
         return runner
@@ -42,7 +45,8 @@ class OneSizeRunner(OpenVINOModelRunner):
         if self.calls == CALLS_BEFORE_COMPILING and self.program.is_dynamic():
             program = self.program.clone()
             program.reshape({port: list(kwargs[port.get_any_name()].shape) for port in program.inputs})
-            runner = OpenVINOModelRunner.from_program(program, self.metadata, **self.compile_options)
+            with keep_signal_stack():
+                runner = OpenVINOModelRunner.from_program(program, self.metadata, **self.compile_options)
             self.compiled_for = shapes, runner
         if self.compiled_for is not None and self.compiled_for[0] == shapes:
             return self.compiled_for[1](share_inputs, share_outputs, **kwargs)

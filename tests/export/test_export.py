@@ -38,6 +38,7 @@ from pvt_hf.weights.exported import open_exported, read_manifest
 from pvt_hf.weights.opening import open_complete
 from pvt_hf.weights.whole_folder import folder_written_whole
 
+from ..support.clean_process import run_python
 from ..support.common import random_images
 from ..support.distributions import CONSTRAINTS, uv
 from ..support.exports import export, figures, save_model
@@ -110,6 +111,33 @@ def test_openvino_refuses_sizes_that_it_gets_wrong_and_compiles_for_one_that_sta
         if turn == 10:
             assert runner.compiled_for[0] == ((2, 3, 64, 96),)
     assert runner.compiled_for[0] == ((3, 3, 64, 65),)
+
+
+# Two programs that are released in the order in which they were opened, then a signal
+INTERRUPT_AFTER_TWO = """
+import signal
+from types import SimpleNamespace
+import numpy, openvino
+from openvino import opset13
+from torch.utils import _pytree
+from pvt_hf.weights.openvino_programs import OneSizeRunner
+
+def open_program():
+    parameter = opset13.parameter([1, 4], numpy.float32)
+    output = _pytree.treespec_dumps(_pytree.tree_structure([0]))
+    metadata = SimpleNamespace(out_spec=output, out_constants={})
+    return OneSizeRunner.from_program(openvino.Model([opset13.relu(parameter)], [parameter]), metadata)
+
+first, second = open_program(), open_program()
+del first
+del second
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_signals_are_handled_after_openvino_programs_were_released():
+    assert run_python(INTERRUPT_AFTER_TWO, warm=True).stdout == "handled\n"
 
 
 def test_the_folder_holds_what_a_user_needs(classifier):
