@@ -20,7 +20,7 @@ FAST := not slow and not gpu and not network
 test: $(INSTALLED) browser
 	$(BIN)/python -m pytest $(PYTEST) -m "$(FAST)"
 
-# With the slow ones: what CI runs.
+# With the slow ones.
 test-all: $(INSTALLED) browser
 	$(BIN)/python -m pytest $(PYTEST) -m "not gpu and not network"
 
