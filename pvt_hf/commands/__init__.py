@@ -104,6 +104,9 @@ def main() -> None:
     sys.argv = [f"pvt-hf {name}", *arguments]  # argparse and run.json name the program by its first word
     try:
         raise SystemExit(import_module(f".{command.module}", __name__).main(*command.arguments))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:

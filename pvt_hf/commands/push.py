@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..engine.settings import DataclassParser
 from ..weights.paths import OFFICIAL, check_model_path, check_repo_id
+from . import clean_up_on_sigterm
 
 
 @dataclass(kw_only=True)
@@ -81,6 +82,7 @@ def main() -> int:
 
     from ..hub.upload import push_folder
 
+    clean_up_on_sigterm()
     try:
         result = push_folder(
             arguments.model,

@@ -6,7 +6,9 @@ is imported.
 """
 
 import re
+import signal
 import sys
+import tempfile
 import tomllib
 
 import pytest
@@ -68,6 +70,27 @@ def test_wrong_arguments_import_nothing_heavy():
         ["predict", "a.jpg"],
     )
     assert [(status, heavy) for status, _, heavy in answers] == [(2, [])] * 5, answers
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_push_leaves_no_temporary_files(number, tmp_path, monkeypatch, capsys):
+    def upload(*arguments, **options):
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            signal.raise_signal(number)
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    monkeypatch.setattr("pvt_hf.hub.upload.push_folder", upload)
+    monkeypatch.setattr(sys, "argv", ["pvt-hf", "push", "--model", str(model), "--repo", "me/model"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 128 + number and [*tmp_path.iterdir()] == [model]
+    assert capsys.readouterr().err == ("interrupted\n" if number == signal.SIGINT else "")
 
 
 @pytest.mark.parametrize(
