@@ -18,7 +18,6 @@ from ..metrics.reports import versions, write_json
 from ..weights.export_formats import ExportFormat
 from ..weights.exported import REPORT, open_exported, program_files, read_manifest
 from ..weights.opening import weights_digest
-from ..weights.signal_stack import keep_signal_stack
 from ..weights.whole_folder import check_replaceable, folder_written_whole
 from .accuracy import AccuracyData, accuracy_before_and_after, calibration_samples, check_data, quantizer_for
 from .card import card_text
@@ -112,8 +111,7 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
 def write_export(source: Source, options: ExportOptions, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Traces the model, writes all files but report and card into `folder`, and compares. Returns the report."""
     kind, model = options.format, source.model
-    with keep_signal_stack():  # OpenVINO's quantiser runs the program
-        exported = trace(model, options)
+    exported = trace(model, options)
     exported.save_pretrained(folder)
     model.config.save_pretrained(folder)
     if source.processor is not None:

@@ -17,6 +17,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from ..weights.export_formats import ExportFormat
+from ..weights.openvino_signals import keep_signal_stack, signals_at_the_end
 
 
 # Of the images to trace with, if the size stays open. No side equals another, or the number of images: what is equal
@@ -85,7 +86,7 @@ def trace(model: PreTrainedModel, options: ExportOptions) -> Any:
     config.quantizer = options.quantizer
     if options.precision in HALF:
         model = copy.deepcopy(model).to(HALF[options.precision])  # type: ignore[arg-type]  # of all models, which torch overloads
-    with quiet(), attention_for(options.format, model):
+    with quiet(), attention_for(options.format, model), keep_signal_stack(), signals_for(options.format):
         try:
             exported = exporter.export(model, inputs, config)
             if options.format.name == "onnx":
@@ -117,6 +118,10 @@ def attention_for(kind: ExportFormat, model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def signals_for(kind: ExportFormat) -> contextlib.AbstractContextManager[None]:
+    return signals_at_the_end() if kind.name == "openvino" else contextlib.nullcontext()
 
 
 def exporter_of(options: ExportOptions) -> tuple[Any, Any]:

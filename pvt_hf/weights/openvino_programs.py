@@ -7,7 +7,7 @@ from typing import Any
 from transformers.exporters.auto import EXPORT_BACKENDS
 from transformers.exporters.runners.runner_openvino import OpenVINOModelRunner
 
-from .signal_stack import keep_signal_stack
+from .openvino_signals import keep_signal_stack
 
 
 # Compiling takes as long as some dozen calls, and holds the weights once more.

@@ -38,6 +38,7 @@ from pvt_hf.families import FAMILIES
 from pvt_hf.weights import export_formats
 from pvt_hf.weights.exported import open_exported, read_manifest
 from pvt_hf.weights.opening import open_complete
+from pvt_hf.weights.openvino_signals import signals_at_the_end
 from pvt_hf.weights.whole_folder import folder_written_whole
 
 from ..support.clean_process import run_python
@@ -140,6 +141,29 @@ signal.raise_signal(signal.SIGINT)
 
 def test_signals_are_handled_after_openvino_programs_were_released():
     assert run_python(INTERRUPT_AFTER_TWO, warm=True).stdout == "handled\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_openvinos_conversion_waits_for_its_end(number, capsys):
+    """An exception in a callback of C++ would abort the process."""
+    steps = []
+
+    class Ended(Exception):
+        pass
+
+    def end(*_):
+        raise Ended
+
+    before = signal.signal(number, end)
+    try:
+        with pytest.raises(Ended), signals_at_the_end():
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            steps.append("converted")
+        assert steps == ["converted"] and signal.getsignal(number) is end
+        assert capsys.readouterr().err == "interrupted: ends as soon as OpenVINO returns\n"
+    finally:
+        signal.signal(number, before)
 
 
 def test_the_folder_holds_what_a_user_needs(classifier):
