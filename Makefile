@@ -14,7 +14,8 @@ app: $(INSTALLED)
 	$(BIN)/python scripts/app.py
 
 # Two processes of one thread each suit two cores better than one of two. tests/conftest.py starts long files first.
-PYTEST := -q -n 2 --dist loadscope --no-loadscope-reorder --durations 25 --durations-min 1
+# Without restarts, because a run in which a process has crashed may wait for ever at its end.
+PYTEST := -q -n 2 --dist loadscope --no-loadscope-reorder --max-worker-restart 0 --durations 25 --durations-min 1
 FAST := not slow and not gpu and not network
 
 test: $(INSTALLED) browser

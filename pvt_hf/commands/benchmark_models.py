@@ -166,14 +166,14 @@ def compile_sides(sides: list[Side], mode: str, images: torch.Tensor, labels: to
 
 def count_flops(row: dict[str, Any], arguments: ModelsArguments) -> int:
     """Counts the FLOP of one call, 2 per multiply-add, with tensors on the "meta" device."""
-    with torch.device("meta"):
-        if row["section"] == "attention":
-            model = build_backbone(replace(arguments, device="meta"), "eager")
-        else:
-            model = PvtForImageClassification(build_config(arguments))
-            model.set_attn_implementation("eager")
-        images = torch.empty(row["batch_size"], 3, row["height"], row["width"])
-        labels = torch.zeros(row["batch_size"], dtype=torch.long)
+    # Not `with torch.device("meta")`: Ctrl-C inside of it ends with an error of PyTorch's.
+    if row["section"] == "attention":
+        model = build_backbone(replace(arguments, device="meta"), "eager")
+    else:
+        model = PvtForImageClassification(build_config(arguments)).to("meta")
+        model.set_attn_implementation("eager")
+    images = torch.empty(row["batch_size"], 3, row["height"], row["width"], device="meta")
+    labels = torch.zeros(row["batch_size"], dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
         run_once(Side("", model, model), row["mode"], images, labels)
     return counter.get_total_flops()

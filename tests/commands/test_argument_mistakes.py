@@ -118,7 +118,7 @@ MISTAKES = [
     (["reproduce", "cost", "--output_dir", "{}/file/out"], "cannot be created: {}/file is a file"),
     (
         ["benchmark", "model"],
-        "one of peers, export, models, training, loading, data; got model",
+        "one of peers, export, models, training, loading, allocator, data; got model",
     ),
     (["benchmark", "--varant", "pvt-tiny"], "did you mean --variant?"),
     (["benchmark", "--image_size", "64"], "the related models are measured at 224"),

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from pvt_hf import PvtForImageClassification
 
-from ..support.common import random_images, randomize, tiny_pvt_config
+from ..support.common import FP32_TOLERANCE, random_images, randomize, tiny_pvt_config
 
 
 STEPS = 8
@@ -83,7 +83,8 @@ def test_trains_the_adapter_alone_and_reloads(checkpointing, tmp_path):
     expected = logits_of(model)
     assert (expected - logits_of(base_model())).abs().max() > 0.1
     reloaded = PeftModel.from_pretrained(base_model(), tmp_path)
-    assert torch.equal(logits_of(reloaded), expected)
+    # A hook for checkpointing keeps the modules where the reloaded model takes its fast path
+    torch.testing.assert_close(logits_of(reloaded), expected, **FP32_TOLERANCE)
 
     merged = reloaded.merge_and_unload()
     assert type(merged) is PvtForImageClassification
