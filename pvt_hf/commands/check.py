@@ -78,7 +78,7 @@ def guess_task(data: str, words: list[str]) -> str:
     The first of `GUESSES` that can open the data set.
 
     Raises:
-        ValueError: none of them can.
+        OSError, ValueError: none of them can; or YOLO's YAML file is there, and detection cannot.
     """
     from ..data.log import logger
 
@@ -95,11 +95,22 @@ def guess_task(data: str, words: list[str]) -> str:
                     stream.column("mask")
                 return name
             except (OSError, ValueError) as error:
+                if name == "object-detection" and _is_yolo(Path(data)):
+                    raise
                 reasons.append(f"{name}: {error}")
     finally:
         logger.setLevel(level)
         logger.warning_once.cache_clear()  # type: ignore[attr-defined]  # a functools.lru_cache
     raise ValueError(f"No task can read {data}; --task TASK gives the reason for one alone.\n" + "\n".join(reasons))
+
+
+def _is_yolo(path: Path) -> bool:
+    from ..tasks.detection.yolo_folder import find_yolo_data
+
+    try:
+        return path.is_file() or (path.is_dir() and find_yolo_data(path) is not None)
+    except ValueError:  # a data.yaml that cannot be read
+        return True
 
 
 def main() -> int:

@@ -19,6 +19,8 @@ from ..models.image_processing_input import decode_image, open_file, to_channels
 
 # Column with the file and row of an example, see `parquet.py`
 ROW_COLUMN = "__row__"
+# Column with the reason why an example cannot be used, of readers that find out before it is decoded; None if it can
+PROBLEM_COLUMN = "__problem__"
 
 
 class BadSample(ValueError):
