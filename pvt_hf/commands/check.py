@@ -11,7 +11,6 @@ from typing import Any
 
 from ..data.paths import check_dataset_path
 from ..engine.output_paths import check_output_file
-from ..engine.recipes import find_recipe, read_recipe
 from ..engine.settings import parse_arguments
 from ..tasks import TASKS, get_task, training_settings
 from . import check_dataset
@@ -30,8 +29,8 @@ epoch, and 130 after Ctrl-C, which ends the reading and reports what was read un
 
 DATA is a folder, a data set on the Hub, or built in (digits, digit-scenes). A recipe may follow, and arguments of the
 training command of the task (pvt-hf train-TASK --help), such as --eval_split, --eval_share, --image_column or
---max_bad_share: the data are read as a training with these arguments reads them. Too few samples for one step are a
-refusal if --batch_size is given, otherwise a warning.
+--max_bad_share: the data are read as a training with these arguments reads them. Few samples may need a smaller
+--batch_size than the default, as in training.
 """
 # The readers that refuse most come first.
 GUESSES = ("object-detection", "semantic-segmentation", "image-classification")
@@ -74,17 +73,12 @@ def training_words(data: str, words: list[str]) -> list[str]:
     return [*recipe, "--dataset", data, "--output_dir", ".", *words[len(recipe) :]]
 
 
-def gives_batch_size(words: list[str]) -> bool:
-    recipe = read_recipe(find_recipe(words[0])) if words and not words[0].startswith("-") else {}
-    return "--batch_size" in words or "batch_size" in recipe
-
-
 def guess_task(data: str, words: list[str]) -> str:
     """
     The first of `GUESSES` that can open the data set.
 
     Raises:
-        ValueError: none of them can.
+        OSError, ValueError: none of them can; or YOLO's YAML file is there, and detection cannot.
     """
     from ..data.log import logger
 
@@ -101,11 +95,22 @@ def guess_task(data: str, words: list[str]) -> str:
                     stream.column("mask")
                 return name
             except (OSError, ValueError) as error:
+                if name == "object-detection" and _is_yolo(Path(data)):
+                    raise
                 reasons.append(f"{name}: {error}")
     finally:
         logger.setLevel(level)
         logger.warning_once.cache_clear()  # type: ignore[attr-defined]  # a functools.lru_cache
     raise ValueError(f"No task can read {data}; --task TASK gives the reason for one alone.\n" + "\n".join(reasons))
+
+
+def _is_yolo(path: Path) -> bool:
+    from ..tasks.detection.yolo_folder import find_yolo_data
+
+    try:
+        return path.is_file() or (path.is_dir() and find_yolo_data(path) is not None)
+    except ValueError:  # a data.yaml that cannot be read
+        return True
 
 
 def main() -> int:
@@ -122,7 +127,7 @@ def main() -> int:
         if not own.task:
             settings = parse_arguments(training_settings(task_name), training_words(data, words))
         task = get_task(task_name)
-        report = {"task": task_name, "data": data, **check_data(task, settings, gives_batch_size(words))}
+        report = {"task": task_name, "data": data, **check_data(task, settings)}
         report["picture"] = None
         if own.picture and report["complete"] and any(split["usable"] for split in report["splits"].values()):
             from ..inference.training_samples import plot_training_samples

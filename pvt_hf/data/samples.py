@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import fsspec
+import numpy as np
 import torch
 from PIL import Image
 
@@ -18,6 +19,8 @@ from ..models.image_processing_input import decode_image, open_file, to_channels
 
 # Column with the file and row of an example, see `parquet.py`
 ROW_COLUMN = "__row__"
+# Column with the reason why an example cannot be used, of readers that find out before it is decoded; None if it can
+PROBLEM_COLUMN = "__problem__"
 
 
 class BadSample(ValueError):
@@ -97,25 +100,43 @@ def open_encoded(value: dict[str, Any]) -> Image.Image:
 def decode_rgb(value: dict[str, Any] | None, what: str = "image") -> Image.Image:
     """
     Decodes an image (`{"bytes": ..., "path": ...}`) to PIL RGB as the image processors do: upright (EXIF), transparency
-    on white, 16 bits scaled to 8.
+    on white, 16 bits scaled to 8; floats as in [`to_rgb`].
 
     Args:
         what: the image's name in messages.
 
     Raises:
-        BadSample: missing, empty, truncated, not an image, or with too many pixels, see [`open_encoded`].
+        BadSample: missing, empty, truncated, not an image, floats in another range, or with too many pixels, see
+            [`open_encoded`].
     """
     with decoding(value, what):
         return to_rgb(decode_image(open_encoded(value or {}), upright=True))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A PIL image as RGB: transparency on white, 16 bits scaled to 8. It is not turned."""
+    """
+    A PIL image as RGB: transparency on white, 16 bits and floats from 0 to 1 scaled to 8 bits. It is not turned.
+
+    Raises:
+        ValueError: floats that are NaN, or outside both 0..1 and 0..255; integers outside 0..65535.
+    """
     # Nearly every image. The code below gives the same, but goes through an array, which takes a quarter longer.
     if image.mode in ("RGB", "L", "P", "CMYK") and image.info.get("transparency") is None and 0 not in image.size:
         return image if image.mode == "RGB" else image.convert("RGB")
-    array = to_channels_first(image, None, do_convert_rgb=True, white=255.0)
+    array = to_channels_first(_in_bytes(image) if image.mode == "F" else image, None, do_convert_rgb=True, white=255.0)
     return Image.fromarray(array.transpose(1, 2, 0).round().astype("uint8"))
+
+
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """An image of floats (mode "F") with values in 0..255. A file does not say which of its values is white."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 255):  # NaN is not
+        raise ValueError(
+            f"float values from {low:g} to {high:g}; expected 0 to 1, or 0 to 255, without NaN. Scale them, or save "
+            "the image with 8 or 16 bits."
+        )
+    return Image.fromarray((values if high > 1 else values * 255).round().astype(np.uint8))
 
 
 class ProcessorTransform:

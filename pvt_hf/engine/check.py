@@ -181,13 +181,12 @@ class Duplicates:
         return {**found, "with other labels": {"count": self.other_labels.count, "first": self.other_labels.first}}
 
 
-def check_data(task: Task, settings: Any, batch_size_matters: bool = True) -> dict[str, Any]:
+def check_data(task: Task, settings: Any) -> dict[str, Any]:
     """
     Reads the splits for training and evaluation, and the test split if there is one. Ctrl-C ends the reading early.
 
     Args:
         settings: of the class `task.training_settings`.
-        batch_size_matters: whether too few samples for a step of `settings.batch_size` are a refusal, or a warning.
 
     Returns:
         - `splits`: the report of each [`SplitContent`], by name;
@@ -196,12 +195,12 @@ def check_data(task: Task, settings: Any, batch_size_matters: bool = True) -> di
         - `refusals`: why a training would refuse these data, or stop in its first epoch; empty if it would not;
         - `complete`: whether everything was read.
     """
-    return _Check(task, settings, batch_size_matters).run()
+    return _Check(task, settings).run()
 
 
 class _Check:
-    def __init__(self, task: Task, settings: Any, batch_size_matters: bool):
-        self.task, self.settings, self.batch_size_matters = task, settings, batch_size_matters
+    def __init__(self, task: Task, settings: Any):
+        self.task, self.settings = task, settings
         self.warnings: list[str] = []
         self.refusals: list[str] = []
         self.duplicates = Duplicates()
@@ -282,7 +281,7 @@ class _Check:
             return
         self._refused(lambda: self._judge(content, guard))
         if training and content.usable:
-            self._check_length(sample, content)
+            self._refused(lambda: self._check_length(sample))
 
     def _warn(self, line: str) -> None:
         self.warnings.append(line.removeprefix("warning: "))
@@ -301,27 +300,20 @@ class _Check:
         elif not samples:
             guard.look()  # raises the error of an empty stream
 
-    def _check_length(self, sample: SampleMaker, content: SplitContent) -> None:
+    def _check_length(self, sample: SampleMaker) -> None:
+        """Raises a ValueError if the samples are too few for a step, or their number is not known."""
         settings = self.settings
-        has_length = sample.stream.num_samples is not None or settings.samples_per_epoch
         batches = training_batches(
             self.task, settings, sample, ONE_PROCESS,
             batch_size=settings.batch_size, seed=settings.seed, shuffle_window=settings.shuffle_window,
         )  # fmt: skip
-        try:
-            EpochLengths(
-                batches,
-                samples_to_train_on(sample.stream, settings),
-                settings.gradient_accumulation_steps,
-                settings.num_workers,
-                settings.samples_per_epoch,
-            )
-        except ValueError as error:
-            refused = self.batch_size_matters or not has_length
-            if refused:
-                self.refusals.append(str(error))
-            else:
-                self.warnings.append(f"{error} A training without that stops before its first step.")
+        EpochLengths(
+            batches,
+            samples_to_train_on(sample.stream, settings),
+            settings.gradient_accumulation_steps,
+            settings.num_workers,
+            settings.samples_per_epoch,
+        )
 
     def _with_progress(self, batches: Any, name: str, stream: Stream) -> Iterator[dict[str, Any]]:
         """The batches, with a progress bar; without a terminal, with a line now and then."""

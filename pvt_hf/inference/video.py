@@ -110,16 +110,28 @@ class VideoReader:
                 return
             stamp = decoded.time if decoded.time is not None else index / rate
             start = stamp if start is None else start
-            time = stamp - start
-            # Half a thousandth: times are rounded to milliseconds in some formats.
-            wanted = index % self.every == 0 if self.fps is None else time >= due - 5e-4
+            before, time = time, stamp - start
+            if self.fps is None:
+                wanted = index % self.every == 0
+            else:
+                # Half a thousandth: times are rounded to milliseconds in some formats.
+                wanted = time >= due - 5e-4
+                due = self._next(due, time, time - before) if wanted else due
             if wanted:
-                if self.fps:
-                    due = max(due + 1 / self.fps, time - 1 / self.fps)
                 yield Frame(index, round(time, 6), _upright(decoded))
             index += 1
         if index == 0:
             self.problem = "it has no frame that can be read."
+
+    def _next(self, due: float, time: float, step: float) -> float:
+        """
+        When the next frame is due after one at `time`, which comes `step` after the frame before it. What it is late
+        does not delay the next, or the rate would fall; but after a gap there is nothing to make up for.
+        """
+        assert self.fps is not None
+        period = 1 / self.fps
+        after_gap = step > period and time - due > period / 2
+        return (time if after_gap else due) + period
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         """All frames. What is wrong with the file does not stop it; it is in `problem` afterwards."""

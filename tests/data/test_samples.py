@@ -37,6 +37,26 @@ def test_sixteen_bits_are_scaled_and_orientation_is_applied():
         decode_rgb(None)
 
 
+def tiff(values) -> dict:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([values], dtype=np.float32)).save(buffer, "TIFF")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+@pytest.mark.filterwarnings("error")
+def test_floats_are_scaled_where_their_range_says_how():
+    for values, expected in (([0, 0.5, 1], [0, 128, 255]), ([0, 0], [0, 0]), ([0, 1.4, 255], [0, 1, 255])):
+        assert np.asarray(decode_rgb(tiff(values)))[0].tolist() == [[value] * 3 for value in expected]
+    for values, words in (([-0.1, 1], "from -0.1 to 1;"), ([0, 300], "to 300; expected 0 to 1"), ([np.nan, 1], "nan")):
+        with pytest.raises(BadSample, match=f"image: float values .*{words}"):
+            decode_rgb(tiff(values))
+        with pytest.raises(BadSample, match=words):
+            decode_as_annotated(tiff(values))
+    dark = io.BytesIO()
+    Image.new("RGB", (4, 4), (1, 0, 1)).save(dark, "PNG")  # of 8 bits: a dark picture, not one from 0 to 1
+    assert decode_rgb({"bytes": dark.getvalue(), "path": None}).getpixel((0, 0)) == (1, 0, 1)
+
+
 def test_holding_out_is_decided_by_name_alone(folder):
     stream = open_classification_stream(str(folder))
     names = [example["image"]["path"] for example in stream.dataset]

@@ -199,11 +199,10 @@ def test_objects_that_are_all_crowds_stop_both(tmp_path):
 
 
 def test_too_few_samples_for_a_step(photos):
-    options = CLASSIFY | {"batch_size": 100}
-    task, made = get_task("image-classification"), settings("image-classification", photos, **options)
-    assert "do not fill one step of 100" in check_data(task, made)["refusals"][0]
-    report = check_data(task, made, batch_size_matters=False)
-    assert report["refusals"] == [] and "do not fill one step of 100" in report["warnings"][0]
+    options = CLASSIFY | {"batch_size": 100, "max_bad_share": 0.0}  # a training is begun for that
+    refusals = checked("image-classification", photos, **options)["refusals"]
+    assert refusals == [refusal_of_a_training("image-classification", photos, **options)]
+    assert "12 samples do not fill one step of 100" in refusals[0]
 
 
 def test_interrupted_it_reports_what_was_read(photos, monkeypatch):
@@ -226,12 +225,13 @@ def test_the_command(photos, monkeypatch, capsys):
         return end.value.code, capsys.readouterr().out
 
     small = ["--image_size", "32", "--picture", photos / "out" / "samples.png"]
-    status, text = answer(photos, *small)
+    status, text = answer(photos, *small, "--batch_size", "2")
     assert status == 0 and "read for image-classification" in text and "A training would take these data." in text
-    assert "warning: " in text and "do not fill one step of 128" in text
-    assert "A training without that stops before its first step." in text
     assert Image.open(photos / "out" / "samples.png").width > 900
-    status, text = answer(photos, *small, "--batch_size", "100", "--json")
+    status, text = answer(photos, *small)
+    assert status == 1 and "A training would refuse these data:\n- " in text
+    assert "do not fill one step of 128" in text.partition("refuse")[2]
+    status, text = answer(photos, *small, "--json")
     report = json.loads(text)
     assert status == 1 and "do not fill" in report["refusals"][0] and report["task"] == "image-classification"
     assert report["picture"] == str(photos / "out" / "samples.png")

@@ -28,6 +28,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     write_video(folder / "even.mp4", clip(20))
     write_video(folder / "uneven.mp4", clip(6), times=[0, 100, 150, 900, 1000, 3000])
+    write_video(folder / "ntsc.mp4", clip(100), times=[round(index * 1001 / 30) for index in range(100)])
     return folder
 
 
@@ -53,6 +54,21 @@ def test_a_variable_frame_rate(folder):
     assert [frame.time for frame in frames] == [0, 0.1, 0.15, 0.9, 1, 3]
     frames, _ = read(folder / "uneven.mp4", fps=1)
     assert [frame.time for frame in frames] == [0, 1, 3]
+
+
+def test_frames_per_second_after_a_gap(tmp_path):
+    write_video(tmp_path / "gap.mp4", clip(27), times=[0, 100, *range(10_000, 11_250, 50)])
+    assert [frame.time for frame in read(tmp_path / "gap.mp4", fps=1)[0]] == [0, 10, 11]
+    write_video(tmp_path / "gaps.mp4", clip(9), times=[0, 100, 120, 900, 1000, 1500, 3000, 3100, 3200])
+    assert [frame.time for frame in read(tmp_path / "gaps.mp4", fps=2)[0]] == [0, 0.9, 1.5, 3]
+
+
+@pytest.mark.parametrize("fps", [7, 10, 20, 29])
+def test_frames_per_second_that_do_not_divide_the_frame_rate(folder, fps):
+    taken = [frame.time for frame in read(folder / "ntsc.mp4", fps=fps)[0]]
+    # Each is the first frame after its turn, by the times in milliseconds
+    assert np.abs(np.array(taken) - np.arange(len(taken)) / fps - 0.017).max() < 0.018
+    assert len(taken) == int(99 / 29.97 * fps) + 1
 
 
 def test_a_rotation(folder):

@@ -100,7 +100,7 @@ def mask_to_array(mask: Any, height: int, width: int) -> np.ndarray:
         ImportError: polygons or run lengths without pycocotools.
     """
     if not _is_image(mask):
-        return segmentation_to_mask(_parse(mask), height, width)
+        return segmentation_to_mask(_parse_needed(mask), height, width)
     array = np.asarray(_decode(mask))
     if array.ndim != 2:
         raise ValueError("a mask that is a colour image; expected one value per pixel.")
@@ -116,7 +116,7 @@ def mask_to_rle(mask: Any, height: int, width: int) -> dict[str, Any]:
 
         rle = coco_mask.encode(np.asfortranarray(mask_to_array(mask, height, width)))
     else:
-        rle = segmentation_to_rle(_parse(mask), height, width)
+        rle = segmentation_to_rle(_parse_needed(mask), height, width)
     return {"size": [height, width], "counts": rle["counts"].decode()}
 
 
@@ -133,6 +133,13 @@ def _decode(mask: dict[str, Any]) -> Image.Image:
         return decode_image(open_encoded(mask), upright=True)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
         raise ValueError(f"a mask that is not an image ({type(error).__name__}: {error})") from error
+
+
+def _parse_needed(mask: Any) -> Any:
+    parsed = _parse(mask)
+    if parsed is None:
+        raise ValueError("no 'segmentation', which masks need (--no_masks takes boxes alone).")
+    return parsed
 
 
 def _is_image(mask: Any) -> bool:

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch.nn.functional import pad
 
 from ...data.label_counts import LabelCounts
-from ...data.samples import BadSample, decoding, open_encoded, sample_id, to_rgb
+from ...data.samples import PROBLEM_COLUMN, BadSample, decoding, open_encoded, sample_id, to_rgb
 from ...data.streams import Stream, require_class_names
 from ...data.values import read_id, read_side
 from ...engine.task import Counted
@@ -87,6 +87,8 @@ class _DecodedSample:
         return image, objects, facts
 
     def _objects(self, example: dict[str, Any]) -> tuple[Objects, dict[str, Any]]:
+        if example.get(PROBLEM_COLUMN):
+            raise BadSample(example[PROBLEM_COLUMN])
         value = example[self.objects_column]
         masks = example[self.stream.columns["masks"]] if "masks" in self.stream.columns else None
         try:

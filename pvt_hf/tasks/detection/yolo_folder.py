@@ -5,8 +5,7 @@ A folder in YOLO's layout, as Ultralytics, Roboflow and labelling tools write it
                            path per line; path: the folder that these are relative to
     images/train/a.jpg     labels/train/a.txt; also train/images/a.jpg and train/labels/a.txt, or a.txt beside a.jpg
 
-A label file has a line per object: a class number and the box (centre x, centre y, width, height) or the points of a
-polygon (x1 y1 x2 y2 ...), as fractions of the upright image's width and height. No file means no objects.
+A label file (`yolo_labels.py`) has a line per object. No file means no objects.
 """
 
 from __future__ import annotations
@@ -35,19 +34,16 @@ from ...data.folders import (
     subfolders,
 )
 from ...data.log import warn_once
+from ...data.samples import PROBLEM_COLUMN
 from ...data.streams import Examples, encoded_image
 from ...models.image_processing_masks import coco_mask, segmentation_to_rle
 from .image_places import find_image_files
 from .object_table import SharedTable, make_table, object_features, used_classes
+from .yolo_labels import NAME_FILES, label_file, leave_out_lone_labels, read_labels
 
 
-# Files with a class name per line, of exports without data.yaml
-NAME_FILES = ("classes.txt", "obj.names")
 # Values that stand for a missing entry of the YAML file
 NOTHING: tuple[Any, ...] = ("", "null", "~", "None", [], {})
-FORMAT = "a class number and 4 numbers of a box (centre x, centre y, width, height) or the points of a polygon."
-# Coordinates are rounded when they are written, so that they may lie slightly outside the image.
-TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -81,8 +77,8 @@ def read_yolo_data(file: Path, split: str, left_out: LeftOut) -> YoloSplit:
 
     Raises:
         FileNotFoundError: the file does not name the split, or its images are not there.
-        ValueError: not the YAML file of a data set; `names` is neither a list nor numbers with names, or a name occurs
-            twice.
+        ValueError: not the YAML file of a data set; `names` is neither a list nor numbers with names, a name occurs
+            twice, or there are not `nc` of them.
     """
     content = _read_yaml(file)
     if content is None:
@@ -91,14 +87,20 @@ def read_yolo_data(file: Path, split: str, left_out: LeftOut) -> YoloSplit:
     entry = next((content[name] for name in aliases if content.get(name)), None)
     if entry is None:
         there = [name for names in SPLIT_NAMES.values() for name in names if content.get(name)]
+        key = "val" if known_split(split) == "validation" else split  # as Ultralytics reads it
         raise FileNotFoundError(
-            f"{file} names no images for {split!r}; its splits are {', '.join(there)}. Add a line "
-            f"'{split}: FOLDER', or hold out a share of the images in training (--eval_share 0.2)."
+            f"{file} names no images for {split!r}; its splits are {', '.join(there)}. Add a line '{key}: FOLDER', or "
+            "hold out a share of the images in training (--eval_share 0.2)."
         )
     images: dict[Path, None] = {}
     for part in entry if isinstance(entry, list) else [entry]:
         images |= dict.fromkeys(_images_of(part, file, content.get("path"), left_out))
-    return YoloSplit(file.parent, list(images), _read_names(file, content["names"]), "kpt_shape" in content)
+    leave_out_lone_labels(list(images), left_out)
+    names = _read_names(file, content["names"])
+    nc = str(content.get("nc", ""))
+    if nc.isdigit() and int(nc) not in (len(names), max(map(int, names), default=-1) + 1):  # it may count gaps
+        raise ValueError(f"{file}: nc is {nc}, but {len(names)} classes have names. Correct one of the two.")
+    return YoloSplit(file.parent, list(images), names, "kpt_shape" in content)
 
 
 def find_class_list(folder: Path) -> Path | None:
@@ -123,7 +125,9 @@ def find_yolo_folders(folder: Path, split: str, left_out: LeftOut) -> YoloSplit 
         return None
     file = find_class_list(folder)
     names = _read_names(file, file.read_text(encoding="utf-8-sig").split("\n")) if file else {}
-    return YoloSplit(folder, _image_files(found, left_out), names)
+    files = _image_files(found, left_out)
+    leave_out_lone_labels(files, left_out)
+    return YoloSplit(folder, files, names)
 
 
 def _image_files(folder: Path, left_out: LeftOut) -> list[Path]:
@@ -134,7 +138,8 @@ def _image_files(folder: Path, left_out: LeftOut) -> list[Path]:
 def open_yolo(found: YoloSplit, keep_empty: bool, keep_unused_classes: bool = True) -> Examples:
     """
     The examples ([`pvt_hf.tasks.detection.object_table.object_features`], images undecoded, one shard each). An image's
-    id is its path below the data set's folder.
+    id is its path below the data set's folder. One whose label file has a line that is no object, or coordinates that
+    are not fractions of the image, has the file, the line and the reason in the column PROBLEM_COLUMN.
 
     Args:
         keep_empty: whether to keep images without objects.
@@ -142,8 +147,7 @@ def open_yolo(found: YoloSplit, keep_empty: bool, keep_unused_classes: bool = Tr
 
     Raises:
         FileNotFoundError: there are no images, or no image has a label file.
-        ValueError: a line of a label file is not an object, or has coordinates that are not fractions of the image; the
-            message names the file and the line.
+        ValueError: no class would be left.
     """
     if not found.images:
         raise FileNotFoundError(f"{found.root}: the split has no images.")
@@ -153,38 +157,29 @@ def open_yolo(found: YoloSplit, keep_empty: bool, keep_unused_classes: bool = Tr
     for image in found.images:
         labels = finder.file(label_file(image))
         missing += labels is None
-        objects = _read_labels(labels, found) if labels is not None else []
+        objects, problem = read_labels(labels, found.names, found.keypoints) if labels is not None else ([], None)
         different = list({json.dumps(entry): entry for entry in objects}.values())
         repeated += len(objects) - len(different)
         counts.update(entry["category"] for entry in different)
-        if different or keep_empty:
+        if different or problem or keep_empty:
             files.append(str(image))
-            rows.append(_to_row(_image_id(image, found.root), different))
+            rows.append({**_to_row(_image_id(image, found.root), different), PROBLEM_COLUMN: problem})
     if missing == len(found.images):
-        raise FileNotFoundError(
-            f"{found.root}: none of the {missing} images has a label file, such as {label_file(found.images[0])}."
-        )
+        expected = label_file(found.images[0])
+        there = "such as" if finder.folder(expected.parent) else f"and there is no folder {expected.parent} for"
+        raise FileNotFoundError(f"{found.root}: none of the {missing} images has a label file, {there} {expected}.")
     if missing:
         warn_once(f"{found.root}: {missing} of {len(found.images)} images have no label file, so no objects.")
     if repeated:
         warn_once(f"{found.root}: {repeated} line(s) of label files left out that repeat another one.")
     names = used_classes(str(found.root), found.names, counts, keep_unused_classes)
-    features = object_features(image_id=str)
+    features = datasets.Features({**object_features(image_id=str), PROBLEM_COLUMN: datasets.Value("string")})
     dataset = datasets.IterableDataset.from_generator(
         _read_rows,
         features=features,
         gen_kwargs={"files": files, "rows": list(range(len(files))), "table": make_table(rows, features)},
     )
     return Examples(dataset, len(files), tuple(names.values()) or None, tuple(names) or None)
-
-
-def label_file(image: Path) -> Path:
-    """The label file of an image: in the folder `labels` that lies beside its folder `images`, or beside the image."""
-    parts = list(image.with_suffix(".txt").parts)
-    folders = [index for index, part in enumerate(parts[:-1]) if part.lower() == "images"]
-    if folders:
-        parts[folders[-1]] = {"Images": "Labels", "IMAGES": "LABELS"}.get(parts[folders[-1]], "labels")
-    return Path(*parts)
 
 
 # The YAML file
@@ -234,50 +229,21 @@ def _images_of(entry: Any, file: Path, path: Any, left_out: LeftOut) -> list[Pat
     bases = [file.parent / str(path), Path(path)] if path else []
     for base in [*bases, file.parent]:
         for place in (base / entry, base / entry.removeprefix("../")):
+            if bases and base not in bases and place.exists():
+                warn_once(f"{file}: {entry} is not in its 'path', {path}; {place} is read.")
             if place.is_dir():
                 return _image_files(place, left_out)
             if place.is_file() and place.suffix == ".txt":
                 lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
                 return [Path(path) for path in find_image_files(lines, [place.parent, base])[0]] if lines else []
+    elsewhere = bases and bases[0] != file.parent
     raise FileNotFoundError(
         f"{file}: {entry} is neither a folder of images nor a text file with their paths, in {file.parent}"
-        f"{f' or {path}' if path else ''}. Correct the entry, or remove 'path'."
+        f"{f' or its path, {path}' if elsewhere else ''}: correct the entry{' or the path' if elsewhere else ''}."
     )
 
 
-# Labels
-
-
-def _read_labels(file: Path, found: YoloSplit) -> list[dict[str, Any]]:
-    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    return [_read_line(line, f"{file}, line {number}", found) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _read_line(line: str, where: str, found: YoloSplit) -> dict[str, Any]:
-    """`category`, `box` (left, top, width, height) and `polygon` (or None), as fractions of the image."""
-    try:
-        number, *values = (float(part) for part in line.split())
-    except ValueError as error:
-        raise ValueError(f"{where}: {line.strip()!r:.80}; expected numbers: {FORMAT}") from error
-    if found.keypoints:
-        values = values[:4]
-    if not number.is_integer() or number < 0 or len(values) < 4 or len(values) == 5 or len(values) % 2:
-        raise ValueError(f"{where}: {line.strip()!r:.80} with {len(values) + 1} number(s); expected {FORMAT}")
-    if found.names and number not in found.names:
-        raise ValueError(f"{where}: class {number:.0f}, but only {min(found.names)} to {max(found.names)} have names.")
-    if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in values):  # NaN is not
-        raise ValueError(
-            f"{where}: {line.strip()!r:.80}; expected fractions of the image's width and height, from 0 to 1, not "
-            "pixels."
-        )
-    if len(values) == 4:
-        x, y, width, height = values
-        if width < 0 or height < 0:
-            raise ValueError(f"{where}: {line.strip()!r:.80}; width and height must not be negative.")
-        return {"category": int(number), "box": [x - width / 2, y - height / 2, width, height], "polygon": None}
-    left, top = min(values[::2]), min(values[1::2])
-    box = [left, top, max(values[::2]) - left, max(values[1::2]) - top]
-    return {"category": int(number), "box": box, "polygon": values}
+# Rows
 
 
 def _image_id(image: Path, root: Path) -> str:

@@ -63,7 +63,10 @@ def test_unusable_examples_are_skipped_by_name_and_counted(num_workers, tmp_path
         "nan": ({"bbox": [2, 3, float("nan"), 15]}, "nan"),
         "class": ({"category_id": 2}, "category 2, which is not among"),
         "polygon": ({"segmentation": [[1, 2, 3]]}, "polygon"),
-        "no_mask": ({"segmentation": []}, "object 0: no 'segmentation', which masks need"),
+        "no_mask": (
+            {"segmentation": []},
+            "object 0: no 'segmentation', which masks need (--no_masks",
+        ),
         "rle": ({"segmentation": {"size": [40, 36], "counts": [1440]}}, "object 0: run lengths of size [40, 36]"),
         "missing": ({}, "FileNotFoundError"),
         "cut": ({}, "Error"),

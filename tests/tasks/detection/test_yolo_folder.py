@@ -5,17 +5,20 @@ Data sets in YOLO's layout, as Ultralytics, Roboflow and labelling tools write t
 """
 
 import json
+import re
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from pvt_hf.commands.check import guess_task
 from pvt_hf.data import log
-from pvt_hf.tasks.detection.samples import DetectionEvaluationSample
+from pvt_hf.data.samples import BadSample
+from pvt_hf.tasks.detection.samples import DetectionEvaluationSample, DetectionSample
 from pvt_hf.tasks.detection.streams import open_detection_stream
 
-from ...support.detection_files import boxes_xywh, encoded, noise, read, to_pixels
+from ...support.detection_files import batches_of, boxes_xywh, encoded, noise, read, to_pixels
 
 
 NAMES = ["person", "no", "12"]
@@ -171,8 +174,25 @@ def test_polygons_are_boxes_and_masks(tmp_path):
     ],
 )
 def test_lines_that_are_no_object(text, words, tmp_path):
-    with pytest.raises(ValueError, match=words):
-        open_detection_stream(write_labels(tmp_path, text))
+    """The image is unusable, as one that cannot be decoded is, and the others are read."""
+    stream = open_detection_stream(write_labels(tmp_path, text), keep_empty=False)
+    makers = DetectionSample(stream, None), DetectionEvaluationSample(stream, to_pixels)
+    broken, other = sorted(stream.dataset, key=lambda row: row["image_id"])
+    for make in makers:
+        with pytest.raises(BadSample, match=words):
+            make(broken)
+        assert make.count(other).usable == 1
+
+
+def test_every_broken_label_file_is_named(tmp_path):
+    source = write_labels(tmp_path, "0 1 1 1\n0 0.5 0.5 0.1 0.1\n7 0.5 0.5 0.1 0.1\n8 0.5 0.5 0.1 0.1")
+    (tmp_path / "train/labels/other.txt").write_text("9 0.5 0.5 0.1 0.1")
+    stream = open_detection_stream(source)
+    (skipped,) = (batch["skipped"] for batch in batches_of(stream, 4, max_bad_share=0.5))
+    reasons = dict(skipped)
+    assert reasons.keys() == {"train/images/a.png", "train/images/other.png"}
+    assert re.search(r"a\.txt, line 1: .* \(and 2 more line\(s\)\)", reasons["train/images/a.png"])
+    assert "other.txt, line 1: class 9, but only 0 to 2" in reasons["train/images/other.png"]
 
 
 def test_rounding_repeats_and_spaces_are_harmless(tmp_path, monkeypatch):
@@ -221,6 +241,48 @@ def test_names_that_cannot_be_meant(names, words, tmp_path):
         open_detection_stream(write_labels(tmp_path, "", names=names))
 
 
+def test_numbers_of_classes(tmp_path):
+    gaps = {0: "a", 2: "c", 5: "f"}
+    for names, right, wrong in ((NAMES, (3,), 5), (gaps, (3, 6), 5)):
+        for count in right:
+            assert len(open_detection_stream(write_labels(tmp_path, "", names=names, nc=count)).class_names) == 3
+        with pytest.raises(ValueError, match=r"data\.yaml: nc is 5, but 3 classes have names"):
+            open_detection_stream(write_labels(tmp_path, "", names=names, nc=wrong))
+    rows = open_detection_stream(write_labels(tmp_path, "1 0.5 0.5 0.1 0.1", names=gaps)).dataset
+    assert any("class 1, but only 0, 2, 5 have names" in str(row["__problem__"]) for row in rows)
+
+
+def test_places_that_are_not_there(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(log.logger, "warning_once", lines.append, raising=False)
+    open_detection_stream(write_labels(tmp_path, "", path="."))
+    assert not any("'path'" in text for text in lines)
+    source = write_labels(tmp_path, "", path="../absent", val="absent/images")
+    open_detection_stream(source)
+    assert any(f"is not in its 'path', ../absent; {tmp_path}/train/images is read" in text for text in lines)
+    with pytest.raises(FileNotFoundError, match=r"or its path, \.\./absent: correct the entry or the path\.$"):
+        open_detection_stream(source, "validation")
+    write_labels(tmp_path, "", path=".", val="absent/images")
+    with pytest.raises(FileNotFoundError, match=rf"with their paths, in {tmp_path}: correct the entry\.$"):
+        open_detection_stream(source, "validation")
+    with pytest.raises(FileNotFoundError, match="Add a line 'val: FOLDER'"):
+        open_detection_stream(write_labels(tmp_path, ""), "validation")
+
+
+def test_label_files_without_an_image(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(log.logger, "warning_once", lines.append, raising=False)
+    source = write_labels(tmp_path, "")
+    (tmp_path / "train/labels/classes.txt").write_text("person")
+    open_detection_stream(source)
+    assert not any("left out" in text for text in lines)
+    (tmp_path / "train/labels/lone.txt").write_text("0 0.5 0.5 0.1 0.1")
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "train.txt", "names": NAMES}))
+    (tmp_path / "train.txt").write_text("train/images/a.png")  # other.png is of another split
+    open_detection_stream(source)
+    assert any("left out 1 x label files without an image (labels/lone.txt)" in text for text in lines)
+
+
 def test_classes_and_images_without_objects(tmp_path):
     source = write_labels(tmp_path, "")
     assert open_detection_stream(source).num_samples == 2
@@ -230,10 +292,15 @@ def test_classes_and_images_without_objects(tmp_path):
 
 def test_no_label_file_at_all(tmp_path):
     source = write_labels(tmp_path, "")
+    assert guess_task(source, []) == "object-detection"
     for file in (tmp_path / "train" / "labels").iterdir():
         file.unlink()
     with pytest.raises(FileNotFoundError, match=r"none of the 2 images has a label file, .*train/labels/a\.txt"):
         open_detection_stream(source)
+    (tmp_path / "train" / "labels").rmdir()
+    # A data.yaml is no folder of classes, which these images alone would be.
+    with pytest.raises(FileNotFoundError, match=r"images has a label file, and there is no folder .*train/labels for"):
+        guess_task(source, [])
     (tmp_path / "data.yaml").write_text("names: [a\n\t- b")
     with pytest.raises(ValueError, match=r"data\.yaml cannot be read"):
         open_detection_stream(source)
