@@ -15,9 +15,10 @@ import torch
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..metrics.reports import versions, write_json
-from ..weights.export_formats import ExportFormat
+from ..weights.export_formats import EXPORT_FILES, ExportFormat
 from ..weights.exported import REPORT, open_exported, program_files, read_manifest
 from ..weights.opening import weights_digest
+from ..weights.paths import EXPORT_MANIFEST
 from ..weights.signal_stack import keep_signal_stack
 from ..weights.whole_folder import check_replaceable, folder_written_whole
 from .accuracy import AccuracyData, accuracy_before_and_after, calibration_samples, check_data, quantizer_for
@@ -38,7 +39,7 @@ class ExportRequest:
         format: see [`pvt_hf.weights.export_formats.EXPORT_FORMATS`].
         model_class: see [`pvt_hf.export.source.open_source`].
         fixed_size: (height, width) in pixels; None: any size and batch.
-        overwrite: replace `output` if it has content.
+        overwrite: replace `output` if it is an older export.
         precision: "fp32", "fp16", "bf16" or "int8".
         accuracy: the data to measure accuracy on, and for int8 to calibrate with; None: not measured.
     """
@@ -69,15 +70,14 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
         The content of `export_report.json`.
 
     Raises:
-        FileExistsError: the output folder has content, and `overwrite` is False.
+        FileExistsError: the output folder has content, and `overwrite` is False or it is no older export.
         ImportError: a package of the format is not installed.
         OSError, ValueError: the model cannot be opened (see [`open_source`]) or exported.
         Disagreement: the program computes something else. The message has the figures.
         StreamError: the data set of `request.accuracy` cannot be read.
     """
     output = request.output.resolve()
-    model_folder = {"the model": Path(request.model)} if Path(request.model).is_dir() else {}
-    check_replaceable(output, request.overwrite, model_folder)
+    check_replaceable(output, request.overwrite, EXPORT_MANIFEST, EXPORT_FILES)
     if reason := request.format.missing(quantize=request.precision == "int8"):
         raise ImportError(reason)
     source = open_source(request.model, request.model_class, request.fixed_size)

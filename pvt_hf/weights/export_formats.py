@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 
+# The files of an export, of any format, as patterns
+EXPORT_FILES = (
+    "README.md", "config.json", "export.json", "export_report.json", "labels.txt", "model.*pt2", "model.onnx*",
+    "model.pte", "openvino_model.*", "preprocessor_config.json",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ExportFormat:
     """

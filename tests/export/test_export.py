@@ -372,6 +372,8 @@ def test_mistakes_are_named(classifier, tmp_path, monkeypatch, capsys):
     model, folder, _ = classifier
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "README.md").touch()
     broken = shutil.copytree(model, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     del weights["classifier.weight"]
@@ -396,7 +398,10 @@ def test_mistakes_are_named(classifier, tmp_path, monkeypatch, capsys):
         ),
         ([unprepared, *to, tmp_path / "x"], "has no image processor, which an export needs"),
         ([folder, *to, tmp_path / "x"], "is an export already"),
-        ([model, *to, model.parent, "--overwrite"], "contains the model and is not replaced"),
+        ([model, *to, model.parent, "--overwrite"], "has export, model, which no earlier run wrote, and is not replac"),
+        ([model, *to, tmp_path / "full", "--overwrite"], "has file, which no earlier run wrote"),
+        ([model, *to, model, "--overwrite"], "has model.safetensors, which no earlier run wrote"),
+        ([model, *to, tmp_path / "thesis", "--overwrite"], "has no export.json, so no earlier run wrote it"),
     ):
         status, text = run(monkeypatch, capsys, "export", *words)
         assert expected in f"{status} {text}", (words, status, text)
