@@ -15,10 +15,11 @@ import torch
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..metrics.reports import versions, write_json
+from ..weights.export_files import LABELS, describe_files, read_manifest
 from ..weights.export_formats import EXPORT_FILES, ExportFormat
-from ..weights.exported import REPORT, open_exported, program_files, read_manifest
+from ..weights.exported import open_exported
 from ..weights.opening import weights_digest
-from ..weights.paths import EXPORT_MANIFEST
+from ..weights.paths import EXPORT_MANIFEST, EXPORT_REPORT
 from ..weights.signal_stack import keep_signal_stack
 from ..weights.whole_folder import check_replaceable, folder_written_whole
 from .accuracy import AccuracyData, accuracy_before_and_after, calibration_samples, check_data, quantizer_for
@@ -102,7 +103,7 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
             report["accuracy"] = accuracy_before_and_after(source, request.model, folder, request.accuracy)
             for name, (before, after) in report["accuracy"]["figures"].items():
                 say(f"accuracy  {name}: {before:.4f} before, {after:.4f} after")
-        write_json(folder / REPORT, report)
+        write_json(folder / EXPORT_REPORT, report)
         (folder / "README.md").write_text(card_text(report))
     size = sum(file.stat().st_size for file in output.iterdir()) / 1e6
     say(f"written   {request.output}: {', '.join(sorted(file.name for file in output.iterdir()))}; {size:.1f} MB")
@@ -124,12 +125,12 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
     labels = [id2label[index] for index in sorted(id2label)] if source.task else []
     if labels:
         # One line each, whatever a label holds
-        (folder / "labels.txt").write_text("".join(f"{' '.join(str(label).split())}\n" for label in labels))
+        (folder / LABELS).write_text("".join(f"{' '.join(str(label).split())}\n" for label in labels))
     size = "x".join(map(str, options.fixed_size)) if options.fixed_size else "any height, width and number of images"
     say(f"exported  {kind.title}, {options.precision}, {size}")
 
     _, programs, _ = read_manifest(folder)
-    files = {file.name: file.stat().st_size for file in program_files(folder, programs)}
+    files = describe_files(folder, programs)
     try:
         program = open_exported(folder, trust_remote_code=True)  # written by this process
     except RuntimeError as error:  # a runtime that lacks one of the program's operators
@@ -161,6 +162,7 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
         "fixed_size": options.fixed_size,
         "smallest_side": smallest,
         "inputs": list(program.inputs),
+        "classes": len(labels) or None,
         "parameters": model.num_parameters(),
         "weights": weights_digest(model),
         "files": files,

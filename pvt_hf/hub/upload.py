@@ -19,9 +19,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
+from ..weights.export_files import LABELS, program_files, read_manifest
 from ..weights.export_formats import EXPORT_FILES
-from ..weights.exported import REPORT, program_files, read_manifest
-from ..weights.paths import EXPORT_MANIFEST, check_repo_id, is_exported
+from ..weights.paths import EXPORT_MANIFEST, EXPORT_REPORT, check_repo_id, is_exported
 from .card import build_card
 from .repository import open_folder, read_object, save_repository
 
@@ -216,11 +216,11 @@ def push_export(
     """
     token = check_push(repo_id, revision, token, dry_run)
     _, programs, _ = read_manifest(folder)
-    wanted = [CONFIG_NAME, IMAGE_PROCESSOR_NAME, EXPORT_MANIFEST, REPORT, "labels.txt", CARD]
-    absent = [name for name in (CONFIG_NAME, REPORT, CARD, *programs) if not (folder / name).is_file()]
+    wanted = [CONFIG_NAME, IMAGE_PROCESSOR_NAME, EXPORT_MANIFEST, EXPORT_REPORT, LABELS, CARD]
+    absent = [name for name in (CONFIG_NAME, EXPORT_REPORT, CARD, *programs) if not (folder / name).is_file()]
     if absent:
         raise FileNotFoundError(f"{folder} has no {' and no '.join(absent)}: export the model again.")
-    report = read_object(folder / REPORT)
+    report = read_object(folder / EXPORT_REPORT)
     task = report.get("task")
     data = ModelCardData(
         library_name="pvt_hf",

@@ -34,7 +34,8 @@ from pvt_hf.export.folder import Disagreement
 from pvt_hf.export.source import open_source
 from pvt_hf.families import FAMILIES
 from pvt_hf.weights import export_formats
-from pvt_hf.weights.exported import open_exported, read_manifest
+from pvt_hf.weights.export_files import read_manifest
+from pvt_hf.weights.exported import open_exported
 from pvt_hf.weights.opening import open_complete
 from pvt_hf.weights.whole_folder import folder_written_whole
 
@@ -422,7 +423,9 @@ def test_a_missing_package_is_named_with_its_extra(classifier, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda manifest: "{", "cannot be read"),
+        (lambda manifest: "{", "export.json cannot be read: it is damaged"),
+        (lambda manifest: "[1]", "export.json cannot be read: it is damaged"),
+        (lambda manifest: manifest.replace('"model.onnx"', "5"), "export.json cannot be read: it is damaged"),
         (lambda manifest: json.dumps({"export_format": "tflite", "components": {}}), "the format 'tflite', which this"),
         (lambda manifest: manifest.replace('"model.onnx"', '"../model.onnx"'), "has no ../model.onnx"),
         (lambda manifest: manifest.replace('"model.onnx"', '"other.onnx"'), "has no other.onnx"),
@@ -437,6 +440,24 @@ def test_damaged_exports_are_refused(classifier, tmp_path, change, expected):
     assert expected in str(error.value)
 
 
+def zeroed(folder):
+    """Another program of the same size."""
+    path = folder / "model.onnx.data"
+    path.write_bytes(bytes(1000) + path.read_bytes()[1000:])
+
+
+def with_labels(number):
+    """A change of the number of names in `config.json`."""
+
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["id2label"] = {str(label): f"class {label}" for label in range(number)}
+        config["num_labels"], config["label2id"] = number, {f"class {label}": label for label in range(number)}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
 def cut_short(folder):
     data = (folder / "model.onnx.data").read_bytes()
     (folder / "model.onnx.data").write_bytes(data[:-100])
@@ -447,6 +468,11 @@ def cut_short(folder):
     [
         (lambda folder: (folder / "model.onnx.data").unlink(), "has no model.onnx.data, which belongs to the export"),
         (cut_short, "bytes, and had"),
+        (zeroed, "model.onnx.data is damaged: its SHA-256 is .*: copy it again"),
+        (lambda folder: (folder / "export.json").unlink(), "has no export.json, which belongs to the export"),
+        (with_labels(12), "has 10 classes, config.json names 12: copy it again"),
+        (lambda folder: (folder / "labels.txt").write_text("a\nb\n"), "has 10 classes, labels.txt names 2: copy it"),
+        (lambda folder: (folder / "labels.txt").unlink(), "has no labels.txt, which belongs to the export"),
         (lambda folder: (folder / "export_report.json").write_text("[]"), "export_report.json cannot be read"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
     ],
