@@ -89,7 +89,7 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
     if request.accuracy:
         if source.task is None:
             raise ValueError(f"--dataset measures accuracy, which a {type(source.model).__name__} has not.")
-        check_data(source, request.model, request.accuracy)
+        check_data(source, request.model, request.accuracy, calibrate=request.precision == "int8")
     options = ExportOptions(request.format, source.fixed_size, request.precision)
     if request.precision == "int8":
         assert request.accuracy is not None  # the command asks for it

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from .official_files import sha256_of
 from .paths import EXPORT_MANIFEST, EXPORT_REPORT
 
@@ -103,7 +101,7 @@ def check_files(folder: Path, files: list[str], described: dict[str, dict[str, A
     return digests
 
 
-def check_labels(folder: Path, config: PreTrainedConfig, classes: int | None) -> None:
+def check_labels(folder: Path, config: Any, classes: int | None) -> None:
     """
     Raises a FileNotFoundError if `labels.txt` is missing, and a ValueError if it, or `config.json`, has another number
     of names than the program has classes.

@@ -500,6 +500,22 @@ def test_programs_that_pickle_opens_need_trust(tmp_path):
     assert pvt_hf.open_pipeline(str(tmp_path / "export"), trust_remote_code=True)[0] == "image-classification"
 
 
+def test_data_that_do_not_fit_are_refused_before_the_calibration(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_folder, "calibration_samples", lambda *_: pytest.fail("calibrated"))
+    model = save_model("pvt", tmp_path / "model")
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / "validation" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "validation" / name / "1.png")
+    shutil.copytree(tmp_path / "photos" / "validation", tmp_path / "photos" / "train")
+    for dataset, splits, expected in (
+        (tmp_path / "photos", {}, "has 2 classes and the model 10.*id2label in the model's config.json"),
+        ("digits", {"split": "dev"}, "--split dev: The built-in digits have the splits train and test .validation is"),
+        ("digits", {"calibration_split": "dev"}, "--calibration_split dev: The built-in digits have"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            export(model, tmp_path / "out", precision="int8", accuracy=AccuracyData(str(dataset), **splits))
+
+
 def test_long_names_of_folders(tmp_path):
     output = tmp_path / ("x" * 255)
     with folder_written_whole(output) as folder:
