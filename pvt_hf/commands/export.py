@@ -1,6 +1,7 @@
 """`pvt-hf export`: exports a model to a program that runs without its Python code."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..engine.arguments import ArgumentParser
@@ -12,6 +13,7 @@ from . import check_dataset, clean_up_on_sigterm
 from .info import parse_size
 
 
+INTERRUPTED = "interrupted: nothing was written."
 # Those of `pvt_hf.families.MODELS` that a classifier can be opened as
 MODEL_CLASSES = ("PvtForImageClassification", "PvtModel", "PvtBackbone")
 DESCRIPTION = """
@@ -148,4 +150,7 @@ def main() -> None:
     except (ImportError, OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit("interrupted: nothing was written.") from None
+        raise SystemExit(INTERRUPTED) from None
+    except SystemExit:  # SIGTERM
+        print(INTERRUPTED, file=sys.stderr)
+        raise

@@ -16,7 +16,10 @@ def card_text(report: dict[str, Any]) -> str:
     """
     kind = EXPORT_FORMATS[report["format"]]
     fixed = report["fixed_size"]
-    takes = f"one image of {fixed[0]}x{fixed[1]} pixels" if fixed else "any number of images of any size from 64x64"
+    side = report["smallest_side"]
+    takes = f"any number of images of any size from {side}x{side} pixels"
+    if fixed:
+        takes = f"one image of {fixed[0]}x{fixed[1]} pixels"
     inputs = {
         "pixel_values": "`pixel_values` (batch, channels, height, width)",
         "pixel_mask": "`pixel_mask` (batch, height, width) int64, 1 for the image and 0 for padding",

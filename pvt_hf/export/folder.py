@@ -25,7 +25,7 @@ from ..weights.whole_folder import check_replaceable, folder_written_whole
 from .accuracy import AccuracyData, accuracy_before_and_after, calibration_samples, check_data, quantizer_for
 from .card import card_text
 from .comparison import Comparison, compare, shapes_to_compare, smallest_side, speed_ratio
-from .source import Source, open_source
+from .source import Source, check_fixed_size, open_source, preparation
 from .tracing import ExportOptions, trace
 
 
@@ -82,13 +82,19 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
     if reason := request.format.missing(quantize=request.precision == "int8"):
         raise ImportError(reason)
     source = open_source(request.model, request.model_class, request.fixed_size)
-    say(f"model     {request.model}: {type(source.model).__name__}, {source.model.num_parameters():,} parameters")
+    class_name = type(source.model).__name__
+    if class_name == "MaskRcnnForInstanceSegmentation" and (reason := request.format.no_mask_rcnn):
+        raise ValueError(f"{class_name} cannot be exported to {request.format.title}: {reason}")
+    check_fixed_size(source)
+    say(f"model     {request.model}: {class_name}, {source.model.num_parameters():,} parameters")
     if (asked := request.fixed_size) and (given := source.fixed_size) and given != asked:
         sizes = f"{given[0]}x{given[1]} instead of {asked[0]}x{asked[1]}"
         say(f"size      {sizes}: the image processor brings images to multiples of 32 pixels")
+    if source.fixed_size and source.processor is not None:
+        say(f"prepare   images are {preparation(source.processor, *source.fixed_size)}")
     if request.accuracy:
         if source.task is None:
-            raise ValueError(f"--dataset measures accuracy, which a {type(source.model).__name__} has not.")
+            raise ValueError(f"--dataset measures accuracy, which a {class_name} has not.")
         check_data(source, request.model, request.accuracy, calibrate=request.precision == "int8")
     options = ExportOptions(request.format, source.fixed_size, request.precision)
     if request.precision == "int8":
@@ -178,7 +184,7 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
             "processors": os.cpu_count(),
         },
         "command": shlex.join([*sys.argv[0].split(), *sys.argv[1:]]),
-        "versions": versions(("transformers", *kind.packages)),
+        "versions": versions(("transformers", *kind.needed(quantize=options.precision == "int8"))),
     }
 
 

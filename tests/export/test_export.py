@@ -31,7 +31,7 @@ from pvt_hf.export import folder as export_folder
 from pvt_hf.export.accuracy import AccuracyData, calibration_samples
 from pvt_hf.export.comparison import Comparison, difference_of, matched
 from pvt_hf.export.folder import Disagreement
-from pvt_hf.export.source import open_source
+from pvt_hf.export.source import open_source, preparation
 from pvt_hf.families import FAMILIES
 from pvt_hf.weights import export_formats
 from pvt_hf.weights.export_files import read_manifest
@@ -154,7 +154,11 @@ def test_the_folder_holds_what_a_user_needs(classifier):
     assert {batch for batch, _, _ in shapes} >= {1, 2, 3} and any(height != width for _, height, width in shapes)
     assert any(min(shape[1:]) > 64 for shape in shapes)  # the model is built for 64
     card = (folder / "README.md").read_text()
-    assert "onnxruntime" in card and all(f"{b} x {h}x{w}" in card for b, h, w in shapes)
+    assert (
+        "onnxruntime" in card
+        and "any size from 32x32 pixels:" in card
+        and all(f"{b} x {h}x{w}" in card for b, h, w in shapes)
+    )
     # PyTorch notes lines of code and their files in each node of the graph
     assert b"modeling_pvt.py" not in (folder / "model.onnx").read_bytes()
     before, after = (AutoImageProcessor.from_pretrained(place).to_dict() for place in (model, folder))
@@ -354,7 +358,8 @@ def test_an_interrupted_export_leaves_nothing(classifier, tmp_path, monkeypatch,
         )
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert status == ("interrupted: nothing was written." if ending is KeyboardInterrupt else 128 + ending)
+    assert "interrupted: nothing was written." in f"{status} {text}"
+    assert ending is KeyboardInterrupt or status == 128 + ending
     assert [*tmp_path.rglob("*")] == []
 
 
@@ -373,6 +378,7 @@ def test_mistakes_are_named(classifier, tmp_path, monkeypatch, capsys):
     model, folder, _ = classifier
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "README.md").touch()
     broken = shutil.copytree(model, tmp_path / "broken")
@@ -386,6 +392,9 @@ def test_mistakes_are_named(classifier, tmp_path, monkeypatch, capsys):
         ([model, *to, tmp_path / "full"], "is not empty: choose another output, or pass --overwrite"),
         ([model, *to, tmp_path / "full" / "file"], "is a file"),
         ([model, *to, tmp_path / "x", "--static", "1x"], "'1x' is not a size"),
+        ([model, *to, tmp_path / "x", "--static", "16"], "--static 16x16: this model takes images of at least 32x32"),
+        ([model, *to, tmp_path / "link"], "is a link to nowhere: give a folder"),
+        ([model, *to, tmp_path / "link" / "x"], "is a link to nowhere: give a folder"),
         ([model, *to, tmp_path / "x", "--int8"], "--int8 is calibrated on images: give a --dataset"),
         ([model, *to, tmp_path / "x", "--bf16"], "--bf16: ONNX has fp32, fp16."),
         (
@@ -514,6 +523,32 @@ def test_data_that_do_not_fit_are_refused_before_the_calibration(tmp_path, monke
     ):
         with pytest.raises(ValueError, match=expected):
             export(model, tmp_path / "out", precision="int8", accuracy=AccuracyData(str(dataset), **splits))
+
+
+@pytest.mark.parametrize("kind", ["openvino", "executorch"])
+def test_mask_rcnn_is_refused_at_once_where_operators_are_missing(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_formats, "find_spec", lambda name: True)
+    monkeypatch.setattr(export_folder, "trace", lambda *_: pytest.fail("traced"))
+    with pytest.raises(ValueError, match="MaskRcnnForInstanceSegmentation cannot be exported .* NMS. Export to onnx"):
+        export("sample:digits-detector", tmp_path / "export", kind, fixed_size=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pvt", "until the shorter side has 106 pixels, then cropped to 33x93"),
+        ("trans2seg", "resized to 64x96 pixels, whatever their shape"),
+        ("detr", "resized to fit into 33x93 pixels, then padded at the right and bottom to 64x96"),
+    ],
+)
+def test_the_preparation_for_one_size_is_described(name, expected, tmp_path):
+    source = open_source(str(save_model(name, tmp_path)), fixed_size=(33, 93))
+    assert expected in preparation(source.processor, *source.fixed_size)
+
+
+def test_the_versions_of_an_export_name_what_quantised_it():
+    kind = export_formats.EXPORT_FORMATS["openvino"]
+    assert kind.needed() == ["openvino"] and kind.needed(quantize=True) == ["openvino", "nncf"]
 
 
 def test_long_names_of_folders(tmp_path):
