@@ -23,8 +23,8 @@ from ..weights.paths import EXPORT_MANIFEST, EXPORT_REPORT
 from ..weights.signal_stack import keep_signal_stack
 from ..weights.whole_folder import check_replaceable, folder_written_whole
 from .accuracy import AccuracyData, accuracy_before_and_after, calibration_samples, check_data, quantizer_for
-from .card import card_text
-from .comparison import Comparison, compare, shapes_to_compare, smallest_side, speed_ratio
+from .card import card_text, speed_text
+from .comparison import Comparison, compare, measure_speed, shapes_to_compare, smallest_side
 from .source import Source, check_fixed_size, open_source, preparation
 from .tracing import ExportOptions, trace
 
@@ -157,9 +157,8 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
     if options.fixed_size is None:
         smallest = smallest_side(model, program, options.precision, smallest)
     height, width = options.fixed_size or source.usual_size or comparisons[-1].height_width
-    seconds = speed_ratio(model, program, height, width)
-    ratio = seconds[0] / seconds[1]
-    say(f"speed     one image of {height}x{width}: {ratio:.2f} times the model in PyTorch, on this machine")
+    speed = measure_speed(model, program, height, width)
+    say(f"speed     one image of {height}x{width}: {speed_text(speed)}, on this machine")
     return {
         "model_class": type(model).__name__,
         "task": source.task,
@@ -177,9 +176,7 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
         "speed": {
             "height": height,
             "width": width,
-            "seconds_model": seconds[0],
-            "seconds_export": seconds[1],
-            "ratio": ratio,
+            **speed,
             "threads": torch.get_num_threads(),
             "processors": os.cpu_count(),
         },

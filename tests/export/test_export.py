@@ -159,6 +159,9 @@ def test_the_folder_holds_what_a_user_needs(classifier):
         and "any size from 32x32 pixels:" in card
         and all(f"{b} x {h}x{w}" in card for b, h, w in shapes)
     )
+    speed, (lower, upper) = written["speed"], written["speed"]["ratio_quartiles"]
+    assert 0 < lower <= speed["ratio"] <= upper and speed["pairs"] >= 3
+    assert f"({lower:.2f} to {upper:.2f}; median and quartiles of {speed['pairs']} pairs of calls)" in card
     # PyTorch notes lines of code and their files in each node of the graph
     assert b"modeling_pvt.py" not in (folder / "model.onnx").read_bytes()
     before, after = (AutoImageProcessor.from_pretrained(place).to_dict() for place in (model, folder))
