@@ -246,8 +246,11 @@ def measure_speed(model: PreTrainedModel, program: Callable[..., Any], height: i
         model to those of the program.
     """
     inputs = pictures(model, 1, height, width, seed=0)
-    sides: tuple[Callable[..., Any], ...] = (model, program)
-    pairs = time_pairs(lambda: [seconds_of(lambda side=side: side(**inputs), "cpu") for side in sides], 0.5, 20, 2.0)
+
+    def time_pair() -> list[float]:
+        return [seconds_of(lambda: model(**inputs), "cpu"), seconds_of(lambda: program(**inputs), "cpu")]
+
+    pairs = time_pairs(time_pair, warm_up=0.5, repeats=20, seconds=2.0)
     medians = [summarise(list(seconds))["median"] for seconds in zip(*pairs)]
     ratios = summarise_ratios([first / second for first, second in pairs])
     return {"seconds_model": medians[0], "seconds_export": medians[1], **ratios}

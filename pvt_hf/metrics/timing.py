@@ -41,9 +41,11 @@ def time_pairs(
     start = time.perf_counter()
     while time.perf_counter() - start < warm_up:
         time_pair()
-    pairs, start = [], time.perf_counter()
+    pairs: list[tuple[float, float]] = []
+    start = time.perf_counter()
     while len(pairs) < MIN_PAIRS or (len(pairs) < repeats and time.perf_counter() - start < seconds):
-        pairs.append(tuple(time_pair()))
+        first, second = time_pair()
+        pairs.append((first, second))
     return pairs
 
 
