@@ -150,7 +150,7 @@ def digit_scenes(
 
 def _check_split(split: str) -> None:
     if split not in SPLITS:
-        raise ValueError(f"The built-in digits have the splits train and test (validation is test), got {split!r}.")
+        raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}.")
 
 
 def _check_integer(name: str, value: Any, minimum: int) -> None:

@@ -521,7 +521,7 @@ def test_data_that_do_not_fit_are_refused_before_the_calibration(tmp_path, monke
     shutil.copytree(tmp_path / "photos" / "validation", tmp_path / "photos" / "train")
     for dataset, splits, expected in (
         (tmp_path / "photos", {}, "has 2 classes and the model 10.*id2label in the model's config.json"),
-        ("digits", {"split": "dev"}, "--split dev: The built-in digits have the splits train and test .validation is"),
+        ("digits", {"split": "dev"}, "--split dev: The built-in digits have the splits train, validation"),
         ("digits", {"calibration_split": "dev"}, "--calibration_split dev: The built-in digits have"),
     ):
         with pytest.raises(ValueError, match=expected):
