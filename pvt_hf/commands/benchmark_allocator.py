@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..metrics.timing import seconds_of, summarise, summarise_ratios, time_pairs
 from ..models.configuration_semantic_fpn import SemanticFpnConfig
 from ..models.image_processing_semantic import PvtSemanticImageProcessor
 from ..models.modeling_pvt import PvtForImageClassification
@@ -20,15 +21,7 @@ from ..weights.variants import get_config
 from .allocator import keep_freed_memory
 from .benchmark_arguments import AllocatorArguments
 from .benchmark_models import RowError, resident_bytes
-from .benchmark_report import (
-    describe_environment,
-    run_and_report,
-    save,
-    seconds_of,
-    summarise,
-    summarise_ratios,
-    time_pairs,
-)
+from .benchmark_report import describe_environment, run_and_report, save
 
 
 WARM_UP_CALLS = 2

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from ..metrics.timing import MIN_PAIRS
 from ..weights.variants import VARIANTS
 
 
 DTYPES = ("float32", "float16", "bfloat16")
 AUTOCAST_DTYPES = ("float32", "bfloat16")
-MIN_PAIRS = 3  # pairs per row, even if the time is up
 MODES = ("plain", "compiled", "checkpointing", "compiled+checkpointing")  # rows of task "training"
 ROWS = ("crop", "recipe", "evaluation")  # of task "data"
 SOURCES = ("parquet", "folder", "webdataset")

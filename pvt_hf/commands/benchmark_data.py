@@ -22,20 +22,13 @@ from tqdm import tqdm
 from ..data.batches import BatchStream, make_loader
 from ..data.samples import ProcessorTransform
 from ..data.streams import Stream
+from ..metrics.timing import summarise, summarise_ratios, time_pairs
 from ..models.image_processing_pvt import PvtImageProcessor
 from ..tasks.classification.samples import ClassificationSample
 from ..tasks.classification.streams import open_classification_stream
 from ..tasks.classification.transforms import ClassificationTransform
 from .benchmark_arguments import DataArguments
-from .benchmark_report import (
-    DisagreementError,
-    describe_environment,
-    run_and_report,
-    save,
-    summarise,
-    summarise_ratios,
-    time_pairs,
-)
+from .benchmark_report import DisagreementError, describe_environment, run_and_report, save
 
 
 Transform = Callable[[Image.Image], torch.Tensor]

@@ -10,18 +10,11 @@ from typing import Any
 import torch
 from transformers.models.pvt import PvtForImageClassification as NativeClassifier
 
+from ..metrics.timing import seconds_of, summarise, summarise_ratios, time_pairs
 from ..models.modeling_pvt import PvtForImageClassification
 from ..weights.variants import get_config
 from .benchmark_arguments import LoadingArguments
-from .benchmark_report import (
-    describe_environment,
-    run_and_report,
-    save,
-    seconds_of,
-    summarise,
-    summarise_ratios,
-    time_pairs,
-)
+from .benchmark_report import describe_environment, run_and_report, save
 
 
 NUM_ROWS = 2

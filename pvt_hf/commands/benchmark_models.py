@@ -20,22 +20,13 @@ from transformers import PreTrainedModel
 from transformers.models.pvt import PvtConfig as NativeConfig
 from transformers.models.pvt import PvtForImageClassification as NativeClassifier
 
+from ..metrics.timing import seconds_of, summarise, summarise_ratios, time_pairs
 from ..models.configuration_pvt import PvtConfig
 from ..models.modeling_pvt import PvtBackbone, PvtForImageClassification
 from ..weights.variants import get_config, get_variant
 from .benchmark_arguments import ModelsArguments, parse_size
 from .benchmark_operators import format_operators, profile_call
-from .benchmark_report import (
-    DisagreementError,
-    choose_device,
-    describe_environment,
-    run_and_report,
-    save,
-    seconds_of,
-    summarise,
-    summarise_ratios,
-    time_pairs,
-)
+from .benchmark_report import DisagreementError, choose_device, describe_environment, run_and_report, save
 from .separate_process import ProcessEndedError, call_apart
 
 

@@ -18,6 +18,7 @@ from transformers import SwinConfig, SwinForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..metrics.costs import build_on_meta, count_costs, count_parameters
+from ..metrics.timing import summarise
 from ..models.modeling_pvt import PvtForImageClassification
 from ..weights.exported import open_exported
 from .benchmark_arguments import COMPILED, EXPORTED, RELATIVES, PeersArguments
@@ -37,14 +38,7 @@ from .benchmark_models import (
     time_sides,
 )
 from .benchmark_programs import RUNTIMES, Runtime, missing, program_of
-from .benchmark_report import (
-    DisagreementError,
-    choose_device,
-    describe_environment,
-    run_and_report,
-    save,
-    summarise,
-)
+from .benchmark_report import DisagreementError, choose_device, describe_environment, run_and_report, save
 from .separate_process import ProcessEndedError, call_apart
 
 

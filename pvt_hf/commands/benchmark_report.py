@@ -1,4 +1,4 @@
-"""Shared by the tasks of `pvt-hf benchmark`: timing in pairs, summaries, and a report that survives Ctrl-C."""
+"""Shared by the tasks of `pvt-hf benchmark`: devices, and a report that survives Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import json
 import os
 import platform
 import re
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +15,6 @@ from typing import Any
 
 import torch
 import transformers
-
-from .benchmark_arguments import MIN_PAIRS
 
 
 class DisagreementError(RuntimeError):
@@ -31,50 +27,6 @@ def choose_device(arguments: Any) -> None:
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     elif arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda, but PyTorch sees no CUDA device: give --device cpu.")
-
-
-def seconds_of(run: Callable[[], Any], device: str) -> float:
-    """Seconds that `run` takes, until the device has finished."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def time_pairs(
-    time_pair: Callable[[], list[float]], warm_up: float, repeats: int, seconds: float
-) -> list[tuple[float, float]]:
-    """
-    Calls `time_pair`, which returns the seconds of both sides, again and again.
-
-    Args:
-        warm_up: seconds at the beginning whose pairs do not count.
-        repeats: largest number of pairs.
-        seconds: no pair is started later than this, once there are `MIN_PAIRS`.
-
-    Returns:
-        The pairs, (seconds of the first side, seconds of the second side).
-    """
-    start = time.perf_counter()
-    while time.perf_counter() - start < warm_up:
-        time_pair()
-    pairs, start = [], time.perf_counter()
-    while len(pairs) < MIN_PAIRS or (len(pairs) < repeats and time.perf_counter() - start < seconds):
-        pairs.append(tuple(time_pair()))
-    return pairs
-
-
-def summarise(values: list[float]) -> dict[str, Any]:
-    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": median, "quartiles": [lower, upper], "min": min(values), "max": max(values)}
-
-
-def summarise_ratios(ratios: list[float]) -> dict[str, Any]:
-    summary = summarise(ratios)
-    return {"pairs": len(ratios), "ratio": summary["median"], "ratio_quartiles": summary["quartiles"]}
 
 
 def describe_environment(device: str, threads: int) -> dict[str, Any]:

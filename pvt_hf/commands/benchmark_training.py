@@ -18,20 +18,12 @@ from transformers.models.pvt import PvtConfig as NativeConfig
 from transformers.models.pvt import PvtForImageClassification as NativeClassifier
 
 from ..families import FAMILIES, load
+from ..metrics.timing import summarise, summarise_ratios, time_pairs
 from ..models.modeling_pvt import PvtForImageClassification
 from ..weights.variants import get_config, get_variant
 from .benchmark_arguments import TrainingArguments
 from .benchmark_models import peak_resident_bytes
-from .benchmark_report import (
-    DisagreementError,
-    choose_device,
-    describe_environment,
-    run_and_report,
-    save,
-    summarise,
-    summarise_ratios,
-    time_pairs,
-)
+from .benchmark_report import DisagreementError, choose_device, describe_environment, run_and_report, save
 from .separate_process import call_apart
 
 

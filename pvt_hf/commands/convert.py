@@ -44,7 +44,9 @@ class Arguments(PushOptions):
         default=None,
         metadata={"help": "Folder to create, e.g. out/pvt-small. With --push, a temporary folder is the default."},
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace an output folder that is not empty."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace an older conversion. A folder with other files is refused."}
+    )
     cache_dir: str | None = field(
         default=None,
         metadata={"help": "Folder for downloads, e.g. downloads. By default, the assets cache of huggingface_hub."},

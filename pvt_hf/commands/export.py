@@ -1,17 +1,19 @@
 """`pvt-hf export`: exports a model to a program that runs without its Python code."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..engine.arguments import ArgumentParser
 from ..engine.output_paths import check_output_folder
-from ..weights.export_formats import EXPORT_FORMATS
-from ..weights.paths import check_model_path
+from ..weights.export_formats import EXPORT_FILES, EXPORT_FORMATS
+from ..weights.paths import EXPORT_MANIFEST, check_model_path
 from ..weights.whole_folder import check_replaceable
 from . import check_dataset, clean_up_on_sigterm
 from .info import parse_size
 
 
+INTERRUPTED = "interrupted: nothing was written."
 # Those of `pvt_hf.families.MODELS` that a classifier can be opened as
 MODEL_CLASSES = ("PvtForImageClassification", "PvtModel", "PvtBackbone")
 DESCRIPTION = """
@@ -79,7 +81,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--calibration_images", type=int, default=300, help="images to calibrate with, e.g. 100; default: %(default)s"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an output folder that has content")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an older export; a folder with other files is refused"
+    )
     arguments = parser.parse_args()
     kind, precision_name = EXPORT_FORMATS[arguments.format], precision_of(arguments)
     if precision_name in ("fp16", "bf16") and precision_name not in kind.precisions:
@@ -112,7 +116,7 @@ def main() -> None:
     try:
         check_model_path(arguments.model)
         check_output_folder("output", arguments.output)
-        check_replaceable(arguments.output, arguments.overwrite, {})
+        check_replaceable(arguments.output, arguments.overwrite, EXPORT_MANIFEST, EXPORT_FILES)
     except OSError as error:
         raise SystemExit(f"error: {error}") from None
     if arguments.dataset:
@@ -146,4 +150,7 @@ def main() -> None:
     except (ImportError, OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit("interrupted: nothing was written.") from None
+        raise SystemExit(INTERRUPTED) from None
+    except SystemExit:  # SIGTERM
+        print(INTERRUPTED, file=sys.stderr)
+        raise

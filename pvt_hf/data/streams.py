@@ -174,6 +174,15 @@ def _is_image(value: bytes) -> bool:
     return True
 
 
+def digit_split(split: str) -> str:
+    """The split of the built-in digits: validation is test. Raises a ValueError for one that they do not have."""
+    if split not in ("train", "validation", "test"):
+        raise ValueError(
+            f"The built-in digits have the splits train, validation (which is test) and test, got {split!r}."
+        )
+    return "test" if split == "validation" else split
+
+
 def open_digit_scenes(split: str, image_size: int, digit_sizes: Sequence[int] = ()) -> Examples:
     """
     The built-in scenes, squares of `image_size` pixels: 4,000 to train on, 400 to test. Validation is test.
@@ -181,7 +190,7 @@ def open_digit_scenes(split: str, image_size: int, digit_sizes: Sequence[int] = 
     Args:
         digit_sizes: smallest and largest digit in pixels, see [`pvt_hf.data.digits.digit_scenes`]; empty: its default.
     """
-    split = "test" if split == "validation" else split
+    split = digit_split(split)
     num_samples = 4000 if split == "train" else 400
     dataset = digit_scenes(
         split, image_size, image_size, digit_sizes=digit_sizes or None, num_shards=16, length=num_samples

@@ -15,7 +15,8 @@ def check_output_folder(flag: str, folder: str | Path) -> None:
     path = Path(folder)
     there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
-        what = "is a file" if there == path else f"cannot be created: {there} is a file"
+        kind = "a file" if there.exists() else "a link to nowhere"
+        what = f"is {kind}" if there == path else f"cannot be created: {there} is {kind}"
         raise NotADirectoryError(f"--{flag} {folder} {what}: give a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"--{flag} {folder}: nothing can be written in {there}. Give another folder.")

@@ -61,10 +61,26 @@ def settings_of(source: Source, model: str, data: AccuracyData, trusted: bool = 
     )
 
 
-def check_data(source: Source, model: str, data: AccuracyData) -> None:
-    """Opens the data set, before minutes of work. Raises an OSError, ValueError or StreamError if that fails."""
+def check_data(source: Source, model: str, data: AccuracyData, calibrate: bool) -> None:
+    """
+    Opens the data set and matches its classes with the model's, before minutes of work. Raises a ValueError or
+    StreamError if that fails.
+
+    Args:
+        calibrate: whether the split to calibrate with is needed, too.
+    """
     task, settings = settings_of(source, model, data)
-    task.open_stream(settings, data.split, source.processor)
+    streams = {}
+    for option in ("split", "calibration_split") if calibrate else ("split",):
+        split = getattr(data, option)
+        try:
+            streams[option] = task.open_stream(settings, split, source.processor)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--dataset {data.dataset} --{option} {split}: {error}") from error
+    try:
+        next(task.checkpoint_evaluations(settings, streams["split"], source.model, source.processor))
+    except ValueError as error:
+        raise ValueError(f"--dataset {data.dataset}: {error}") from error
 
 
 def accuracy_before_and_after(source: Source, model: str, export: Any, data: AccuracyData) -> dict[str, Any]:

@@ -16,7 +16,10 @@ def card_text(report: dict[str, Any]) -> str:
     """
     kind = EXPORT_FORMATS[report["format"]]
     fixed = report["fixed_size"]
-    takes = f"one image of {fixed[0]}x{fixed[1]} pixels" if fixed else "any number of images of any size from 64x64"
+    side = report["smallest_side"]
+    takes = f"any number of images of any size from {side}x{side} pixels"
+    if fixed:
+        takes = f"one image of {fixed[0]}x{fixed[1]} pixels"
     inputs = {
         "pixel_values": "`pixel_values` (batch, channels, height, width)",
         "pixel_mask": "`pixel_mask` (batch, height, width) int64, 1 for the image and 0 for padding",
@@ -49,14 +52,23 @@ def card_text(report: dict[str, Any]) -> str:
         *rows,
         "",
         *accuracy_lines(report),
-        f"Speed, one image of {speed['height']}x{speed['width']}: {speed['ratio']:.2f} times the model in PyTorch "
-        f"({speed['seconds_export'] * 1e3:.1f} ms against {speed['seconds_model'] * 1e3:.1f} ms, medians of five runs "
-        f"on the machine that exported it, {speed['processors']} processors, {speed['threads']} threads in PyTorch).",
+        f"Speed, one image of {speed['height']}x{speed['width']}: {speed_text(speed)}. Medians: "
+        f"{speed['seconds_export'] * 1e3:.1f} ms against {speed['seconds_model'] * 1e3:.1f} ms, on the machine that "
+        f"exported it, {speed['processors']} processors, {speed['threads']} threads in PyTorch.",
         "",
         f"Versions: {', '.join(f'{name} {version}' for name, version in report['versions'].items())}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def speed_text(speed: dict[str, Any]) -> str:
+    """How fast an export is, with the spread. `speed` is as [`pvt_hf.export.comparison.measure_speed`] returns it."""
+    lower, upper = speed["ratio_quartiles"]
+    return (
+        f"{speed['ratio']:.2f} times the model in PyTorch ({lower:.2f} to {upper:.2f}; median and quartiles of "
+        f"{speed['pairs']} pairs of calls)"
+    )
 
 
 def seen_by_both(comparison: dict[str, Any]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..metrics.timing import seconds_of, summarise, summarise_ratios, time_pairs
 from .tracing import example_inputs
 
 
@@ -238,20 +237,21 @@ def matched(expected: list[torch.Tensor], found: list[torch.Tensor]) -> tuple[fl
 
 
 @torch.no_grad()
-def speed_ratio(
-    model: PreTrainedModel, program: Callable[..., Any], height: int, width: int, repeats: int = 5
-) -> tuple[float, float]:
+def measure_speed(model: PreTrainedModel, program: Callable[..., Any], height: int, width: int) -> dict[str, Any]:
     """
-    Median seconds for one image: of the model, without compilation, and of the program. Both take turns, so that a
-    busy moment of the machine meets both.
+    Times one image, on the model without compilation and on the program, in pairs of calls: half a second to warm up,
+    and two seconds or 20 pairs.
+
+    Returns:
+        `seconds_model` and `seconds_export` (medians); `pairs`, `ratio` and `ratio_quartiles` of the seconds of the
+        model to those of the program.
     """
     inputs = pictures(model, 1, height, width, seed=0)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):  # the first one warms up
-        functions: tuple[Callable[..., Any], ...] = (model, program)
-        for function, times in zip(functions, seconds):
-            start = time.perf_counter()
-            function(**inputs)
-            if repeat:
-                times.append(time.perf_counter() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+    def time_pair() -> list[float]:
+        return [seconds_of(lambda: model(**inputs), "cpu"), seconds_of(lambda: program(**inputs), "cpu")]
+
+    pairs = time_pairs(time_pair, warm_up=0.5, repeats=20, seconds=2.0)
+    medians = [summarise(list(seconds))["median"] for seconds in zip(*pairs)]
+    ratios = summarise_ratios([first / second for first, second in pairs])
+    return {"seconds_model": medians[0], "seconds_export": medians[1], **ratios}

@@ -15,14 +15,16 @@ import torch
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..metrics.reports import versions, write_json
-from ..weights.export_formats import ExportFormat
-from ..weights.exported import REPORT, open_exported, program_files, read_manifest
+from ..weights.export_files import LABELS, describe_files, read_manifest
+from ..weights.export_formats import EXPORT_FILES, ExportFormat
+from ..weights.exported import open_exported
 from ..weights.opening import weights_digest
+from ..weights.paths import EXPORT_MANIFEST, EXPORT_REPORT
 from ..weights.whole_folder import check_replaceable, folder_written_whole
 from .accuracy import AccuracyData, accuracy_before_and_after, calibration_samples, check_data, quantizer_for
-from .card import card_text
-from .comparison import Comparison, compare, shapes_to_compare, smallest_side, speed_ratio
-from .source import Source, open_source
+from .card import card_text, speed_text
+from .comparison import Comparison, compare, measure_speed, shapes_to_compare, smallest_side
+from .source import Source, check_fixed_size, open_source, preparation
 from .tracing import ExportOptions, trace
 
 
@@ -37,7 +39,7 @@ class ExportRequest:
         format: see [`pvt_hf.weights.export_formats.EXPORT_FORMATS`].
         model_class: see [`pvt_hf.export.source.open_source`].
         fixed_size: (height, width) in pixels; None: any size and batch.
-        overwrite: replace `output` if it has content.
+        overwrite: replace `output` if it is an older export.
         precision: "fp32", "fp16", "bf16" or "int8".
         accuracy: the data to measure accuracy on, and for int8 to calibrate with; None: not measured.
     """
@@ -68,26 +70,31 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
         The content of `export_report.json`.
 
     Raises:
-        FileExistsError: the output folder has content, and `overwrite` is False.
+        FileExistsError: the output folder has content, and `overwrite` is False or it is no older export.
         ImportError: a package of the format is not installed.
         OSError, ValueError: the model cannot be opened (see [`open_source`]) or exported.
         Disagreement: the program computes something else. The message has the figures.
         StreamError: the data set of `request.accuracy` cannot be read.
     """
     output = request.output.resolve()
-    model_folder = {"the model": Path(request.model)} if Path(request.model).is_dir() else {}
-    check_replaceable(output, request.overwrite, model_folder)
+    check_replaceable(output, request.overwrite, EXPORT_MANIFEST, EXPORT_FILES)
     if reason := request.format.missing(quantize=request.precision == "int8"):
         raise ImportError(reason)
     source = open_source(request.model, request.model_class, request.fixed_size)
-    say(f"model     {request.model}: {type(source.model).__name__}, {source.model.num_parameters():,} parameters")
+    class_name = type(source.model).__name__
+    if class_name == "MaskRcnnForInstanceSegmentation" and (reason := request.format.no_mask_rcnn):
+        raise ValueError(f"{class_name} cannot be exported to {request.format.title}: {reason}")
+    check_fixed_size(source)
+    say(f"model     {request.model}: {class_name}, {source.model.num_parameters():,} parameters")
     if (asked := request.fixed_size) and (given := source.fixed_size) and given != asked:
         sizes = f"{given[0]}x{given[1]} instead of {asked[0]}x{asked[1]}"
         say(f"size      {sizes}: the image processor brings images to multiples of 32 pixels")
+    if source.fixed_size and source.processor is not None:
+        say(f"prepare   images are {preparation(source.processor, *source.fixed_size)}")
     if request.accuracy:
         if source.task is None:
-            raise ValueError(f"--dataset measures accuracy, which a {type(source.model).__name__} has not.")
-        check_data(source, request.model, request.accuracy)
+            raise ValueError(f"--dataset measures accuracy, which a {class_name} has not.")
+        check_data(source, request.model, request.accuracy, calibrate=request.precision == "int8")
     options = ExportOptions(request.format, source.fixed_size, request.precision)
     if request.precision == "int8":
         assert request.accuracy is not None  # the command asks for it
@@ -101,7 +108,7 @@ def export_checkpoint(request: ExportRequest, say: Callable[[str], None] = print
             report["accuracy"] = accuracy_before_and_after(source, request.model, folder, request.accuracy)
             for name, (before, after) in report["accuracy"]["figures"].items():
                 say(f"accuracy  {name}: {before:.4f} before, {after:.4f} after")
-        write_json(folder / REPORT, report)
+        write_json(folder / EXPORT_REPORT, report)
         (folder / "README.md").write_text(card_text(report))
     size = sum(file.stat().st_size for file in output.iterdir()) / 1e6
     say(f"written   {request.output}: {', '.join(sorted(file.name for file in output.iterdir()))}; {size:.1f} MB")
@@ -122,12 +129,12 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
     labels = [id2label[index] for index in sorted(id2label)] if source.task else []
     if labels:
         # One line each, whatever a label holds
-        (folder / "labels.txt").write_text("".join(f"{' '.join(str(label).split())}\n" for label in labels))
+        (folder / LABELS).write_text("".join(f"{' '.join(str(label).split())}\n" for label in labels))
     size = "x".join(map(str, options.fixed_size)) if options.fixed_size else "any height, width and number of images"
     say(f"exported  {kind.title}, {options.precision}, {size}")
 
     _, programs, _ = read_manifest(folder)
-    files = {file.name: file.stat().st_size for file in program_files(folder, programs)}
+    files = describe_files(folder, programs)
     try:
         program = open_exported(folder, trust_remote_code=True)  # written by this process
     except RuntimeError as error:  # a runtime that lacks one of the program's operators
@@ -148,9 +155,8 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
     if options.fixed_size is None:
         smallest = smallest_side(model, program, options.precision, smallest)
     height, width = options.fixed_size or source.usual_size or comparisons[-1].height_width
-    seconds = speed_ratio(model, program, height, width)
-    ratio = seconds[0] / seconds[1]
-    say(f"speed     one image of {height}x{width}: {ratio:.2f} times the model in PyTorch, on this machine")
+    speed = measure_speed(model, program, height, width)
+    say(f"speed     one image of {height}x{width}: {speed_text(speed)}, on this machine")
     return {
         "model_class": type(model).__name__,
         "task": source.task,
@@ -159,6 +165,7 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
         "fixed_size": options.fixed_size,
         "smallest_side": smallest,
         "inputs": list(program.inputs),
+        "classes": len(labels) or None,
         "parameters": model.num_parameters(),
         "weights": weights_digest(model),
         "files": files,
@@ -167,14 +174,12 @@ def write_export(source: Source, options: ExportOptions, folder: Path, say: Call
         "speed": {
             "height": height,
             "width": width,
-            "seconds_model": seconds[0],
-            "seconds_export": seconds[1],
-            "ratio": ratio,
+            **speed,
             "threads": torch.get_num_threads(),
             "processors": os.cpu_count(),
         },
         "command": shlex.join([*sys.argv[0].split(), *sys.argv[1:]]),
-        "versions": versions(("transformers", *kind.packages)),
+        "versions": versions(("transformers", *kind.needed(quantize=options.precision == "int8"))),
     }
 
 

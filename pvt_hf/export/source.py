@@ -99,6 +99,26 @@ def sizes_of_processor(processor: Any, height: int, width: int) -> dict[str, Any
     return {"size": {"height": height, "width": width}}
 
 
+def preparation(processor: Any, height: int, width: int) -> str:
+    """What an image processor with [`sizes_of_processor`] does with images, in words."""
+    size = dict(processor.size)
+    if size.get("shortest_edge"):
+        return f"resized until the shorter side has {size['shortest_edge']} pixels, then cropped to {height}x{width}"
+    if size.get("max_height"):
+        fit = f"{size['max_height']}x{size['max_width']}"
+        return f"resized to fit into {fit} pixels, then padded at the right and bottom to {height}x{width}"
+    return f"resized to {height}x{width} pixels, whatever their shape"
+
+
+def check_fixed_size(source: Source) -> None:
+    """Raises a ValueError if a model does not take images of the size that a program is to be for."""
+    backbone = getattr(source.model.config, "backbone_config", None) or source.model.config
+    minimum = getattr(backbone, "minimum_image_size", 1)
+    if source.fixed_size and min(source.fixed_size) < minimum:
+        given = "x".join(map(str, source.fixed_size))
+        raise ValueError(f"--static {given}: this model takes images of at least {minimum}x{minimum} pixels.")
+
+
 def size_after(processor: Any, width: int, height: int) -> tuple[int, int]:
     """(height, width) in pixels that a processor gives an image of `width` x `height` pixels."""
     shape = processor(Image.new("RGB", (width, height)), return_tensors="pt")["pixel_values"].shape

@@ -19,8 +19,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-from ..weights.exported import REPORT, program_files, read_manifest
-from ..weights.paths import EXPORT_MANIFEST, check_repo_id, is_exported
+from ..weights.export_files import LABELS, program_files, read_manifest
+from ..weights.export_formats import EXPORT_FILES
+from ..weights.paths import EXPORT_MANIFEST, EXPORT_REPORT, check_repo_id, is_exported
 from .card import build_card
 from .repository import open_folder, read_object, save_repository
 
@@ -34,8 +35,6 @@ _OURS = (
     "image_processing_*.py",
     "modeling_*.py",
 )
-# What an earlier push of an export may have left: programs of all formats
-_EXPORTS = ("model.onnx*", "openvino_model.*", "model.pte", "model.*pt2", "labels.txt")
 CARD = "README.md"
 
 
@@ -217,11 +216,11 @@ def push_export(
     """
     token = check_push(repo_id, revision, token, dry_run)
     _, programs, _ = read_manifest(folder)
-    wanted = [CONFIG_NAME, IMAGE_PROCESSOR_NAME, EXPORT_MANIFEST, REPORT, "labels.txt", CARD]
-    absent = [name for name in (CONFIG_NAME, REPORT, CARD, *programs) if not (folder / name).is_file()]
+    wanted = [CONFIG_NAME, IMAGE_PROCESSOR_NAME, EXPORT_MANIFEST, EXPORT_REPORT, LABELS, CARD]
+    absent = [name for name in (CONFIG_NAME, EXPORT_REPORT, CARD, *programs) if not (folder / name).is_file()]
     if absent:
         raise FileNotFoundError(f"{folder} has no {' and no '.join(absent)}: export the model again.")
-    report = read_object(folder / REPORT)
+    report = read_object(folder / EXPORT_REPORT)
     task = report.get("task")
     data = ModelCardData(
         library_name="pvt_hf",
@@ -236,7 +235,7 @@ def push_export(
         changed = Path(temporary, CARD)
         changed.write_text(card, encoding="utf-8")
         files = sorted([*files, *program_files(folder, programs), changed], key=lambda file: file.name)
-        url = None if dry_run else upload(files, _EXPORTS, repo_id, revision=revision, private=private, token=token)
+        url = None if dry_run else upload(files, EXPORT_FILES, repo_id, revision=revision, private=private, token=token)
         return Push({file.name: file.stat().st_size for file in files}, url, card)
 
 

@@ -83,8 +83,8 @@ def match_labels(stream: Stream, model_names: tuple[str, ...]) -> tuple[list[int
     )
     if len(names) != len(model_names) or moved:
         raise ValueError(
-            f"{differences} If the classes are the same, give the model's names in the order of the data's labels: "
-            "--class_names."
+            f"{differences} If the classes are the same, give them the same names: --class_names of pvt-hf evaluate, "
+            "or id2label in the model's config.json."
         )
     return numbers, f"{differences} Label i of the data is taken as label i of the model."
 
@@ -95,8 +95,8 @@ def numbers_without_names(stream: Stream, model_names: tuple[str, ...]) -> str |
         return None
     return (
         f"The labels of {stream.name} have no names: numbers are the model's labels, 0 ({model_names[0]}) to "
-        f"{len(model_names) - 1} ({model_names[-1]}), and text is the model's class names. --class_names gives them "
-        "names."
+        f"{len(model_names) - 1} ({model_names[-1]}), and text is the model's class names. --class_names of "
+        "pvt-hf evaluate gives them names."
     )
 
 

@@ -15,6 +15,10 @@ from .verification import verify
 from .whole_folder import check_replaceable, folder_written_whole
 
 
+REPORT = "conversion.json"
+FILES = ("config.json", REPORT, "model.safetensors", "preprocessor_config.json")
+
+
 def convert_checkpoint(
     checkpoint: str | Path,
     output: str | Path,
@@ -33,7 +37,7 @@ def convert_checkpoint(
     Args:
         checkpoint: a file that [`pvt_hf.weights.official.load_official_checkpoint`] opens.
         output: folder to create, with its parents.
-        overwrite: replace `output` if it has content. The old folder is deleted once the new one is in place.
+        overwrite: replace `output` if it is an older conversion, which is deleted once the new one is in place.
         source_url: where the file came from, for `conversion.json`.
         config_overrides: as for [`pvt_hf.weights.official.load_official_checkpoint`].
 
@@ -41,13 +45,13 @@ def convert_checkpoint(
         The content of `conversion.json`.
 
     Raises:
-        FileExistsError: `output` has content and `overwrite` is False.
+        FileExistsError: `output` has content, and `overwrite` is False or it is no older conversion.
         FileNotFoundError, ValueError: as [`pvt_hf.weights.official.load_official_checkpoint`]; also a ValueError if the
             model does not compute what the source does. Nothing is written.
         ImportError: the names of ImageNet-1K are needed and timm is not installed.
     """
     checkpoint, output = Path(checkpoint), Path(output).resolve()
-    check_replaceable(output, overwrite, {"the checkpoint": checkpoint})
+    check_replaceable(output, overwrite, REPORT, FILES)
     source = unwrap_checkpoint(read_checkpoint(checkpoint))
     model = model_from_official_state_dict(source, **config_overrides)
     config, is_classifier = model.config, isinstance(model, PvtForImageClassification)
@@ -77,7 +81,7 @@ def convert_checkpoint(
             "verification": verify(source, folder, is_classifier),
             "versions": versions(("transformers", "safetensors")),
         }
-        write_json(folder / "conversion.json", report)
+        write_json(folder / REPORT, report)
     return report
 
 

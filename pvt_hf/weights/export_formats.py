@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 
+# The files of an export, of any format, as patterns
+EXPORT_FILES = (
+    "README.md", "config.json", "export.json", "export_report.json", "labels.txt", "model.*pt2", "model.onnx*",
+    "model.pte", "openvino_model.*", "preprocessor_config.json",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ExportFormat:
     """
@@ -19,6 +26,7 @@ class ExportFormat:
         quantizer: the package that quantises to int8; "" if there is none.
         dynamic: whether batch, height and width may stay open.
         runs_code: whether opening its files may run code that they hold: native code, or Python's pickles.
+        no_mask_rcnn: why Mask R-CNN cannot be exported, and what to do instead; "" if it can.
     """
 
     name: str
@@ -30,6 +38,11 @@ class ExportFormat:
     quantizer: str = ""
     dynamic: bool = True
     runs_code: bool = False
+    no_mask_rcnn: str = ""
+
+    def needed(self, quantize: bool = False) -> list[str]:
+        """The packages that export it and run it, as they are imported; with those that quantise it."""
+        return list(dict.fromkeys([*self.packages, *([self.quantizer] if quantize else [])]))
 
     def missing(self, quantize: bool = False) -> str:
         """
@@ -38,8 +51,7 @@ class ExportFormat:
         Args:
             quantize: whether it is to be quantised.
         """
-        needed = dict.fromkeys([*self.packages, *([self.quantizer] if quantize else [])])
-        packages = [package for package in needed if find_spec(package) is None]
+        packages = [package for package in self.needed(quantize) if find_spec(package) is None]
         if not packages:
             return ""
         are = "is" if len(packages) == 1 else "are"
@@ -59,13 +71,18 @@ EXPORT_FORMATS = {
         ExportFormat(
             "openvino", "OpenVINO", "openvino", ("openvino",), "openvino", precisions=("fp16", "bf16"),
             quantizer="nncf",
+            no_mask_rcnn="its converter for PyTorch has no operator for NMS. Export to onnx, and open that model.onnx "
+            "with openvino.Core().read_model, which has it.",
         ),
         ExportFormat("torch", "torch.export", "dynamo", precisions=("fp16", "bf16"), runs_code=True),
         ExportFormat(
             "aotinductor", "torch.export, compiled by AOTInductor", "aotinductor", precisions=("bf16",),
             runs_code=True,
         ),
-        ExportFormat("executorch", "ExecuTorch", "executorch", ("executorch",), "executorch", dynamic=False),
+        ExportFormat(
+            "executorch", "ExecuTorch", "executorch", ("executorch",), "executorch", dynamic=False,
+            no_mask_rcnn="it has no operators for RoIAlign and NMS. Export to onnx.",
+        ),
     )
 }  # fmt: skip
 

@@ -6,7 +6,6 @@ Runs exported models: folders that `pvt-hf export` has written, which are those 
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from transformers.dynamic_module_utils import resolve_trust_remote_code
 from transformers.utils import cached_file
 
 from ..families import FAMILIES, load
+from .export_files import check_files, check_labels, read_manifest, read_report
 from .export_formats import format_called
 from .paths import EXPORT_MANIFEST, check_model_path, folder_or_id, is_exported, official_variant
 
 
-REPORT = "export_report.json"
 OPENVINO_PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -207,7 +206,7 @@ def open_exported(
     if reason := kind.missing():
         raise ImportError(f"{folder} cannot run: {reason}")
     report = read_report(folder)
-    check_files(folder, files, report.get("files", {}))
+    digests = check_files(folder, files, report.get("files", {}))
     if kind.runs_code:
         resolve_trust_remote_code(trust_remote_code, str(folder), has_local_code=False, has_remote_code=True)
 
@@ -219,6 +218,7 @@ def open_exported(
         from . import openvino_programs  # noqa: F401  registers its runner
 
     config = read_config(folder)
+    check_labels(folder, config, report.get("classes"))
     import_outputs(config)
     options = runtime_options(name, dtypes)
     with warnings.catch_warnings():
@@ -228,61 +228,8 @@ def open_exported(
     # Pipelines print an error for class names that are not in their tables.
     class_name = (config.architectures or [ExportedForInference.__name__])[0]
     named: type[ExportedForInference] = type(class_name, (ExportedForInference,), {})
-    return named(exported, report.get("parameters", 0), digest_of(folder, files), report.get("smallest_side", 1)).eval()
-
-
-def read_manifest(folder: Path) -> tuple[str, list[str], set[str]]:
-    """
-    The format's name in `export.json`, the program's files, and the dtypes of its weights.
-
-    Raises:
-        FileNotFoundError: a file is not in the folder.
-        ValueError: the manifest cannot be read.
-    """
-    try:
-        manifest = json.loads((folder / EXPORT_MANIFEST).read_text())
-        name = manifest["export_format"]
-        files = [component["file"] for component in manifest["components"].values()]
-        dtypes = {component["metadata"]["export_dtype"] for component in manifest["components"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / EXPORT_MANIFEST} cannot be read: {error!r}. Export the model again.") from error
-    # A path in a file that was downloaded must not lead out of the folder.
-    if away := next((file for file in files if Path(file).name != file), None):
-        raise FileNotFoundError(f"{folder} has no {away}, which its {EXPORT_MANIFEST} names: copy it again.")
-    return name, files, dtypes
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    """The content of `export_report.json`; empty if there is none. Raises a ValueError if it cannot be read."""
-    if not (folder / REPORT).is_file():
-        return {}
-    try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        if not isinstance(report, dict):
-            raise TypeError(f"a {type(report).__name__}")
-        return report
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / REPORT} cannot be read: {error!r}. Copy it again.") from error
-
-
-def check_files(folder: Path, files: list[str], sizes: dict[str, int]) -> None:
-    """
-    Raises a FileNotFoundError for a file of the program that is missing, and a ValueError for one that has another size
-    than when it was written.
-
-    Args:
-        files: that the manifest names.
-        sizes: in bytes, by name, of these files and those beside them; empty if there is no report.
-    """
-    for name in dict.fromkeys([*files, *sizes]):
-        path = folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder} has no {name}, which belongs to the export: copy it again.")
-        if name in sizes and path.stat().st_size != sizes[name]:
-            raise ValueError(
-                f"{path} has {path.stat().st_size:,} bytes, and had {sizes[name]:,} when it was exported: copy it "
-                "again."
-            )
+    digest = hashlib.sha256("".join(f"{name} {one}\n" for name, one in digests.items()).encode()).hexdigest()
+    return named(exported, report.get("parameters", 0), digest, report.get("smallest_side", 1)).eval()
 
 
 def runtime_options(name: str, dtypes: set[str]) -> dict[str, Any]:
@@ -322,21 +269,3 @@ def import_outputs(config: PreTrainedConfig) -> None:
     for family in FAMILIES.values():
         if family.model_type == config.model_type:
             load(family.models[0].path)
-
-
-def program_files(folder: Path, files: list[str]) -> list[Path]:
-    """The program's files and those beside it: weights that are kept apart have the file's name first."""
-    stems = {Path(file).stem for file in files}
-    there = sorted(path for path in folder.iterdir() if path.is_file())
-    return [path for path in there if path.name in files or path.name.partition(".")[0] in stems]
-
-
-def digest_of(folder: Path, files: list[str]) -> str:
-    """SHA-256 over the names and the content of [`program_files`]."""
-    digest = hashlib.sha256()
-    for path in program_files(folder, files):
-        digest.update(path.name.encode())
-        with path.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()

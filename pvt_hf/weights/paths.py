@@ -58,6 +58,7 @@ def folder_or_id(model: str | Path) -> str:
 
 
 EXPORT_MANIFEST = "export.json"  # that of `transformers.exporters`
+EXPORT_REPORT = "export_report.json"  # ours, beside it
 
 
 def is_exported(model: str | Path) -> bool:
@@ -71,7 +72,8 @@ def check_model_path(model: str | Path) -> None:
 
     Raises:
         FileNotFoundError: `model` looks like a path and is not a folder, has no `config.json` (or is no adapter), or is
-            a folder to resume a training from; or there is no such official release or sample.
+            a folder to resume a training from, or an export without its manifest; or there is no such official release
+            or sample.
         NotADirectoryError: it is a file.
     """
     if official_variant(model):
@@ -92,6 +94,8 @@ def check_model_path(model: str | Path) -> None:
         found = f" ({', '.join(map(str, inner[:6]))} would do)" if inner else ""
         raise FileNotFoundError(f"{name} has no config.json, so it is no model folder{found}.")
     if name and path.is_dir():
+        if (path / EXPORT_REPORT).is_file() and not is_exported(path):
+            raise FileNotFoundError(f"{name} has no {EXPORT_MANIFEST}, which belongs to the export: copy it again.")
         return
     in_folder = len(path.parts) > 1 and path.parent.is_dir()
     is_checkpoint = re.fullmatch(r"checkpoint-\d+", path.name) and (in_folder or len(path.parts) == 1)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 
-def check_replaceable(output: Path, overwrite: bool, needed: dict[str, Path]) -> None:
+def check_replaceable(output: Path, overwrite: bool, marker: str, written: Sequence[str]) -> None:
     """
-    Raises a FileExistsError if the folder `output` cannot be created, or may not be replaced.
+    Raises a FileExistsError if the folder `output` cannot be created, or may not be replaced. Only one that an earlier
+    run has written is replaced, and only if nothing else has been put there.
 
     Args:
         overwrite: whether a folder with content may be replaced.
-        needed: paths that the folder must not contain, with a description of each.
+        marker: a file that every run writes.
+        written: patterns for the names of all files that a run writes. It writes no folders.
     """
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file, expected a folder to create: choose another output.")
@@ -24,10 +27,23 @@ def check_replaceable(output: Path, overwrite: bool, needed: dict[str, Path]) ->
         return
     if not overwrite:
         raise FileExistsError(f"{output} is not empty: choose another output, or pass --overwrite to replace it.")
-    needed = {**needed, "the working directory": Path.cwd(), "the home folder": Path.home()}
-    for what, kept in needed.items():
-        if kept.resolve().is_relative_to(output.resolve()):
-            raise FileExistsError(f"{output} contains {what} and is not replaced: choose another output.")
+    if Path.cwd().is_relative_to(output.resolve()):
+        raise FileExistsError(f"{output} contains the working directory and is not replaced: choose another output.")
+    other = sorted(
+        path.name
+        for path in output.iterdir()
+        if not path.is_file() or not any(fnmatchcase(path.name, pattern) for pattern in written)
+    )
+    if other:
+        names = ", ".join(other[:6]) + (f" and {len(other) - 6} more" if len(other) > 6 else "")
+        raise FileExistsError(
+            f"{output} has {names}, which no earlier run wrote, and is not replaced: choose another output, or move "
+            "them away."
+        )
+    if not (output / marker).is_file():
+        raise FileExistsError(
+            f"{output} has no {marker}, so no earlier run wrote it, and it is not replaced: choose another output."
+        )
 
 
 @contextmanager

@@ -33,10 +33,11 @@ from pvt_hf.export import folder as export_folder
 from pvt_hf.export.accuracy import AccuracyData, calibration_samples
 from pvt_hf.export.comparison import Comparison, difference_of, matched
 from pvt_hf.export.folder import Disagreement
-from pvt_hf.export.source import open_source
+from pvt_hf.export.source import open_source, preparation
 from pvt_hf.families import FAMILIES
 from pvt_hf.weights import export_formats
-from pvt_hf.weights.exported import open_exported, read_manifest
+from pvt_hf.weights.export_files import read_manifest
+from pvt_hf.weights.exported import open_exported
 from pvt_hf.weights.opening import open_complete
 from pvt_hf.weights.openvino_signals import signals_at_the_end
 from pvt_hf.weights.whole_folder import folder_written_whole
@@ -179,7 +180,14 @@ def test_the_folder_holds_what_a_user_needs(classifier):
     assert {batch for batch, _, _ in shapes} >= {1, 2, 3} and any(height != width for _, height, width in shapes)
     assert any(min(shape[1:]) > 64 for shape in shapes)  # the model is built for 64
     card = (folder / "README.md").read_text()
-    assert "onnxruntime" in card and all(f"{b} x {h}x{w}" in card for b, h, w in shapes)
+    assert (
+        "onnxruntime" in card
+        and "any size from 32x32 pixels:" in card
+        and all(f"{b} x {h}x{w}" in card for b, h, w in shapes)
+    )
+    speed, (lower, upper) = written["speed"], written["speed"]["ratio_quartiles"]
+    assert 0 < lower <= speed["ratio"] <= upper and speed["pairs"] >= 3
+    assert f"({lower:.2f} to {upper:.2f}; median and quartiles of {speed['pairs']} pairs of calls)" in card
     # PyTorch notes lines of code and their files in each node of the graph
     assert b"modeling_pvt.py" not in (folder / "model.onnx").read_bytes()
     before, after = (AutoImageProcessor.from_pretrained(place).to_dict() for place in (model, folder))
@@ -420,7 +428,8 @@ def test_an_interrupted_export_leaves_nothing(classifier, tmp_path, monkeypatch,
         )
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert status == ("interrupted: nothing was written." if ending is KeyboardInterrupt else 128 + ending)
+    assert "interrupted: nothing was written." in f"{status} {text}"
+    assert ending is KeyboardInterrupt or status == 128 + ending
     assert [*tmp_path.rglob("*")] == []
 
 
@@ -439,6 +448,9 @@ def test_mistakes_are_named(classifier, tmp_path, monkeypatch, capsys):
     model, folder, _ = classifier
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "README.md").touch()
     broken = shutil.copytree(model, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     del weights["classifier.weight"]
@@ -450,6 +462,9 @@ def test_mistakes_are_named(classifier, tmp_path, monkeypatch, capsys):
         ([model, *to, tmp_path / "full"], "is not empty: choose another output, or pass --overwrite"),
         ([model, *to, tmp_path / "full" / "file"], "is a file"),
         ([model, *to, tmp_path / "x", "--static", "1x"], "'1x' is not a size"),
+        ([model, *to, tmp_path / "x", "--static", "16"], "--static 16x16: this model takes images of at least 32x32"),
+        ([model, *to, tmp_path / "link"], "is a link to nowhere: give a folder"),
+        ([model, *to, tmp_path / "link" / "x"], "is a link to nowhere: give a folder"),
         ([model, *to, tmp_path / "x", "--int8"], "--int8 is calibrated on images: give a --dataset"),
         ([model, *to, tmp_path / "x", "--bf16"], "--bf16: ONNX has fp32, fp16."),
         (
@@ -463,7 +478,10 @@ def test_mistakes_are_named(classifier, tmp_path, monkeypatch, capsys):
         ),
         ([unprepared, *to, tmp_path / "x"], "has no image processor, which an export needs"),
         ([folder, *to, tmp_path / "x"], "is an export already"),
-        ([model, *to, model.parent, "--overwrite"], "contains the model and is not replaced"),
+        ([model, *to, model.parent, "--overwrite"], "has export, model, which no earlier run wrote, and is not replac"),
+        ([model, *to, tmp_path / "full", "--overwrite"], "has file, which no earlier run wrote"),
+        ([model, *to, model, "--overwrite"], "has model.safetensors, which no earlier run wrote"),
+        ([model, *to, tmp_path / "thesis", "--overwrite"], "has no export.json, so no earlier run wrote it"),
     ):
         status, text = run(monkeypatch, capsys, "export", *words)
         assert expected in f"{status} {text}", (words, status, text)
@@ -484,7 +502,9 @@ def test_a_missing_package_is_named_with_its_extra(classifier, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda manifest: "{", "cannot be read"),
+        (lambda manifest: "{", "export.json cannot be read: it is damaged"),
+        (lambda manifest: "[1]", "export.json cannot be read: it is damaged"),
+        (lambda manifest: manifest.replace('"model.onnx"', "5"), "export.json cannot be read: it is damaged"),
         (lambda manifest: json.dumps({"export_format": "tflite", "components": {}}), "the format 'tflite', which this"),
         (lambda manifest: manifest.replace('"model.onnx"', '"../model.onnx"'), "has no ../model.onnx"),
         (lambda manifest: manifest.replace('"model.onnx"', '"other.onnx"'), "has no other.onnx"),
@@ -499,6 +519,24 @@ def test_damaged_exports_are_refused(classifier, tmp_path, change, expected):
     assert expected in str(error.value)
 
 
+def zeroed(folder):
+    """Another program of the same size."""
+    path = folder / "model.onnx.data"
+    path.write_bytes(bytes(1000) + path.read_bytes()[1000:])
+
+
+def with_labels(number):
+    """A change of the number of names in `config.json`."""
+
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["id2label"] = {str(label): f"class {label}" for label in range(number)}
+        config["num_labels"], config["label2id"] = number, {f"class {label}": label for label in range(number)}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
 def cut_short(folder):
     data = (folder / "model.onnx.data").read_bytes()
     (folder / "model.onnx.data").write_bytes(data[:-100])
@@ -509,6 +547,11 @@ def cut_short(folder):
     [
         (lambda folder: (folder / "model.onnx.data").unlink(), "has no model.onnx.data, which belongs to the export"),
         (cut_short, "bytes, and had"),
+        (zeroed, "model.onnx.data is damaged: its SHA-256 is .*: copy it again"),
+        (lambda folder: (folder / "export.json").unlink(), "has no export.json, which belongs to the export"),
+        (with_labels(12), "has 10 classes, config.json names 12: copy it again"),
+        (lambda folder: (folder / "labels.txt").write_text("a\nb\n"), "has 10 classes, labels.txt names 2: copy it"),
+        (lambda folder: (folder / "labels.txt").unlink(), "has no labels.txt, which belongs to the export"),
         (lambda folder: (folder / "export_report.json").write_text("[]"), "export_report.json cannot be read"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
     ],
@@ -534,6 +577,48 @@ def test_programs_that_pickle_opens_need_trust(tmp_path):
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         pvt_hf.open_pipeline(str(tmp_path / "export"), trust_remote_code=False)
     assert pvt_hf.open_pipeline(str(tmp_path / "export"), trust_remote_code=True)[0] == "image-classification"
+
+
+def test_data_that_do_not_fit_are_refused_before_the_calibration(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_folder, "calibration_samples", lambda *_: pytest.fail("calibrated"))
+    model = save_model("pvt", tmp_path / "model")
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / "validation" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "validation" / name / "1.png")
+    shutil.copytree(tmp_path / "photos" / "validation", tmp_path / "photos" / "train")
+    for dataset, splits, expected in (
+        (tmp_path / "photos", {}, "has 2 classes and the model 10.*id2label in the model's config.json"),
+        ("digits", {"split": "dev"}, "--split dev: The built-in digits have the splits train, validation"),
+        ("digits", {"calibration_split": "dev"}, "--calibration_split dev: The built-in digits have"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            export(model, tmp_path / "out", precision="int8", accuracy=AccuracyData(str(dataset), **splits))
+
+
+@pytest.mark.parametrize("kind", ["openvino", "executorch"])
+def test_mask_rcnn_is_refused_at_once_where_operators_are_missing(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_formats, "find_spec", lambda name: True)
+    monkeypatch.setattr(export_folder, "trace", lambda *_: pytest.fail("traced"))
+    with pytest.raises(ValueError, match="MaskRcnnForInstanceSegmentation cannot be exported .* NMS. Export to onnx"):
+        export("sample:digits-detector", tmp_path / "export", kind, fixed_size=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pvt", "until the shorter side has 106 pixels, then cropped to 33x93"),
+        ("trans2seg", "resized to 64x96 pixels, whatever their shape"),
+        ("detr", "resized to fit into 33x93 pixels, then padded at the right and bottom to 64x96"),
+    ],
+)
+def test_the_preparation_for_one_size_is_described(name, expected, tmp_path):
+    source = open_source(str(save_model(name, tmp_path)), fixed_size=(33, 93))
+    assert expected in preparation(source.processor, *source.fixed_size)
+
+
+def test_the_versions_of_an_export_name_what_quantised_it():
+    kind = export_formats.EXPORT_FORMATS["openvino"]
+    assert kind.needed() == ["openvino"] and kind.needed(quantize=True) == ["openvino", "nncf"]
 
 
 def test_long_names_of_folders(tmp_path):

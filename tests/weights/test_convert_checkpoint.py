@@ -215,8 +215,11 @@ def test_existing_output_is_kept_unless_overwritten(script, golden_weights, tmp_
     before = content(tmp_path)
     code, errors = script("--checkpoint", GOLDEN_WEIGHTS, "--output", output)
     assert code == 1 and "is not empty" in errors and "--overwrite" in errors
+    code, errors = script("--checkpoint", GOLDEN_WEIGHTS, "--output", output, "--overwrite")
+    assert code == 1 and "has notes.txt, which no earlier run wrote" in errors
     assert content(tmp_path) == before
 
+    (output / "notes.txt").rename(output / "conversion.json")
     bad = {**golden_weights, "head.bias": torch.full((10,), torch.inf)}
     torch.save(bad, tmp_path / "bad.pth")
     before = content(tmp_path)
@@ -236,7 +239,7 @@ def test_an_empty_output_folder_is_filled(tmp_path):
 
 def test_old_output_returns_when_the_new_one_cannot_be_put_in_place(monkeypatch, tmp_path):
     convert_checkpoint(GOLDEN_WEIGHTS, tmp_path / "out")
-    (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "out" / "conversion.json").write_text("{}")
     before, rename = content(tmp_path), pvt_hf.weights.whole_folder.os.rename
 
     def rename_but_for_the_new(source, target):
@@ -255,7 +258,7 @@ def test_overwrite_spares_what_is_needed(script, monkeypatch, tmp_path):
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(GOLDEN_WEIGHTS.read_bytes())
     code, errors = script("--checkpoint", checkpoint, "--output", checkpoint.parent, "--overwrite")
-    assert code == 1 and "contains the checkpoint" in errors and checkpoint.exists()
+    assert code == 1 and "has pvt.pth, which no earlier run wrote" in errors and checkpoint.exists()
     monkeypatch.chdir(checkpoint.parent)
     code, errors = script("--checkpoint", GOLDEN_WEIGHTS, "--output", tmp_path, "--overwrite")
     assert code == 1 and "contains the working directory" in errors and checkpoint.exists()
@@ -288,7 +291,7 @@ def test_sigterm_leaves_the_old_folder(script, monkeypatch, tmp_path, rename):
     """While the new one is verified, and right after each of the two renames that replace the old one."""
     output = tmp_path / "out"
     output.mkdir()
-    (output / "notes.txt").write_text("mine")
+    (output / "conversion.json").write_text("{}")
     renamed, real_rename = [], pvt_hf.weights.whole_folder.os.rename
 
     def verified(*arguments):
@@ -311,7 +314,7 @@ def test_sigterm_leaves_the_old_folder(script, monkeypatch, tmp_path, rename):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert end.value.code == 128 + signal.SIGTERM
-    assert content(tmp_path) == {Path("out"): None, Path("out/notes.txt"): b"mine"}
+    assert content(tmp_path) == {Path("out"): None, Path("out/conversion.json"): b"{}"}
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from ...data.streams import (
     Examples,
     Stream,
     check_columns,
+    digit_split,
     encoded_image,
     find_image_column,
     make_stream,
@@ -93,7 +94,7 @@ def open_classification_stream(
 
 
 def _open_digits(split: str, image_size: int) -> Examples:
-    split = "test" if split == "validation" else split
+    split = digit_split(split)
     num_samples = 1442 * DIGIT_RENDERINGS if split == "train" else 355
     dataset = digit_images(split, image_size=image_size, num_shards=16, length=num_samples)
     return Examples(dataset, num_samples, shard_sizes=shard_sizes(split, 16, num_samples))
