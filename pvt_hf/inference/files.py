@@ -19,6 +19,7 @@ from transformers.utils import logging
 from ..data.samples import decode_rgb
 from ..engine.state import StopSignal
 from ..weights.paths import folder_or_id
+from ..weights.trust import UntrustedProgram
 from .inputs import Input, Inputs, is_video, unique_names
 from .prediction import open_pipeline
 from .predictors import ClassPredictor, ObjectPredictor, Predictor, SharePredictor, describe
@@ -55,6 +56,8 @@ def open_predictor(arguments: argparse.Namespace) -> tuple[Predictor, dict[str, 
             import pycocotools.mask  # noqa: F401  a missing package should show before the first image is predicted
     except ImportError:
         raise SystemExit('Masks are written with pycocotools: `pip install "pvt-hf[detection]"`.') from None
+    except UntrustedProgram as error:  # its message has both ways
+        raise SystemExit(str(error)) from None
     except ValueError as error:
         raise SystemExit(str(error).replace("trust_remote_code=True", "--trust_remote_code")) from None
     predictor: Predictor
