@@ -3,6 +3,7 @@
 import argparse
 import re
 import statistics
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ ARCHITECTURES = ("pvt", "semantic_fpn", "trans2seg", "retinanet", "mask_rcnn", "
 LARGEST_SIDE = 16_384  # as in `pvt_hf.engine.settings`
 DESCRIPTION = """
 Says what a model is: its classes, parameters and multiply-adds of its parts, memory of its weights and whether they are
-complete, what its image processor does, and which tasks and pipelines it serves.
+complete, what its image processor does, and which tasks and pipelines it serves. Of an export: its format, precision,
+sizes and files, and the parameters and multiply-adds of the model that it was exported from.
 
     pvt-hf info DIR
     pvt-hf info Zetatech/pvt-tiny-224 --size 512
@@ -24,9 +26,10 @@ complete, what its image processor does, and which tasks and pipelines it serves
     pvt-hf info --variant pvt-small --architecture retinanet --size 640x1024
     pvt-hf info --variant pvt-small --time
 
-MODEL is a folder or a Hub id of a model that this package or Transformers has, an official .pth file,
+MODEL is a folder or a Hub id of a model that this package or Transformers has, or of an export, an official .pth file,
 official:pvt-small (the official release) or sample:digits-detector (part of this package). Mask R-CNN is
-counted with all its proposals and detections. The exit status is 1 if weights are missing.
+counted with all its proposals and detections. The exit status is 1 if weights, or files of an export, are missing or
+damaged.
 """
 
 
@@ -54,8 +57,12 @@ def parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--time", action="store_true",
-        help="also measure forward passes of one such image on this machine's processor, for about 5 seconds, with "
-        "random weights",
+        help="also measure forward passes of one such image on this machine's processor, for about 5 seconds: of an "
+        "export its program, of other models with random weights",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trust_remote_code", action="store_true",
+        help="with --time: run an export that holds code; default: ask on the terminal, and refuse where there is none",
     )  # fmt: skip
     arguments = parser.parse_args()
     if (arguments.model is None) == (arguments.variant is None):
@@ -65,23 +72,37 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def latency_lines(opened: Any, size: tuple[int, int] | None) -> list[str]:
-    """Lines with the time of a forward pass of one image of this size, (height, width), measured here on the CPU."""
+def latency_lines(opened: Any, size: tuple[int, int] | None, trust_remote_code: bool | None) -> list[str]:
+    """
+    Lines with the time of a forward pass of one image of this size, (height, width), measured here on the CPU.
+
+    Args:
+        trust_remote_code: as `pvt_hf.weights.exported.open_exported` takes it.
+
+    Raises:
+        ImportError, OSError, ValueError: an export cannot run here, or may not.
+    """
     import torch
 
-    from ..hub.model_info import default_size
     from ..metrics.costs import time_passes
+    from ..weights.exported import open_exported
     from .benchmark_report import describe_environment
 
-    height, width = size or default_size(opened.config, opened.processor)
-    times = [1000 * one for one in time_passes(opened.model_class(opened.config).eval(), height, width)]
+    what, runtime = "float32, random weights", ""
+    if opened.export:
+        model = open_exported(opened.export.folder, trust_remote_code=trust_remote_code)
+        what, runtime = f"{opened.export.precision}, the exported program", opened.export.kind.runtime
+    else:
+        model = opened.model_class(opened.config).eval()
+    times = [1000 * one for one in time_passes(model, *opened.image_size(size))]
     lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
     machine = describe_environment("cpu", torch.get_num_threads())
     return [
         f"A forward pass takes {median:,.0f} ms ({lower:,.0f} to {upper:,.0f}; median and quartiles of {len(times)}), "
-        "one image, float32, random weights:",
+        f"one image, {what}:",
         f"{machine['cpu']}, threads: {machine['threads']}, load average {machine['load_average']}; "
-        f"PyTorch {machine['torch']}, Transformers {machine['transformers']}.",
+        f"PyTorch {machine['torch']}, Transformers {machine['transformers']}"
+        + (f", {runtime} {version(runtime)}." if runtime not in ("", "torch") else "."),
     ]
 
 
@@ -102,7 +123,7 @@ def main() -> int:
             opened = open_checkpoint(arguments.model)
         lines = describe_model(opened, arguments.size)
         if arguments.time:
-            lines += latency_lines(opened, arguments.size)
+            lines += latency_lines(opened, arguments.size, arguments.trust_remote_code or None)
     except ModuleNotFoundError:
         raise  # `pvt-hf` names the extra
     except (ImportError, OSError, ValueError) as error:

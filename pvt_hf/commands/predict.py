@@ -112,8 +112,8 @@ def parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--trust_remote_code", action="store_true",
-        help="run the code that comes with the model, also an AOTInductor package; read it first; default: ask on the "
-        "terminal, and refuse where there is none",
+        help="run the code that comes with the model, also an export that holds code; read it first; default: ask on "
+        "the terminal, and refuse where there is none",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or mps; default: %(default)s")
     arguments = parser.parse_args()

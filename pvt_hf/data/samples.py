@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..models.image_processing_input import decode_image, open_file, to_channels_first
 
@@ -62,6 +62,10 @@ def decoding(value: dict[str, Any] | None, what: str) -> Iterator[None]:
         yield
     except (ValueError, Image.DecompressionBombError) as error:
         raise BadSample(f"{what}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise BadSample(
+            f"{what}: {error}. It is no image that Pillow reads, or it is damaged: repair or remove it."
+        ) from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged data
         raise BadSample(f"{what}: {type(error).__name__}: {error}") from error
 

@@ -330,7 +330,9 @@ class EvaluationSettings(DeviceSettings):
     )
     split: str = option("validation", "Split to evaluate on, e.g. test.")
     batch_size: int = option(1, "Images per batch and process.")
-    trust_remote_code: bool = option(False, "Run the Python code that comes with the model. Read it first.")
+    trust_remote_code: bool = option(
+        False, "Run the code that comes with the model, also an export that holds code. Read it first."
+    )
     output: str = option("", "JSON file for the results, e.g. results.json; '': none.")
     figures: str = option(
         "",

@@ -109,5 +109,7 @@ def _size_rule(size: Mapping[str, int]) -> str:
     if size.get("shortest_edge"):
         return f"the shorter side to {size['shortest_edge']} pixels"
     if size.get("height"):
-        return f"to {size['height']}x{size['width']} pixels (height x width)"
+        return f"to {size['height']}x{size['width']} pixels, height x width"
+    if size.get("max_height"):
+        return f"to fit {size['max_height']}x{size['max_width']} pixels, height x width"
     return ", ".join(f"{name} {value}" for name, value in size.items() if value)

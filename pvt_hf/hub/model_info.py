@@ -24,6 +24,7 @@ from ..weights.release import from_official
 from ..weights.variants import get_config, get_variant
 from .card import describe
 from .card_usage import opens_natively, preprocessing_steps
+from .export_info import Export, open_export
 
 
 SHOWN_CLASSES = 10
@@ -40,8 +41,9 @@ class Opened:
         model_class: its class.
         config: its configuration.
         processor: its image processor; None if there is none.
-        weights: lines about the weights.
+        weights: lines about the weights; of an export, about its program.
         bytes: of the weights, as they are stored; None without weights.
+        export: the export that it is; None for other models.
     """
 
     name: str
@@ -50,6 +52,18 @@ class Opened:
     processor: Any
     weights: tuple[str, ...]
     bytes: int | None = None
+    export: Export | None = None
+
+    def image_size(self, asked: tuple[int, int] | None) -> tuple[int, int]:
+        """
+        (height, width) in pixels of the image to count for: as `asked`, or what an export is fixed to, or
+        [`default_size`]. Raises a ValueError if an export does not take it.
+        """
+        fixed = self.export.fixed_size if self.export else None
+        size = asked or fixed or default_size(self.config, self.processor)
+        if self.export:
+            self.export.check_size(*size)
+        return size
 
 
 def open_variant(variant: str, architecture: str = "pvt") -> Opened:
@@ -77,20 +91,22 @@ def open_variant(variant: str, architecture: str = "pvt") -> Opened:
 
 def open_checkpoint(model: str) -> Opened:
     """
-    A checkpoint, with its weights read once to see whether they are complete.
+    A checkpoint, with its weights read once to see whether they are complete; or an export, whose files are checked.
 
     Args:
         model: folder, Hub id, "official:pvt-small", "sample:NAME", or an official `.pth` or `.safetensors` file.
 
     Raises:
-        OSError: there is no such model.
-        ValueError: it has a configuration of no known class, or a damaged one.
+        OSError: there is no such model, or an export lacks a file.
+        ValueError: it has a configuration of no known class, or a damaged one; or an export is damaged.
     """
     if Path(model).is_file():
         official = load_official_checkpoint(model)
         weights = ("complete; an official checkpoint (pvt-hf convert opens it for Transformers)",)
         return Opened(model, type(official), official.config, None, weights, _size_of(official))
+    folder = exported_folder(model)
     config = open_config(model)
+    export = open_export(folder, config) if folder else None
     model_class = _class_of(model, config)
     if name := official_variant(model):
         classifier, official_processor = from_official(name)
@@ -100,8 +116,8 @@ def open_checkpoint(model: str) -> Opened:
         processor = open_processor(model)
     except (OSError, ValueError):
         processor = None
-    if exported_folder(model):
-        return Opened(model, model_class, config, processor, ("complete; in an exported program, see its README.md",))
+    if export:
+        return Opened(model, model_class, config, processor, tuple(export.facts()), export=export)
     try:
         opened, loaded = model_class.from_pretrained(
             folder_or_id(model), config=config, output_loading_info=True, ignore_mismatched_sizes=True
@@ -166,7 +182,7 @@ def describe_model(opened: Opened, size: tuple[int, int] | None = None) -> list[
     The lines that `pvt-hf info` prints.
 
     Args:
-        size: (height, width) in pixels of the image that operations are counted for; by default [`default_size`].
+        size: (height, width) in pixels of the image that operations are counted for; see [`Opened.image_size`].
 
     Raises:
         ValueError: the model does not take images of this size.
@@ -174,12 +190,11 @@ def describe_model(opened: Opened, size: tuple[int, int] | None = None) -> list[
     config = opened.config
     if not config.architectures:  # of a variant
         config.architectures = [opened.model_class.__name__]
-    size = size or default_size(config, opened.processor)
-    costs = count_costs(build_on_meta(lambda: opened.model_class(config)), *size)
+    costs = count_costs(build_on_meta(lambda: opened.model_class(config)), *opened.image_size(size))
     sections = {
         "model": _identity(opened),
         "classes": [_classes(config)],
-        "weights": [*opened.weights, _memory(opened, costs)],
+        **({"program": opened.weights} if opened.export else {"weights": [*opened.weights, _memory(opened, costs)]}),
         "images": _images(opened),
         "use": _uses(opened),
     }
@@ -224,14 +239,16 @@ def _images(opened: Opened) -> list[str]:
 
 def _uses(opened: Opened) -> list[str]:
     name, task = opened.model_class.__name__, task_of(opened.config)
+    tasks = [task] if task else []
+    if task == "instance-segmentation":
+        tasks.insert(0, "object-detection")
+    if opened.export:
+        return opened.export.uses(tasks)
     if name in MODELS:
         pipelines: Sequence[str] = MODELS[name][1].pipelines
     else:
         pipelines = (TASKS[task].pipeline,) if task else ()
     lines = [f"pipelines of Transformers: {', '.join(pipelines) or 'none; it is a backbone for other models'}"]
-    tasks = [task] if task else []
-    if task == "instance-segmentation":
-        tasks.insert(0, "object-detection")
     lines.append(f"pvt-hf predict, evaluate: {', '.join(tasks) or 'no task'}")
     if name in MODELS and opens_natively(MODELS[name][1], opened.config, opened.processor):
         lines.append("also opens in plain Transformers, without this package, at its own image size")

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,10 +19,11 @@ from transformers.utils import logging
 from ..data.samples import decode_rgb
 from ..engine.state import StopSignal
 from ..weights.paths import folder_or_id
+from ..weights.trust import UntrustedProgram
 from .inputs import Input, Inputs, is_video, unique_names
 from .prediction import open_pipeline
 from .predictors import ClassPredictor, ObjectPredictor, Predictor, SharePredictor, describe
-from .progress import Progress, say
+from .progress import Progress, StandardOutput, say
 from .record import Record, write_csv, write_json
 
 
@@ -55,6 +56,8 @@ def open_predictor(arguments: argparse.Namespace) -> tuple[Predictor, dict[str, 
             import pycocotools.mask  # noqa: F401  a missing package should show before the first image is predicted
     except ImportError:
         raise SystemExit('Masks are written with pycocotools: `pip install "pvt-hf[detection]"`.') from None
+    except UntrustedProgram as error:  # its message has both ways
+        raise SystemExit(str(error)) from None
     except ValueError as error:
         raise SystemExit(str(error).replace("trust_remote_code=True", "--trust_remote_code")) from None
     predictor: Predictor
@@ -86,7 +89,7 @@ def predict_files(arguments: argparse.Namespace, inputs: Inputs, record: Record)
 
     Raises:
         SystemExit: with one line of text, if the model or the output folder cannot be used, an input could not be
-            predicted, or the run was interrupted.
+            predicted, or the run was interrupted; with 1 if standard output was closed.
     """
     logging.disable_progress_bar()
     predictor, made_with = open_predictor(arguments)
@@ -95,7 +98,7 @@ def predict_files(arguments: argparse.Namespace, inputs: Inputs, record: Record)
         run = Run(arguments, predictor, made_with, record, inputs.found)
         with StopSignal() as stop:
             run.predict(lambda: stop.received is not None)
-            write_tables(arguments, record, [_source(one.path) for one in inputs.found])
+            write_tables(arguments, record, [_source(one.path) for one in inputs.found], run.output)
     except KeyboardInterrupt:  # the second Ctrl-C
         raise SystemExit(130) from None
     except torch.OutOfMemoryError as error:
@@ -114,6 +117,8 @@ def predict_files(arguments: argparse.Namespace, inputs: Inputs, record: Record)
     if failures:
         what = "files" if any(is_video(one.path) for one in inputs.found) else "images"
         raise SystemExit(f"{failures} of {total} {what} could not be predicted.")
+    if run.output.closed:
+        raise SystemExit(1)
 
 
 class Run:
@@ -123,6 +128,7 @@ class Run:
     Attributes:
         done, skipped, failures: numbers of files: predicted now, predicted by an earlier run (`--resume`), and those
             that could not be predicted, or not completely.
+        output: where lines and tables are printed.
     """
 
     def __init__(
@@ -138,6 +144,7 @@ class Run:
         self.batch_size: int = arguments.batch_size
         self.to_errors = "-" in (arguments.json, arguments.csv)
         self.done = self.skipped = self.failures = 0
+        self.output = StandardOutput()
         self.todo = self._plan(found)
 
     def _plan(self, found: list[Input]) -> list[Input]:
@@ -173,10 +180,12 @@ class Run:
         return {**self.made_with, **frames, "bytes": file.st_size, "modified": file.st_mtime_ns}
 
     def say(self, text: str) -> None:
-        say(text, self.to_errors)
+        with self.output.until_closed():
+            say(text, self.to_errors)
 
     def fail(self, path: Path, reason: object) -> None:
-        say(f"{path}: {reason}", to_errors=True)
+        with self.output.until_closed():
+            say(f"{path}: {reason}", to_errors=True)
         self.failures += 1
 
     def predict(self, stopped: Callable[[], bool]) -> None:
@@ -340,19 +349,22 @@ def write_whole(target: Path, content: Image.Image | str) -> None:
             part.write_text(content)
 
 
-def write_tables(arguments: argparse.Namespace, record: Record, sources: list[str]) -> None:
+def write_tables(arguments: argparse.Namespace, record: Record, sources: list[str], output: StandardOutput) -> None:
     """Writes `--json` and `--csv`: the answers for these sources, also of earlier runs that were resumed."""
     for name in ("json", "csv"):
         target = getattr(arguments, name)
         if target is None:
             continue
+        if target == "-":
+            with output.until_closed():
+                _write_table(name, target, record, sources, sys.stdout)
+                sys.stdout.flush()
+            continue
         part = Path(f"{target}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
-        file: Any = nullcontext(sys.stdout) if target == "-" else open(part, "w", newline="", errors="surrogateescape")
-        with file as text:
+        with open(part, "w", newline="", errors="surrogateescape") as text:
             _write_table(name, target, record, sources, text)
-        if target != "-":
-            os.replace(part, target)
+        os.replace(part, target)
 
 
 def _write_table(name: str, target: str, record: Record, sources: list[str], file: TextIO) -> None:

@@ -24,6 +24,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from ..engine.finite import check_answers, check_pixels
 from ..weights.opening import open_config, open_processor, open_to_run
 from ..weights.paths import folder_or_id
+from ..weights.trust import UntrustedProgram
 
 
 class Task(NamedTuple):
@@ -138,6 +139,8 @@ def open_pipeline(
     check_device(device)
     try:
         return _open(model, task, device, trust_remote_code, options)
+    except UntrustedProgram:
+        raise
     except Exception as error:  # configurations, weights and the Hub's client raise a dozen types
         if "trust_remote_code" in str(error):
             reason = f"{model} brings code of its own, which runs only with trust_remote_code=True."

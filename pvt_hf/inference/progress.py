@@ -1,9 +1,13 @@
-"""How far a long prediction is: a bar on a terminal, a line now and then elsewhere."""
+"""What a long prediction prints: how far it is (a bar on a terminal, a line now and then elsewhere), and its lines."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -51,3 +55,33 @@ def say(text: str, to_errors: bool = False) -> None:
     encoding = file.encoding or "utf-8"
     tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=file)
     file.flush()
+
+
+class StandardOutput:
+    """
+    Attributes:
+        closed: whether the program that read it has ended, such as `| head`.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    @contextmanager
+    def until_closed(self) -> Iterator[None]:
+        """Around printing. That it was closed is said once on standard error; later lines go nowhere."""
+        try:
+            yield
+        except BrokenPipeError:
+            self.closed = True
+            discard(sys.stdout)
+            try:
+                say("Standard output was closed: nothing more is printed there.", to_errors=True)
+            except BrokenPipeError:  # `2>&1 | head`
+                discard(sys.stderr)
+
+
+def discard(file: TextIO) -> None:
+    """Sends what is and will be written to a file nowhere, so that Python does not fail again when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno())
+    os.close(nowhere)

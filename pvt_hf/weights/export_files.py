@@ -6,11 +6,29 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .export_formats import ExportFormat, format_called
 from .official_files import sha256_of
 from .paths import EXPORT_MANIFEST, EXPORT_REPORT
 
 
 LABELS = "labels.txt"
+
+
+def read_export(folder: Path) -> tuple[ExportFormat, set[str], dict[str, str], dict[str, Any]]:
+    """
+    The format, the dtypes of the weights, the SHA-256 of each of the [`program_files`], and the report of an export
+    whose files are as they were exported.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the folder cannot be read, or a file has another size or content than when it was exported.
+    """
+    name, files, dtypes = read_manifest(folder)
+    kind = format_called(name)
+    if kind is None:
+        raise ValueError(f"{folder} is an export of the format {name!r}, which this version does not know.")
+    report = read_report(folder)
+    return kind, dtypes, check_files(folder, files, report.get("files", {})), report
 
 
 def read_manifest(folder: Path) -> tuple[str, list[str], set[str]]:

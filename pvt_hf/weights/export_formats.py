@@ -20,24 +20,26 @@ class ExportFormat:
         name: as `pvt-hf export --format` takes it.
         title: for people.
         transformers_name: in `export.json`, of `transformers.exporters` or registered beside them.
+        runtime: the package that runs it, as it is installed.
         packages: that export it and run it, as they are imported.
         extra: of this package, that installs them; "" if the core does.
         precisions: besides fp32 and int8: "fp16", "bf16".
         quantizer: the package that quantises to int8; "" if there is none.
         dynamic: whether batch, height and width may stay open.
-        runs_code: whether opening its files may run code that they hold: native code, or Python's pickles.
+        code: what in an export may run code of someone else: "holds ..."; "" if nothing may.
         no_mask_rcnn: why Mask R-CNN cannot be exported, and what to do instead; "" if it can.
     """
 
     name: str
     title: str
     transformers_name: str
+    runtime: str
     packages: tuple[str, ...] = ()
     extra: str = ""
     precisions: tuple[str, ...] = ()
     quantizer: str = ""
     dynamic: bool = True
-    runs_code: bool = False
+    code: str = ""
     no_mask_rcnn: str = ""
 
     def needed(self, quantize: bool = False) -> list[str]:
@@ -65,22 +67,25 @@ EXPORT_FORMATS = {
     one.name: one
     for one in (
         ExportFormat(
-            "onnx", "ONNX", "onnx", ("onnx", "onnxruntime", "onnxscript"), "export", precisions=("fp16",),
-            quantizer="onnxruntime",
+            "onnx", "ONNX", "onnx", "onnxruntime", ("onnx", "onnxruntime", "onnxscript"), "export",
+            precisions=("fp16",), quantizer="onnxruntime",
         ),
         ExportFormat(
-            "openvino", "OpenVINO", "openvino", ("openvino",), "openvino", precisions=("fp16", "bf16"),
+            "openvino", "OpenVINO", "openvino", "openvino", ("openvino",), "openvino", precisions=("fp16", "bf16"),
             quantizer="nncf",
             no_mask_rcnn="its converter for PyTorch has no operator for NMS. Export to onnx, and open that model.onnx "
             "with openvino.Core().read_model, which has it.",
         ),
-        ExportFormat("torch", "torch.export", "dynamo", precisions=("fp16", "bf16"), runs_code=True),
         ExportFormat(
-            "aotinductor", "torch.export, compiled by AOTInductor", "aotinductor", precisions=("bf16",),
-            runs_code=True,
+            "torch", "torch.export", "dynamo", "torch", precisions=("fp16", "bf16"),
+            code="holds a program that is read with pickle, which can run any code",
         ),
         ExportFormat(
-            "executorch", "ExecuTorch", "executorch", ("executorch",), "executorch", dynamic=False,
+            "aotinductor", "torch.export, compiled by AOTInductor", "aotinductor", "torch", precisions=("bf16",),
+            code="holds native code",
+        ),
+        ExportFormat(
+            "executorch", "ExecuTorch", "executorch", "executorch", ("executorch",), "executorch", dynamic=False,
             no_mask_rcnn="it has no operators for RoIAlign and NMS. Export to onnx.",
         ),
     )

@@ -14,13 +14,12 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.dynamic_module_utils import resolve_trust_remote_code
 from transformers.utils import cached_file
 
 from ..families import FAMILIES, load
-from .export_files import check_files, check_labels, read_manifest, read_report
-from .export_formats import format_called
+from .export_files import check_labels, read_export, read_manifest
 from .paths import EXPORT_MANIFEST, check_model_path, folder_or_id, is_exported, official_variant
+from .trust import check_trust
 
 
 OPENVINO_PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -191,36 +190,31 @@ def open_exported(
         folder: written by `pvt-hf export`.
         device: where it runs. An ONNX Runtime with CUDA and the torch format know "cuda".
         trust_remote_code: whether code in the folder may run: an AOTInductor package is native code, and PyTorch opens
-            programs of torch.export with pickle. None asks on the terminal.
+            programs of torch.export with pickle. None asks on the terminal, and refuses where there is none.
 
     Raises:
         ImportError: the runtime is not installed.
         OSError: a file is missing.
-        ValueError: the folder cannot be read, or has code that may not run.
+        UntrustedProgram: it has code that may not run.
+        ValueError: the folder cannot be read.
     """
     folder = Path(folder)
-    name, files, dtypes = read_manifest(folder)
-    kind = format_called(name)
-    if kind is None:
-        raise ValueError(f"{folder} is an export of the format {name!r}, which this version does not know.")
+    kind, dtypes, digests, report = read_export(folder)
     if reason := kind.missing():
         raise ImportError(f"{folder} cannot run: {reason}")
-    report = read_report(folder)
-    digests = check_files(folder, files, report.get("files", {}))
-    if kind.runs_code:
-        resolve_trust_remote_code(trust_remote_code, str(folder), has_local_code=False, has_remote_code=True)
+    check_trust(kind, folder, trust_remote_code)
 
     from transformers.exporters import ExportedModel
 
     from . import torch_programs  # noqa: F401  registers its formats
 
-    if name == "openvino":
+    if kind.name == "openvino":
         from . import openvino_programs  # noqa: F401  registers its runner
 
     config = read_config(folder)
     check_labels(folder, config, report.get("classes"))
     import_outputs(config)
-    options = runtime_options(name, dtypes)
+    options = runtime_options(kind.name, dtypes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*children_specs.*", category=FutureWarning)  # in Transformers
         exported = ExportedModel.from_pretrained(folder, device=device, **options)
@@ -238,7 +232,7 @@ def runtime_options(name: str, dtypes: set[str]) -> dict[str, Any]:
     this process may use.
 
     Args:
-        name: of the format, in `export.json`.
+        name: of the format.
         dtypes: of the program's weights.
     """
     threads = torch.get_num_threads()

@@ -6,9 +6,11 @@
 
 import json
 import re
+import shutil
 import sys
 import time
 from functools import partial
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -19,9 +21,11 @@ from pvt_hf import PvtBackbone, PvtForImageClassification, PvtImageProcessor
 from pvt_hf.commands import info
 from pvt_hf.families import FAMILIES, load
 from pvt_hf.metrics import costs
+from pvt_hf.weights.exported import ExportedForInference
 from pvt_hf.weights.variants import VARIANTS
 
 from ..support.common import tiny_pvt_config
+from ..support.exports import export, save_model
 from ..support.golden import GOLDEN_WEIGHTS
 from ..support.heads import HEADS, tiny_head
 
@@ -171,6 +175,113 @@ def test_models_of_transformers(run, tmp_path):
     UperNetForSemanticSegmentation(config).save_pretrained(tmp_path / "upernet")
     status, text = run(tmp_path / "upernet", "--size", 64)
     assert status == 0 and "pipelines of Transformers: image-segmentation" in text and "stage4" in text
+
+
+@pytest.fixture(scope="module")
+def classifier_export(tmp_path_factory):
+    """The folder of a classifier's export for any size, and its report."""
+    folder = tmp_path_factory.mktemp("exports")
+    return folder / "export", export(save_model("pvt", folder / "model"), folder / "export")
+
+
+@pytest.fixture
+def exported(classifier_export, tmp_path):
+    """A copy of that export."""
+    return shutil.copytree(classifier_export[0], tmp_path / "export")
+
+
+def change_report(folder, **values):
+    report = folder / "export_report.json"
+    report.write_text(json.dumps({**json.loads(report.read_text()), **values}))
+
+
+def test_an_export(run, classifier_export):
+    folder, report = classifier_export
+    status, text = run(folder)
+    size = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
+    for words in (
+        f"complete: model.onnx, model.onnx.data; {size / 2**20:.1f} MiB on disk", "any size from 32x32 pixels",
+        f"ONNX, fp32, exported from {folder.parent / 'model'} with {report['parameters']:,} parameters",
+        "pvt-hf predict, evaluate, app; pvt_hf.open_pipeline: image-classification", "onnxruntime",
+        "For one image of 64x64",
+    ):  # fmt: skip
+        assert words in text, words
+    for words in ("plain Transformers", "pipelines of Transformers", "in float32", "in 16 bits"):
+        assert words not in text, words
+    assert status == 0 and number_of(text, "total") == report["parameters"]
+
+
+def test_sizes_that_an_export_does_not_take(run, exported):
+    change_report(exported, smallest_side=48)
+    with pytest.raises(SystemExit, match="error: 32x32 pixels: .* at least 48x48 pixels: give a larger --size"):
+        run(exported, "--size", 32)
+    change_report(exported, fixed_size=[64, 96])
+    with pytest.raises(SystemExit, match="error: 128x128 pixels: .* 64x96 pixels only: leave out --size"):
+        run(exported, "--size", 128)
+
+
+def test_an_export_for_one_size(run, exported):
+    """Its processor may make images of another size, which are rounded up or padded afterwards."""
+    change_report(exported, fixed_size=[64, 96])
+    load(FAMILIES["semantic_fpn"].processors["pil"])(size={"height": 60, "width": 90}).save_pretrained(exported)
+    _, text = run(exported)
+    assert "For one image of 64x96 pixels" in text and "takes images of 64x96 pixels (height x width)" in text
+
+
+def test_the_precision_of_an_export(run, exported):
+    change_report(exported, precision="int8")
+    assert "ONNX, int8" in run(exported)[1]
+    (exported / "export_report.json").unlink()
+    status, text = run(exported)
+    assert status == 0 and "no export_report.json" in text and "ONNX, float32" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model.onnx", None, "has no model.onnx, which belongs to the export"),
+        ("model.onnx.data", None, "has no model.onnx.data, which belongs to the export"),
+        ("model.onnx", b"another program", "has 15 bytes, and had"),
+        ("model.onnx.data", b"cut", "has 3 bytes, and had"),
+        ("labels.txt", b"0\n1\n", "has 10 classes, labels.txt names 2"),
+        ("export.json", b"[1]", "export.json cannot be read"),
+        ("export_report.json", b"{", "export_report.json cannot be read"),
+    ],
+)
+def test_damaged_exports(run, exported, name, content, words):
+    (exported / name).unlink() if content is None else (exported / name).write_bytes(content)
+    with pytest.raises(SystemExit, match=f"error: .*{exported}.*{words}"):
+        run(exported)
+
+
+def test_the_time_of_an_export_is_that_of_its_program(run, exported, monkeypatch):
+    calls = []
+    forward = ExportedForInference.forward
+
+    def recorded(program, pixel_values):
+        calls.append(pixel_values.shape)
+        return forward(program, pixel_values)
+
+    monkeypatch.setattr(costs, "time_passes", partial(costs.time_passes, seconds=0))
+    monkeypatch.setattr(ExportedForInference, "forward", recorded)
+    _, text = run(exported, "--time")
+    assert calls == [(1, 3, 64, 64)] * 4 and "one image, fp32, the exported program" in text
+    assert f"onnxruntime {version('onnxruntime')}" in text and "random weights" not in text
+
+
+def test_programs_with_code_are_timed_only_if_trusted(run, exported):
+    manifest = exported / "export.json"
+    manifest.write_text(manifest.read_text().replace('"onnx"', '"aotinductor"', 1))
+    assert "native code: opens only with --trust_remote_code" in run(exported)[1]
+    with pytest.raises(SystemExit, match="error: .*export holds native code.*--trust_remote_code"):
+        run(exported, "--time")
+
+
+def test_a_processor_that_fits_images_into_a_size(run, tmp_path):
+    tiny_head("retinanet").save_pretrained(tmp_path)
+    processor = load(FAMILIES["retinanet"].processors["pil"])
+    processor(size={"max_height": 128, "max_width": 192}).save_pretrained(tmp_path)
+    assert "- resizes to fit 128x192 pixels, height x width (bilinear)" in run(tmp_path)[1]
 
 
 def test_an_official_file(run):

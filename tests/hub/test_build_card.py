@@ -115,7 +115,7 @@ def test_a_processor_of_transformers(models):
     processor = SegformerImageProcessor(size={"height": 64, "width": 96}, do_reduce_labels=True)
     card = build_card(models["SemanticFpnForSemanticSegmentation"][0], processor, repo_id="me/mine")
     text = section(str(card), "Usage")
-    assert "`SegformerImageProcessor` resizes to 64x96 pixels (height x width)" in text
+    assert "`SegformerImageProcessor` resizes to 64x96 pixels, height x width" in text
     assert "ignores label 0" in text and "multiple of 32" not in text
 
 

@@ -120,6 +120,7 @@ def test_images_of_many_kinds(segmenter, tmp_path, monkeypatch, capsys):
     assert end == "2 of 7 images could not be predicted."  # which Python prints, and exits with status 1
     printed = capsys.readouterr()
     assert f"{tmp_path / 'broken.jpg'}: " in printed.err and f"{tmp_path / 'absent.png'}: " in printed.err
+    assert "broken.jpg'. It is no image that Pillow reads, or it is damaged: repair or remove it." in printed.err
     names = [f"{name}.{ending}.png" for *_, name in images.values() for ending in ("overlay", "labels")]
     assert {file.name for file in (tmp_path / "out").iterdir()} == {*names, "predictions.jsonl"}
 

@@ -142,6 +142,23 @@ def test_tables_say_what_the_results_say(predict, photos, tmp_path):
     assert end is None and list(csv.reader(io.StringIO(out)))[1][1:] == [""] * 8  # no objects, but an answer
 
 
+@pytest.mark.parametrize("tables", [[], ["--json", "-", "--csv", "all.csv"]])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_reader_of_the_output_may_end(predict, photos, tmp_path, monkeypatch, tables, both):
+    """As in `pvt-hf predict ... | head -c 10`, and with `2>&1 | head`: the files are all written."""
+    for name in ("stdout", "stderr") if both else ("stdout",):
+        reading, writing = os.pipe()
+        os.close(reading)
+        monkeypatch.setattr(sys, name, os.fdopen(writing, "w"))
+    end, _, errors = predict("classifier", "photos/cat", "photos/dog", "--batch_size", 1, *tables)
+    assert end == 1 and {path.name for path in (tmp_path / "predictions").glob("*.png")} == {
+        "1.classes.png", "1-2.classes.png"
+    }  # fmt: skip
+    assert (tmp_path / "all.csv").exists() == bool(tables)
+    if not both:
+        assert errors.count("Standard output was closed") == 1 and "cannot be written" not in errors
+
+
 def test_an_interrupted_run_goes_on(predict, photos, tmp_path, monkeypatch):
     written, write = [], files.write_whole
 
