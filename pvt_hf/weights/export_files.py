@@ -86,8 +86,8 @@ def describe_files(folder: Path, files: list[str]) -> dict[str, dict[str, Any]]:
 
 def check_files(folder: Path, files: list[str], described: dict[str, dict[str, Any]]) -> dict[str, str]:
     """
-    Compares the program's files with those that were exported: first their sizes, then their SHA-256, which takes one
-    read of all of them (0.4 GB a second on a busy core).
+    Compares the program's files with those that were exported: first their sizes, then their SHA-256, which reads
+    all of them once.
 
     Args:
         files: that the manifest names.
