@@ -156,7 +156,7 @@ def test_exif_orientation_follows_the_annotations():
     transparent = np.dstack([stored, np.full((20, 40), 255, dtype=np.uint8)])
     value = {"bytes": encoded(transparent, exif=exif), "path": None}
     assert np.array_equal(np.array(decode_as_annotated(value)), stored)
-    for value, words in ((None, "missing"), ({"bytes": b"no image", "path": None}, "no image that Pillow reads.*repair or remove it")):
+    for value, words in ((None, "missing"), ({"bytes": b"no image", "path": None}, "repair or remove it")):
         with pytest.raises(BadSample, match=words):
             decode_as_annotated(value)
 
