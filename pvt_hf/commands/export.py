@@ -1,6 +1,7 @@
 """`pvt-hf export`: exports a model to a program that runs without its Python code."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from . import check_dataset, clean_up_on_sigterm
 from .info import parse_size
 
 
-INTERRUPTED = "interrupted: nothing was written."
 # Those of `pvt_hf.families.MODELS` that a classifier can be opened as
 MODEL_CLASSES = ("PvtForImageClassification", "PvtModel", "PvtBackbone")
 DESCRIPTION = """
@@ -149,8 +149,6 @@ def main() -> None:
         raise  # `pvt-hf` names the extra
     except (ImportError, OSError, ValueError, StreamError) as error:
         raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
-    except SystemExit:  # SIGTERM
-        print(INTERRUPTED, file=sys.stderr)
-        raise
+    except (KeyboardInterrupt, SystemExit) as end:  # Ctrl-C, SIGTERM
+        print("interrupted: nothing was written.", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT if isinstance(end, KeyboardInterrupt) else end.code) from None
